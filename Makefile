@@ -1,0 +1,106 @@
+# The whole development loop. `make` lists the targets.
+#
+#   make demo STUDY=path/to/folder    with your own DICOM files
+#   make test ARGS="-k export -x"     more arguments for pytest
+#   make setup PYTHON=python3.12      another interpreter (Python 3.11 or newer)
+#   make lock UPGRADE=1               newer versions of the dependencies
+
+PYTHON ?= python3
+BIN    := .venv/bin
+
+# Debian packages that tests talk to as real peers, and a command that tells whether they are there.
+TEST_PACKAGES := dcmtk
+TEST_COMMAND  := storescu
+
+# A virtual environment knows its own path and its interpreter: in a tree that was moved or copied, or
+# where that Python has gone, it is made anew.
+RUN_STAMP := .venv/.set-up
+DEV_STAMP := .venv/.set-up-dev
+NEW_ENOUGH := import sys; assert sys.version_info >= (3, 11)
+usable := $(shell grep -qsF "$(CURDIR)/$(BIN)/python" $(BIN)/pip \
+	&& $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && echo yes)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+.PHONY: setup
+setup: $(RUN_STAMP)  ## make .venv with the locked run-time dependencies
+
+.PHONY: demo
+demo: $(RUN_STAMP)  ## run the whole road once on real DICOM files (STUDY=folder: on yours)
+	@$(BIN)/dicom-adapter demo $(if $(STUDY),--study "$(STUDY)")
+
+.PHONY: up
+up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
+	@exec $(BIN)/dicom-adapter up
+
+.PHONY: test
+test: $(DEV_STAMP) test-peers  ## run the tests
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP)  ## check style, types and import contracts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(DEV_STAMP)  ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --annotation-style line \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+.PHONY: lock
+lock: $(DEV_STAMP)  ## write requirements*.txt anew from pyproject.toml
+	@$(LOCK) pyproject.toml --group build -o requirements.txt
+	@$(LOCK) pyproject.toml --group build --group dev -c requirements.txt -o requirements-dev.txt
+
+.PHONY: clean
+clean:  ## remove .venv, caches and build products (never ./data)
+	rm -rf .venv dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find adapter workers tests celeryconfig.py -name __pycache__ -prune -exec rm -rf {} +
+
+# --- set-up ---------------------------------------------------------------------------------------
+
+$(RUN_STAMP): requirements.txt pyproject.toml .venv/pyvenv.cfg
+	@echo "Installing the locked dependencies into .venv ..."
+	@$(PIP) --require-hashes --requirement requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.txt pyproject.toml .venv/pyvenv.cfg
+	@echo "Installing the locked dependencies, those of development too, into .venv ..."
+	@$(PIP) --require-hashes --requirement requirements-dev.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(RUN_STAMP) $@
+
+.venv/pyvenv.cfg: $(if $(usable),,always)
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "dicom-adapter needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
+		echo "With another interpreter: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+		exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) comes without venv. On Debian or Ubuntu: apt-get install python3-venv"; \
+		exit 1; } >&2
+	@$(PYTHON) -m venv --clear .venv
+
+# Installs the peers where it may; where it may not, the tests that need them say so.
+.PHONY: test-peers
+test-peers:
+	@command -v $(TEST_COMMAND) >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "Installing $(TEST_PACKAGES) for the tests ..." \
+		&& apt-get -qq update \
+		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
+			$(TEST_PACKAGES) >/dev/null; } \
+	|| echo "Missing: $(TEST_PACKAGES). The tests that need it are skipped, or fail where CI=true."
+
+.PHONY: always
+always:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error the adapter raises on purpose.
+
+::
+
+    AdapterError                    its text is fit for a user and holds no PHI
+    +-- TemporaryError              may pass: try again after `delay` seconds
+    |   +-- NotYetVisible           a file that has a row is not seen on the shared volume yet
+    +-- PermanentError              will not pass: park it, where an operator sees it
+    |   +-- UnreadableInstance      the bytes are no DICOM data set that can be registered
+    +-- ConfigurationError          bad settings or configuration: lists every problem with its path
+    +-- LeaseLost                   another worker owns the row now: stop, write nothing
+    +-- SpoolError                  the spool cannot be used as it stands
+
+A stage knows two kinds of failure: one that may pass and one that will not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AdapterError(Exception):
+    """The base of all errors raised on purpose."""
+
+
+class TemporaryError(AdapterError):
+    """A failure that may pass.
+
+    Parameters
+    ----------
+    message : str
+        What went wrong, without PHI.
+    delay : float, optional
+        Seconds to wait before the next try; None leaves it to the stage's setting.
+    """
+
+    def __init__(self, message: str, delay: float | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class NotYetVisible(TemporaryError):
+    """A file that has a row in the ledger is not visible (yet) on this host."""
+
+
+class PermanentError(AdapterError):
+    """A failure that will not pass by itself.
+
+    Parameters
+    ----------
+    message : str
+        What went wrong, without PHI.
+    code : str, optional
+        The outcome as recorded in the ledger, e.g. ``"no-output"``.
+    """
+
+    def __init__(self, message: str, code: str = "failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UnreadableInstance(PermanentError):
+    """An acknowledged file that cannot be registered; it goes to quarantine under `code`."""
+
+
+class ConfigurationError(AdapterError):
+    """Settings or configuration that cannot be used.
+
+    Parameters
+    ----------
+    problems : sequence of str
+        Every problem found, each with the path of the key and what to do.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class LeaseLost(AdapterError):
+    """The lease on a row ran out and another worker may hold it."""
+
+
+class SpoolError(AdapterError):
+    """The spool is missing, belongs to another ledger, or cannot be written."""

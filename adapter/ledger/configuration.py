@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic configuration: AE titles, sources and destinations as versioned rows.
+
+A change makes a new version; a deletion leaves a tombstone.  An arrival names the version of the AE
+title that it was accepted under, and that version stays readable.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, func, insert, select, update
+
+from adapter.errors import ConfigurationError
+from adapter.ledger import events
+from adapter.ledger.database import Ledger
+from adapter.ledger.schema import configuration, now
+from adapter.models import ENTITIES, AETitle, Destination, EntityKind, Source, Versioned
+
+Entity: TypeAlias = AETitle | Source | Destination
+
+#: Versions that the SCP's copy keeps for a rebuild.
+_HISTORY = 2000
+
+
+def parse(kind: EntityKind, body: dict[str, Any]) -> Entity:
+    """Return the entity that a JSON object describes.
+
+    Raises
+    ------
+    ConfigurationError
+        Listing every problem by key.
+    """
+    try:
+        return ENTITIES[kind].model_validate(body)
+    except ValidationError as error:
+        raise ConfigurationError(
+            [
+                f"{'.'.join(map(str, item['loc'])) or kind}: "
+                f"{item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors()
+            ]
+        ) from None
+
+
+def put(
+    ledger: Ledger,
+    kind: EntityKind,
+    entity: Entity,
+    *,
+    replace: bool,
+    owner: str = "operator",
+) -> int:
+    """Add an entity, or a new version of one, and return the version.
+
+    Raises
+    ------
+    ConfigurationError
+        If it exists and `replace` is false, if it does not exist and `replace` is true, or if
+        another AE title entry has the same AE title.
+    """
+    table = configuration
+    with ledger.write() as connection:
+        rows = _current(connection, kind)
+        known = {row.key: row for row in rows}
+        if entity.key in known and not replace:
+            raise ConfigurationError([f"{kind} {entity.key!r} exists already; change it with `set`"])
+        if entity.key not in known and replace:
+            raise ConfigurationError([f"there is no {kind} {entity.key!r}; create it with `add`"])
+        if isinstance(entity, AETitle):
+            for row in rows:
+                if row.key != entity.key and row.body["aeTitle"] == entity.ae_title:
+                    raise ConfigurationError(
+                        [f"aeTitle: {entity.ae_title!r} is taken by the entry {row.key!r}"]
+                    )
+        body = entity.model_dump(mode="json", by_alias=True)
+        if entity.key in known and known[entity.key].body == body:
+            return int(known[entity.key].version)
+        connection.execute(
+            update(table)
+            .where(table.c.kind == kind, table.c.key == entity.key, table.c.current)
+            .values(current=False)
+        )
+        version = connection.execute(
+            insert(table)
+            .values(
+                kind=kind, key=entity.key, body=body, owner=owner, created_at=now(),
+                current=True, deleted=False,
+            )
+            .returning(table.c.version)
+        ).scalar_one()
+        events.record(
+            connection, "configuration-changed", entity=kind, key=entity.key, version=version
+        )
+    return int(version)
+
+
+def remove(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Entity]:
+    """Delete an entity, leaving a tombstone, and return what it was.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none of that name.
+    """
+    table = configuration
+    with ledger.write() as connection:
+        found = [row for row in _current(connection, kind) if row.key == key]
+        if not found:
+            raise ConfigurationError([f"there is no {kind} {key!r}"])
+        connection.execute(
+            update(table).where(table.c.version == found[0].version).values(current=False)
+        )
+        connection.execute(
+            insert(table).values(
+                kind=kind, key=key, body=found[0].body, owner=found[0].owner, created_at=now(),
+                current=True, deleted=True,
+            )
+        )
+        events.record(connection, "configuration-removed", entity=kind, key=key)
+    return _versioned(found[0])
+
+
+def current(ledger: Ledger, kind: EntityKind) -> list[Versioned[Any]]:
+    """Return the entities of a kind that are in force, by name."""
+    with ledger.read() as connection:
+        return [_versioned(row) for row in _current(connection, kind)]
+
+
+def find(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Any] | None:
+    """Return the entity of that name that is in force, or None."""
+    return next((found for found in current(ledger, kind) if found.entity.key == key), None)
+
+
+def ae_title_version(connection: Connection, version: int) -> AETitle | None:
+    """Return an AE title as it stood in a version, in force or not; None if it never was."""
+    table = configuration
+    row = connection.execute(
+        select(table.c.body).where(
+            table.c.version == version, table.c.kind == EntityKind.AE_TITLE, ~table.c.deleted
+        )
+    ).first()
+    return None if row is None else AETitle.model_validate(row.body)
+
+
+def versions_of_same_title(connection: Connection, version: int) -> set[int]:
+    """Return every version of the AE title entry that `version` is one of."""
+    table = configuration
+    key = select(table.c.key).where(table.c.version == version).scalar_subquery()
+    return set(
+        connection.execute(
+            select(table.c.version).where(table.c.kind == EntityKind.AE_TITLE, table.c.key == key)
+        ).scalars()
+    )
+
+
+def latest_version(ledger: Ledger) -> int:
+    """Return a number that grows with every change."""
+    with ledger.read() as connection:
+        return int(
+            connection.execute(
+                select(func.coalesce(func.max(configuration.c.version), 0))
+            ).scalar_one()
+        )
+
+
+def snapshot(ledger: Ledger) -> dict[str, Any]:
+    """Return the configuration as the SCP's copy beside the spool keeps it.
+
+    Returns
+    -------
+    dict
+        ``{"version": int, "rows": [...]}``: every version, so that a rebuild restores them too.
+    """
+    table = configuration
+    with ledger.read() as connection:
+        rows = connection.execute(
+            select(table).order_by(table.c.version.desc()).limit(_HISTORY)
+        ).mappings()
+        kept = [dict(row) for row in rows]
+    return {"version": kept[0]["version"] if kept else 0, "rows": kept[::-1]}
+
+
+def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
+    """Write a snapshot's rows into a ledger that has none, and return how many there were."""
+    with ledger.write() as connection:
+        if connection.execute(select(func.count()).select_from(configuration)).scalar_one():
+            return 0
+        rows = saved["rows"]
+        if rows:
+            connection.execute(insert(configuration), rows)
+    return len(rows)
+
+
+def _current(connection: Connection, kind: EntityKind) -> list[Any]:
+    table = configuration
+    return list(
+        connection.execute(
+            select(table)
+            .where(table.c.kind == kind, table.c.current, ~table.c.deleted)
+            .order_by(table.c.key)
+        ).all()
+    )
+
+
+def _versioned(row: Any) -> Versioned[Any]:
+    entity = ENTITIES[EntityKind(row.kind)].model_validate(row.body)
+    return Versioned(row.version, entity, row.owner)

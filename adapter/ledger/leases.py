@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases: how a worker claims due rows, keeps them, and is stopped when it lost them.
+
+A claim is one conditional UPDATE.  Every later write of a claimed row carries the lease's token; a
+stale token changes no row, and its holder stops (`LeaseLost`).  A worker that dies leaves its lease
+to run out: the row is then due at once, and the expiry is counted.  A time further ahead than its
+longest legal interval counts as due, so that a clock set back by hours holds nothing up.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, or_, select, update
+from sqlalchemy.exc import OperationalError
+
+from adapter.errors import LeaseLost
+from adapter.ledger.database import Ledger
+from adapter.ledger.schema import now
+from adapter.log import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One worker's claim on rows of one table.
+
+    Attributes
+    ----------
+    seconds : float
+        How long it holds without being renewed.
+    lost : threading.Event
+        Set when a renewal found that the lease is gone: stop.
+    """
+
+    table: Table
+    token: str
+    seconds: float
+    lost: threading.Event = field(default_factory=threading.Event)
+
+
+def free(table: Table, seconds: float) -> ColumnElement[bool]:
+    """Return the condition that nobody holds a row, or its holder's lease ran out."""
+    until = table.c.lease_until
+    return or_(until.is_(None), until < now(), until > now() + 10 * seconds)
+
+
+def due(column: ColumnElement[float], longest: float) -> ColumnElement[bool]:
+    """Return the condition that a time has come; one more than `longest` s ahead counts as come."""
+    return or_(column <= now(), column > now() + longest)
+
+
+def claim(
+    connection: Connection,
+    table: Table,
+    where: ColumnElement[bool],
+    *,
+    order: Sequence[Any],
+    limit: int,
+    seconds: float,
+    values: dict[str, Any] | None = None,
+) -> tuple[Lease, list[Any]]:
+    """Lease the first rows that are free and match, and return the lease and the rows.
+
+    Parameters
+    ----------
+    where : ColumnElement
+        Which rows are due.
+    order : sequence
+        Whom to take first.
+    limit : int
+        How many rows at the most.
+    seconds : float
+        How long the lease holds without renewal.
+    values : dict, optional
+        Further columns to set on the claimed rows.
+    """
+    lease = Lease(table, uuid.uuid4().hex, seconds)
+    key = table.c.id
+    chosen = (
+        select(key)
+        .where(and_(where, free(table, seconds)))
+        .order_by(*order)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    rows = connection.execute(
+        update(table)
+        .where(key.in_(chosen))
+        .values(
+            lease_token=lease.token,
+            lease_until=now() + seconds,
+            lease_expiries=case(
+                (table.c.lease_token.is_not(None), table.c.lease_expiries + 1),
+                else_=table.c.lease_expiries,
+            ),
+            **(values or {}),
+        )
+        .returning(table)
+    ).all()
+    return lease, list(rows)
+
+
+def renew(connection: Connection, lease: Lease) -> int:
+    """Extend a lease, and return how many rows it still holds."""
+    table = lease.table
+    return connection.execute(
+        update(table)
+        .where(table.c.lease_token == lease.token)
+        .values(lease_until=now() + lease.seconds)
+    ).rowcount
+
+
+def change(connection: Connection, lease: Lease, row: str, **values: Any) -> None:
+    """Write to a leased row and keep the lease.
+
+    Raises
+    ------
+    LeaseLost
+        If the row is not leased under this token any more; nothing was changed.
+    """
+    table = lease.table
+    done = connection.execute(
+        update(table).where(table.c.id == row, table.c.lease_token == lease.token).values(**values)
+    )
+    if done.rowcount != 1:
+        raise LeaseLost(f"another worker holds {table.name} {row}")
+
+
+def finish(connection: Connection, lease: Lease, row: str, **values: Any) -> None:
+    """Write to a leased row and give it back.
+
+    Raises
+    ------
+    LeaseLost
+        As `change`.
+    """
+    change(
+        connection,
+        lease,
+        row,
+        **{"lease_token": None, "lease_until": None, "lease_expiries": 0, **values},
+    )
+
+
+@contextmanager
+def kept(ledger: Ledger, lease: Lease) -> Iterator[Lease]:
+    """Renew a lease from a thread of its own, three times in its length, while the block runs."""
+    done = threading.Event()
+
+    def renew_until_done() -> None:
+        while not done.wait(lease.seconds / 3):
+            try:
+                with ledger.write() as connection:
+                    if renew(connection, lease) == 0:
+                        lease.lost.set()
+                        return
+            except OperationalError:
+                log.warning("a lease could not be renewed", table=lease.table.name)
+
+    thread = threading.Thread(target=renew_until_done, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        thread.join()

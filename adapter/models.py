@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary: what stands in the ledger, and the state machines.
+
+::
+
+    arrival  received -> registered | unwanted | quarantined
+    group    open -> closed -> submitted -> reclaiming -> reclaimed
+    job      queued -> created -> described -> uploaded -> started -> succeeded
+             any of these -> parked -> (where it stood) | discarded
+    export   pending -> sending -> succeeded | partial
+             sending -> pending (a retry);  pending, sending -> parked -> pending | discarded
+    task     an export's report to a remote Results Service: none | open -> due -> reported
+
+Nothing here reads a file, a clock or a socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+#: The namespace of every id that is made from its key, so that it can be made again.
+ID_NAMESPACE = uuid.UUID("5b0f4a52-6a0b-5f0e-9d3c-0f6c9e0c7a11")
+
+
+class ArrivalState(StrEnum):
+    """What became of an acknowledged file."""
+
+    RECEIVED = "received"  #: seen in incoming/, being registered
+    REGISTERED = "registered"  #: an instance of a group
+    UNWANTED = "unwanted"  #: its processor does not want it, or the same was here before
+    QUARANTINED = "quarantined"  #: could not be processed; waits for an operator
+
+
+class GroupState(StrEnum):
+    """Where a group stands."""
+
+    OPEN = "open"  #: takes instances
+    CLOSED = "closed"  #: complete; its jobs exist
+    SUBMITTED = "submitted"  #: every job has been handed to the platform
+    RECLAIMING = "reclaiming"  #: its files are being deleted
+    RECLAIMED = "reclaimed"  #: its files are gone
+
+
+class JobState(StrEnum):
+    """Where a job stands; the first four are steps of the submission still to take."""
+
+    QUEUED = "queued"
+    CREATED = "created"
+    DESCRIBED = "described"
+    UPLOADED = "uploaded"
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    PARKED = "parked"
+    DISCARDED = "discarded"
+
+
+#: The states of a job that the submission stage moves on, in order.
+SUBMISSION_STATES = (JobState.QUEUED, JobState.CREATED, JobState.DESCRIBED, JobState.UPLOADED)
+
+
+class ExportState(StrEnum):
+    """Where a task stands for one destination."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    SUCCEEDED = "succeeded"  #: every file is confirmed
+    PARTIAL = "partial"  #: within the failure threshold, but not every file is confirmed
+    PARKED = "parked"
+    DISCARDED = "discarded"
+
+
+class ReportState(StrEnum):
+    """What a task still owes to the Results Service it came from."""
+
+    NONE = "none"  #: the ledger is the Results Service: nothing to report
+    OPEN = "open"  #: not decided yet
+    DUE = "due"  #: decided, not taken by the Results Service yet ("unreported")
+    REPORTED = "reported"
+
+
+class Outcome(StrEnum):
+    """What a destination did with one file."""
+
+    STORED = "stored"
+    RETRY = "retry"  #: may pass: the file is sent again while tries remain
+    REFUSED = "refused"  #: will not pass
+
+
+class Priority(IntEnum):
+    """A job's priority; the numbers order the ledger's claims."""
+
+    LOWER = 1
+    NORMAL = 2
+    HIGHER = 3
+    IMMEDIATE = 4
+
+
+class EntityKind(StrEnum):
+    """The kinds of dynamic configuration."""
+
+    AE_TITLE = "aet"
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+def check_ae_title(value: str) -> str:
+    """Return an AE title without its outer spaces.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, longer than 16 characters, or holds a backslash, a control character or
+        anything outside the default repertoire.
+
+    References
+    ----------
+    PS3.5 section 6.2, Value Representation AE.
+    """
+    title = value.strip(" ")
+    if not title:
+        raise ValueError("an AE title must not be blank")
+    if len(title) > 16:
+        raise ValueError(f"an AE title has at most 16 characters, this one has {len(title)}")
+    if "\\" in title or not all(0x20 <= ord(c) <= 0x7E for c in title):
+        raise ValueError("an AE title is printable ASCII without a backslash")
+    return title
+
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+
+
+def check_uid(value: str) -> str:
+    """Return `value` if it is a valid UID.
+
+    Raises
+    ------
+    ValueError
+        If it is longer than 64 characters or no dotted sequence of numbers.
+
+    References
+    ----------
+    PS3.5 section 9.1.
+    """
+    if len(value) > 64 or not _UID.fullmatch(value):
+        raise ValueError("not a DICOM UID (digits and dots, at most 64 characters)")
+    return value
+
+
+_TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
+
+
+def parse_tag(value: str) -> int:
+    """Return the number of a DICOM tag written as GGGG,EEEE, GGGGEEEE or (GGGG,EEEE).
+
+    Raises
+    ------
+    ValueError
+        If it is not written like a tag.
+    """
+    match = _TAG.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a DICOM tag such as 0020,000D")
+    return int(match[1] + match[2], 16)
+
+
+AETitleText = Annotated[str, AfterValidator(check_ae_title)]
+UIDText = Annotated[str, AfterValidator(check_uid)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f/\\]+$")]
+
+
+def _networks(value: object) -> list[str]:
+    items = re.split(r"[,\s]+", value) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError("an address, or a list of addresses")  # noqa: TRY004 - pydantic's protocol
+    networks = []
+    for item in filter(None, items):
+        try:
+            network = ipaddress.ip_network(str(item), strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{str(item)[:64]!r} is not an IP address or network; host names are not looked up"
+            ) from None
+        single = network.num_addresses == 1
+        networks.append(str(network.network_address) if single else str(network))
+    if not networks:
+        raise ValueError("at least one IP address or network is needed")
+    return networks
+
+
+class Entity(BaseModel):
+    """The base of AE titles, sources and destinations: frozen, camelCase outside, strict keys."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+    )
+
+
+class AETitle(Entity):
+    """An AE title that modalities send to, and what becomes of the instances it is sent."""
+
+    name: Name = ""
+    ae_title: AETitleText
+    processor: str = "ae-title"
+    processor_settings: dict[str, str] = Field(default_factory=dict)
+    overwrite_same_instance: bool = False
+    ignored_sop_classes: list[UIDText] = Field(default_factory=list, max_length=200)
+    resend: Literal["ignore", "rerun"] = "ignore"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_the_ae_title(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("name"):
+            title = data.get("aeTitle", data.get("ae_title"))
+            return {**data, "name": title} if title else data
+        return data
+
+    @property
+    def key(self) -> str:
+        """The name that the entity is addressed by."""
+        return self.name
+
+
+class Source(Entity):
+    """A calling AE title, and the addresses it may call from."""
+
+    ae_title: AETitleText
+    host_ip: Annotated[list[str], BeforeValidator(_networks)]
+
+    @property
+    def key(self) -> str:
+        """The name that the entity is addressed by."""
+        return self.ae_title
+
+    def allows(self, address: str) -> bool:
+        """Tell whether a peer's address (IPv4-mapped ones count as IPv4) is one of the source's."""
+        peer = ipaddress.ip_address(address.split("%")[0])
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        return any(peer in ipaddress.ip_network(item) for item in self.host_ip)
+
+
+class Destination(Entity):
+    """Where results are sent to by C-STORE."""
+
+    name: Name
+    ae_title: AETitleText
+    host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+    @property
+    def key(self) -> str:
+        """The name that the entity is addressed by."""
+        return self.name
+
+
+E = TypeVar("E")
+
+ENTITIES: dict[EntityKind, type[AETitle] | type[Source] | type[Destination]] = {
+    EntityKind.AE_TITLE: AETitle,
+    EntityKind.SOURCE: Source,
+    EntityKind.DESTINATION: Destination,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned(Generic[E]):
+    """One version of an entity, as it stands in the ledger."""
+
+    version: int
+    entity: E
+    owner: str = "operator"
+
+
+_ARRIVAL = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]{12})-(\d{6,})-v(\d+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ArrivalId:
+    """The id that the SCP gives to an acknowledged file; its text is the file's name.
+
+    ``20261124T031753.123456Z-3f9a2c71d0aa-000017-v12``: receive time (UTC), association, number
+    within it, and the version of the AE title's configuration it was accepted under.  Sorted as
+    text it is sorted by receive time.
+    """
+
+    received_at: float
+    association: str
+    number: int
+    version: int
+
+    def __str__(self) -> str:
+        micros = round(self.received_at * 1_000_000)
+        at = datetime.fromtimestamp(micros // 1_000_000, UTC)
+        stamp = f"{at:%Y%m%dT%H%M%S}.{micros % 1_000_000:06d}Z"
+        return f"{stamp}-{self.association}-{self.number:06d}-v{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the arrival that `text` names.
+
+        Raises
+        ------
+        ValueError
+            If it is not the text of an arrival id.
+        """
+        match = _ARRIVAL.fullmatch(text)
+        if match is None:
+            raise ValueError("not an arrival id")
+        seconds = datetime.strptime(match[1][:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+        micros = int(match[1][16:22])
+        return cls(seconds + micros / 1_000_000, match[2], int(match[3]), int(match[4]))
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The header of an acknowledged file, as far as the road needs it.
+
+    Attributes
+    ----------
+    arrival : str
+        The arrival's id.
+    size : int
+        Bytes of the whole file.
+    digest : str
+        SHA-256 of the transfer syntax and the data set's bytes, in hexadecimal: "the same".
+    values : dict of int to str
+        The values of the tags that were asked for, by tag; may be PHI: never logged or stored.
+    """
+
+    arrival: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str | None
+    series_instance_uid: str | None
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    called_ae_title: str
+    size: int
+    digest: str
+    values: dict[int, str] = field(default_factory=dict, repr=False)
+
+
+def group_id(version: int, key: str, generation: int) -> str:
+    """Return the id of a group: made again from the same key, it is the same."""
+    return str(uuid.uuid5(ID_NAMESPACE, f"group|{version}|{key}|{generation}"))
+
+
+def job_id(group: str, pipeline: str) -> str:
+    """Return the id of a group's job for one pipeline: the idempotency key to the platform."""
+    return str(uuid.uuid5(ID_NAMESPACE, f"job|{group}|{pipeline}"))
+
+
+def task_id(job: str) -> str:
+    """Return the id of the Results Service task that a job's results make."""
+    return str(uuid.uuid5(ID_NAMESPACE, f"task|{job}"))
+
+
+def export_id(task: str, destination: str) -> str:
+    """Return the id of a task's export to one destination."""
+    return str(uuid.uuid5(ID_NAMESPACE, f"export|{task}|{destination}"))

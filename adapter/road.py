@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The road: Celery as a set of doorbells, and the tick that rings again what was lost.
+
+A stage is rung by name.  Nothing is in a bell but the stage it is for; what is due stands in the
+ledger (and, for notification, in the spool's incoming/).  Bells are never waited for: a broker that
+is away costs seconds of delay and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from urllib.parse import quote
+
+import celeryconfig
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from sqlalchemy import exists, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter.core import Adapter
+from adapter.ledger import exports, groups, jobs, reclamation, schema
+from adapter.log import get_logger
+from adapter.settings import Settings
+
+log = get_logger(__name__)
+
+STAGES: tuple[str, ...] = celeryconfig.STAGES
+NOTIFICATION, GROUPING, SUBMISSION, PIPELINE, EXPORT, RECLAMATION = STAGES
+
+#: Bells that may wait in a stage's queue before a tick adds none.
+SHORT_QUEUE = 1
+
+
+def password_file(settings: Settings) -> Path:
+    """Return the file that holds the password of our own Redis."""
+    return settings.data / "redis.password"
+
+
+def broker_url(settings: Settings) -> str:
+    """Return the URL of the broker: the setting's, or that of our own Redis."""
+    if settings.broker.url is not None:
+        return settings.broker.url
+    try:
+        password = password_file(settings).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        password = ""
+    return f"redis://:{quote(password)}@127.0.0.1:{settings.broker.port}/0"
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the Celery application of one adapter."""
+    app = Celery("dicom-adapter", set_as_current=False)
+    app.config_from_object(celeryconfig)
+    app.conf.broker_url = broker_url(settings)
+    app.conf.worker_concurrency = settings.workers.short_concurrency
+    return app
+
+
+def due_stages(adapter: Adapter) -> list[str]:
+    """Return the stages that have due work which nobody holds, in road order.
+
+    One reading transaction, and one look into incoming/ for files whose bell seems lost.
+    """
+    settings = adapter.settings
+    lease = settings.workers.lease_seconds
+    questions = {
+        GROUPING: [(schema.groups, groups.close_due(lease))],
+        SUBMISSION: [(schema.jobs, jobs.submission_due(lease))],
+        PIPELINE: [(schema.jobs, jobs.run_due(lease))],
+        EXPORT: [(schema.exports, exports.export_due(lease)), (schema.tasks, exports.report_due())],
+        RECLAMATION: reclamation.due_questions(settings.storage, settings.workers),
+    }
+    old = time.time() - settings.workers.tick_seconds
+    found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
+    with adapter.ledger.read() as connection:
+        for stage, candidates in questions.items():
+            for table, condition in candidates:
+                if connection.execute(select(exists().select_from(table).where(condition))).scalar():
+                    found.add(stage)
+                    break
+    return [stage for stage in STAGES if stage in found]
+
+
+class Bells:
+    """Rings stages, and reads how many bells wait.
+
+    Parameters
+    ----------
+    app : Celery
+        The adapter's application.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def ring(self, *stages: str) -> bool:
+        """Ring stages; False if the broker did not take it, which costs a tick's delay."""
+        try:
+            for stage in stages:
+                self._app.send_task(stage, queue=stage, retry=False)
+        except (OperationalError, RedisError, OSError) as error:
+            log.debug("no bell was rung", stages=stages, error=type(error).__name__)
+            return False
+        return True
+
+    def waiting(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
+        """Return the length of each stage's queue, or None if the broker does not answer."""
+        try:
+            with self._app.connection_for_read() as connection:
+                client = connection.default_channel.client
+                return {stage: int(client.llen(stage)) for stage in stages}
+        except (OperationalError, RedisError, OSError):
+            return None
+
+
+class Tick:
+    """A thread that looks for due work every second or so and rings what nobody has rung.
+
+    Every worker and the API have one; any number may run.  A look writes nothing.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Whose road it is.
+    bells : Bells
+        What to ring with.
+    also : callable, optional
+        Called at every tick, e.g. to write a heartbeat.
+    """
+
+    def __init__(
+        self, adapter: Adapter, bells: Bells, also: Callable[[], None] | None = None
+    ) -> None:
+        self._adapter = adapter
+        self._bells = bells
+        self._also = also
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
+
+    def start(self) -> None:
+        """Start ticking."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop ticking and wait for the thread."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def tick(self) -> list[str]:
+        """Look once, and return the stages that were rung."""
+        due = due_stages(self._adapter)
+        waiting = self._bells.waiting(due) if due else {}
+        if waiting is None:
+            return []
+        rung = [stage for stage in due if waiting[stage] < SHORT_QUEUE]
+        return rung if self._bells.ring(*rung) else []
+
+    def _run(self) -> None:
+        complained = 0.0
+        while not self._stop.wait(self._adapter.settings.workers.tick_seconds):
+            try:
+                if self._also is not None:
+                    self._also()
+                self.tick()
+            except (SQLAlchemyError, OSError) as error:
+                if time.monotonic() > complained + 60:
+                    complained = time.monotonic()
+                    log.warning("a tick failed", error=type(error).__name__)

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spool: every file operation of the road, and the rules that make a Success a promise.
+
+::
+
+    spool/
+      id                      the random id that it shares with its ledger
+      configuration.json      the SCP's copy of AE titles, sources and destinations
+      incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .<arrival>.part: on its way
+      instances/<nn>/         <arrival>.dcm: registered
+      quarantine/             <arrival>.dcm: could not be processed; the reason is in the ledger
+      results/<job>/          what a pipeline produced, published whole by one rename
+      work/<job>/             payload and running attempts of the embedded platform
+      status/                 heartbeats of the roles
+
+The rules: a name becomes visible only when its file is whole; data, then name, then directory are
+synced before anybody is told; files are never overwritten; no name comes from the wire.  The set of
+directories is made once, synced, and never removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapter.errors import NotYetVisible, SpoolError
+from adapter.models import ArrivalId
+
+#: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
+SHARDS = 16
+
+_FOLDERS = ("incoming", "instances", "quarantine", "results", "work", "status")
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a small file's content so that a reader sees the old or the new, and it stays."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def _shard(association: str) -> str:
+    return f"{zlib.crc32(association.encode('ascii')) % SHARDS:02d}"
+
+
+class IncomingFile:
+    """A file on its way into incoming/: invisible until `publish`, gone after `discard`.
+
+    Parameters
+    ----------
+    folder : Path
+        The directory in incoming/ that its association's files go to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / f".{uuid.uuid4().hex}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses them, e.g. ENOSPC.
+        """
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def sync(self) -> None:
+        """Make the bytes durable; the arrival's receive time is taken after this.
+
+        Raises
+        ------
+        OSError
+            If the disk failed: the file has to be discarded, never synced again.
+        """
+        os.fdatasync(self._descriptor)
+
+    def publish(self, arrival: ArrivalId) -> Path:
+        """Make the synced file visible under its arrival's name, durably, and return its path.
+
+        Raises
+        ------
+        OSError
+            If it fails; the caller then discards the file, which withdraws the name.
+        """
+        target = self._folder / f"{arrival}.dcm"
+        self._path.rename(target)
+        self._path = target
+        sync_directory(self._folder)
+        self._close()
+        return target
+
+    def discard(self) -> None:
+        """Remove the file, visible or not."""
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """The spool's disk: bytes in all, free bytes, and whether receiving stops."""
+
+    total: int
+    free: int
+    low: bool
+
+
+class Spool:
+    """The spool under one folder.
+
+    Parameters
+    ----------
+    root : Path
+        The spool's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.instances = root / "instances"
+        self.quarantine = root / "quarantine"
+        self.results = root / "results"
+        self.work = root / "work"
+        self.status = root / "status"
+
+    # -- made once ---------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the directories and the id, durably; what is there already stays as it is."""
+        shards = [f"{number:02d}" for number in range(SHARDS)]
+        folders = [self.root / name for name in _FOLDERS]
+        folders += [top / nn for top in (self.incoming, self.instances) for nn in shards]
+        for folder in folders:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.incoming, self.instances, self.root, self.root.parent):
+            sync_directory(folder)
+        if not (self.root / "id").exists():
+            write_durably(self.root / "id", uuid.uuid4().hex.encode("ascii"))
+
+    @property
+    def id(self) -> str:
+        """The random id that the spool shares with its ledger.
+
+        Raises
+        ------
+        SpoolError
+            If there is no spool here.
+        """
+        try:
+            return (self.root / "id").read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            raise SpoolError(f"no spool at {self.root}: start the adapter once with `up`") from None
+
+    def holds_instances(self) -> bool:
+        """Tell whether any acknowledged instance is here."""
+        return any(True for _ in self.list_incoming()) or any(True for _ in self.list_instances())
+
+    # -- arrivals ----------------------------------------------------------------------------
+
+    def receive(self, association: str) -> IncomingFile:
+        """Begin a file of an association in incoming/.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses it.
+        """
+        return IncomingFile(self.incoming / _shard(association))
+
+    def list_incoming(self) -> Iterator[ArrivalId]:
+        """Yield the arrivals that wait for registration, in no order."""
+        return self._list(self.incoming)
+
+    def waits_since(self, moment: float) -> bool:
+        """Tell whether an arrival received before `moment` still waits for registration."""
+        return any(arrival.received_at < moment for arrival in self.list_incoming())
+
+    def list_instances(self) -> Iterator[ArrivalId]:
+        """Yield the arrivals whose files are in instances/, in no order."""
+        return self._list(self.instances)
+
+    def list_quarantine(self) -> Iterator[ArrivalId]:
+        """Yield the arrivals whose files are in quarantine/, in no order."""
+        return self._scan(self.quarantine)
+
+    def incoming_path(self, arrival: str) -> Path:
+        """Return where an arrival is before its registration."""
+        return self.incoming / _shard(ArrivalId.parse(arrival).association) / f"{arrival}.dcm"
+
+    def instance_path(self, arrival: str) -> Path:
+        """Return where a registered arrival is."""
+        return self.instances / _shard(ArrivalId.parse(arrival).association) / f"{arrival}.dcm"
+
+    def quarantine_path(self, arrival: str) -> Path:
+        """Return where a quarantined arrival is."""
+        return self.quarantine / f"{arrival}.dcm"
+
+    def link_instances(self, arrivals: Iterable[str]) -> None:
+        """Give files of incoming/ their names in instances/, durably; done twice it is done once."""
+        self._link((self.incoming_path(a), self.instance_path(a)) for a in arrivals)
+
+    def link_incoming(self, arrivals: Iterable[str]) -> None:
+        """Give files of instances/ their names in incoming/ again, to register them anew."""
+        self._link((self.instance_path(a), self.incoming_path(a)) for a in arrivals)
+
+    def settle_registered(self, arrivals: Iterable[str]) -> None:
+        """Take registered files out of incoming/: the last step of a registration."""
+        for arrival in arrivals:
+            self.incoming_path(arrival).unlink(missing_ok=True)
+
+    def settle_quarantined(self, arrival: str) -> None:
+        """Move a file to quarantine/, durably, from wherever its registration left it."""
+        for source in (self.incoming_path(arrival), self.instance_path(arrival)):
+            if source.exists():
+                self._link([(source, self.quarantine_path(arrival))])
+        self.instance_path(arrival).unlink(missing_ok=True)
+        self.incoming_path(arrival).unlink(missing_ok=True)
+
+    def delete_arrival(self, arrival: str) -> None:
+        """Delete an arrival's file wherever it is; already gone is gone."""
+        for path in (
+            self.instance_path(arrival),
+            self.quarantine_path(arrival),
+            self.incoming_path(arrival),
+        ):
+            path.unlink(missing_ok=True)
+
+    def _link(self, pairs: Iterable[tuple[Path, Path]]) -> None:
+        folders = set()
+        for source, target in pairs:
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                if not target.exists():
+                    raise NotYetVisible("a file of the spool is not visible (yet)") from None
+            folders.add(target.parent)
+        for folder in folders:
+            sync_directory(folder)
+
+    def _list(self, top: Path) -> Iterator[ArrivalId]:
+        for number in range(SHARDS):
+            yield from self._scan(top / f"{number:02d}")
+
+    @staticmethod
+    def _scan(folder: Path) -> Iterator[ArrivalId]:
+        try:
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if entry.name.endswith(".dcm"):
+                    with suppress(ValueError):  # what no SCP named is not ours to read
+                        yield ArrivalId.parse(entry.name[:-4])
+
+    def delete_stale(self, before: float) -> int:
+        """Delete unfinished files last written before a time, and return how many there were."""
+        count = 0
+        for number in range(SHARDS):
+            for path in (self.incoming / f"{number:02d}").glob(".*.part"):
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        count += 1
+        return count
+
+    # -- results -----------------------------------------------------------------------------
+
+    def result_folder(self, job: str) -> Path:
+        """Return the folder that a job's results are published as."""
+        return self.results / str(uuid.UUID(job))
+
+    def work_folder(self, job: str) -> Path:
+        """Return the folder of a job's payload and attempts."""
+        return self.work / str(uuid.UUID(job))
+
+    def publish_results(self, job: str, folder: Path) -> bool:
+        """Publish a folder of files as a job's results, durably and at most once.
+
+        Returns
+        -------
+        bool
+            False if the job's results had been published before; `folder` is then left alone.
+        """
+        for path in folder.iterdir():
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(folder)
+        try:
+            folder.rename(self.result_folder(job))
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                return False
+            raise
+        sync_directory(self.results)
+        return True
+
+    def delete_job(self, job: str) -> None:
+        """Delete a job's results, payload and attempts; already gone is gone."""
+        for folder in (self.result_folder(job), self.work_folder(job)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # -- what the SCP needs when ledger and Redis are away -----------------------------------
+
+    def write_configuration(self, snapshot: dict[str, Any]) -> None:
+        """Keep a copy of the configuration beside the files."""
+        write_durably(self.root / "configuration.json", json.dumps(snapshot).encode("utf-8"))
+
+    def read_configuration(self) -> dict[str, Any] | None:
+        """Return the copy of the configuration, or None if there never was one."""
+        try:
+            text = (self.root / "configuration.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        snapshot: dict[str, Any] = json.loads(text)
+        return snapshot
+
+    # -- space -------------------------------------------------------------------------------
+
+    def space(self, watermark_percent: float, reserve_gb: float) -> DiskSpace:
+        """Read the disk's space now, and judge it by the original's rule.
+
+        Parameters
+        ----------
+        watermark_percent : float
+            Share of the disk that may be used.
+        reserve_gb : float
+            Space to keep free, in 1e9 bytes.
+        """
+        usage = shutil.disk_usage(self.root)
+        reserved = max(usage.total * (1 - watermark_percent / 100), reserve_gb * 1e9)
+        return DiskSpace(usage.total, usage.free, low=usage.free <= reserved)

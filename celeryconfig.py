@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The road's table of contents: its stages in order, a queue for each, and how Celery carries a bell.
+
+A message is a doorbell ("this stage has work") and nothing else: it has no arguments, no result and
+may be lost at any moment.  What is due stands in the ledger.  The broker's address is not here: it
+belongs to one adapter and comes from its settings (see ``adapter.road``).
+"""
+
+from kombu import Queue
+
+#: The stages of the road, in order.  Each is one Celery task, one queue and one worker pool,
+#: all three of the same name.
+STAGES = ("notification", "grouping", "submission", "pipeline", "export", "reclamation")
+
+task_queues = [Queue(stage) for stage in STAGES]
+task_routes = {stage: {"queue": stage} for stage in STAGES}
+task_create_missing_queues = False  # a typo in a queue's name fails instead of vanishing
+task_default_queue = STAGES[0]
+
+task_serializer = "json"
+accept_content = ["json"]
+task_ignore_result = True
+result_backend = None
+task_acks_late = False  # a lost bell costs seconds: the tick rings again
+task_publish_retry_policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
+
+worker_pool = "threads"  # stages wait for disks, peers and child processes
+worker_prefetch_multiplier = 1
+worker_disable_prefetch = True  # a bell goes to a free worker, never into a busy one's pocket
+worker_send_task_events = True
+worker_hijack_root_logger = False
+worker_proc_alive_timeout = 30.0
+task_time_limit = None  # each stage bounds its own work; a pipeline may run for hours
+task_soft_time_limit = None
+
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+worker_cancel_long_running_tasks_on_connection_loss = False
+broker_transport_options = {
+    "visibility_timeout": 3600,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "priority_steps": [0],
+}
