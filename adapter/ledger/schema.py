@@ -26,6 +26,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -153,7 +154,7 @@ arrivals = Table(
     Column("study_instance_uid", String(64)),
     Column("series_instance_uid", String(64)),
     Column("transfer_syntax_uid", String(64)),
-    Column("size", Integer),
+    Column("size", BigInteger),
     Column("digest", String(64)),
     Column("group_id", String(36), ForeignKey("groups.id")),
     #: why it is unwanted or quarantined: a code, and a sentence for people
@@ -165,7 +166,7 @@ arrivals = Table(
     *_lease(),
     Index("ix_arrivals_same", "called_ae_title", "sop_instance_uid"),
     Index("ix_arrivals_group_id", "group_id"),
-    Index("ix_arrivals_study", "study_instance_uid"),
+    Index("ix_arrivals_study", "study_instance_uid", "id"),
     Index("ix_arrivals_state_deleted_at", "state", "deleted_at"),
 )
 
@@ -217,7 +218,7 @@ task_files = Table(
     Column("task_id", String(64), ForeignKey("tasks.id"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("path", String(1024), nullable=False),  # under the job's result folder or the root
-    Column("size", Integer),
+    Column("size", BigInteger),
     Column("sop_class_uid", String(64)),
     Column("sop_instance_uid", String(64)),
     Column("transfer_syntax_uid", String(64)),

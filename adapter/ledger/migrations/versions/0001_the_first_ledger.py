@@ -122,7 +122,7 @@ def upgrade() -> None:
     sa.Column('task_id', sa.String(length=64), nullable=False),
     sa.Column('number', sa.Integer(), nullable=False),
     sa.Column('path', sa.String(length=1024), nullable=False),
-    sa.Column('size', sa.Integer(), nullable=True),
+    sa.Column('size', sa.BigInteger(), nullable=True),
     sa.Column('sop_class_uid', sa.String(length=64), nullable=True),
     sa.Column('sop_instance_uid', sa.String(length=64), nullable=True),
     sa.Column('transfer_syntax_uid', sa.String(length=64), nullable=True),
@@ -145,7 +145,7 @@ def upgrade() -> None:
     sa.Column('study_instance_uid', sa.String(length=64), nullable=True),
     sa.Column('series_instance_uid', sa.String(length=64), nullable=True),
     sa.Column('transfer_syntax_uid', sa.String(length=64), nullable=True),
-    sa.Column('size', sa.Integer(), nullable=True),
+    sa.Column('size', sa.BigInteger(), nullable=True),
     sa.Column('digest', sa.String(length=64), nullable=True),
     sa.Column('group_id', sa.String(length=36), nullable=True),
     sa.Column('reason', sa.String(length=32), nullable=True),
@@ -161,7 +161,7 @@ def upgrade() -> None:
     op.create_index('ix_arrivals_group_id', 'arrivals', ['group_id'], unique=False)
     op.create_index('ix_arrivals_same', 'arrivals', ['called_ae_title', 'sop_instance_uid'], unique=False)
     op.create_index('ix_arrivals_state_deleted_at', 'arrivals', ['state', 'deleted_at'], unique=False)
-    op.create_index('ix_arrivals_study', 'arrivals', ['study_instance_uid'], unique=False)
+    op.create_index('ix_arrivals_study', 'arrivals', ['study_instance_uid', 'id'], unique=False)
     op.create_table('jobs',
     sa.Column('id', sa.String(length=36), nullable=False),
     sa.Column('group_id', sa.String(length=36), nullable=False),

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read-only questions to the ledger, for REST, the command line and the health report.
+
+Each question is one reading transaction.  Lists come in pages, newest first.
+"""
+
+from adapter.ledger.queries.exports import find_export, list_exports
+from adapter.ledger.queries.facts import LARGEST_PAGE, Page
+from adapter.ledger.queries.jobs import find_job, list_jobs
+from adapter.ledger.queries.progress import attention, unfinished
+from adapter.ledger.queries.studies import list_studies
+from adapter.ledger.queries.timeline import find_timeline
+
+__all__ = [
+    "LARGEST_PAGE",
+    "Page",
+    "attention",
+    "find_export",
+    "find_job",
+    "find_timeline",
+    "list_exports",
+    "list_jobs",
+    "list_studies",
+    "unfinished",
+]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about jobs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select
+
+from adapter.ledger.database import Ledger
+from adapter.ledger.queries.facts import Job, Page
+from adapter.ledger.queries.paging import newest_first, split
+from adapter.ledger.schema import arrivals, groups, jobs, now
+from adapter.models import JobState, Priority
+
+
+def list_jobs(
+    ledger: Ledger,
+    *,
+    state: JobState | None = None,
+    limit: int = 100,
+    after: str | None = None,
+) -> Page[Job]:
+    """Return a page of jobs, newest first.
+
+    Parameters
+    ----------
+    state : JobState, optional
+        Only jobs in this state.
+    limit : int
+        Jobs on the page.
+    after : str, optional
+        The job that the page before ended with.
+    """
+    query = _jobs()
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    with ledger.read() as connection:
+        rows, following = split(
+            connection.execute(newest_first(query, jobs, limit, after)).all(), limit
+        )
+        return Page[Job](items=_facts(connection, rows), next=following)
+
+
+def find_job(ledger: Ledger, job: str) -> Job | None:
+    """Return a job, or None if there is none of that id."""
+    with ledger.read() as connection:
+        rows = connection.execute(_jobs().where(jobs.c.id == job)).all()
+        return next(iter(_facts(connection, rows)), None)
+
+
+def jobs_where(connection: Connection, condition: ColumnElement[bool]) -> list[Job]:
+    """Return the jobs that a condition holds for, oldest first."""
+    rows = connection.execute(_jobs().where(condition).order_by(jobs.c.created_at, jobs.c.name))
+    return _facts(connection, rows.all())
+
+
+def studies_of_groups(connection: Connection, ids: Collection[str]) -> dict[str, list[str]]:
+    """Return the Study Instance UIDs in each of some groups."""
+    found: dict[str, list[str]] = defaultdict(list)
+    rows = connection.execute(
+        select(arrivals.c.group_id, arrivals.c.study_instance_uid)
+        .where(arrivals.c.group_id.in_(ids), arrivals.c.study_instance_uid.is_not(None))
+        .distinct()
+        .order_by(arrivals.c.study_instance_uid)
+    )
+    for group, study in rows:
+        found[group].append(study)
+    return found
+
+
+def _jobs() -> Select[Any]:
+    return select(
+        jobs,
+        groups.c.called_ae_title,
+        groups.c.generation,
+        groups.c.instances,
+        (func.coalesce(jobs.c.lease_until, 0) > now()).label("working"),
+    ).join(groups, jobs.c.group_id == groups.c.id)
+
+
+def _facts(connection: Connection, rows: Collection[Any]) -> list[Job]:
+    studies = studies_of_groups(connection, {row.group_id for row in rows})
+    return [
+        Job.model_validate(
+            {
+                **row._asdict(),
+                "priority": Priority(row.priority).name.lower(),
+                "studies": studies.get(row.group_id, []),
+            }
+        )
+        for row in rows
+    ]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of rows, newest first, that neither skip nor repeat a row while others are added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Table, and_, or_, select
+
+from adapter.ledger.queries.facts import LARGEST_PAGE
+
+
+def newest_first(query: Select[Any], table: Table, limit: int, after: str | None) -> Select[Any]:
+    """Order a query by `created_at` and cut out the page that follows the row `after`.
+
+    One row more than the page holds is asked for: it tells whether there is another page.
+    """
+    if after is not None:
+        query = query.where(_older(table, after))
+    return query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(bounded(limit) + 1)
+
+
+def bounded(limit: int) -> int:
+    """Return a legal page size."""
+    return max(1, min(limit, LARGEST_PAGE))
+
+
+def split(rows: Sequence[Any], limit: int) -> tuple[Sequence[Any], str | None]:
+    """Return a page's rows and the cursor of the next, from rows that may be one too many."""
+    limit = bounded(limit)
+    return rows[:limit], str(rows[limit - 1].id) if len(rows) > limit else None
+
+
+def _older(table: Table, row: str) -> ColumnElement[bool]:
+    at = select(table.c.created_at).where(table.c.id == row).scalar_subquery()
+    same = and_(table.c.created_at == at, table.c.id < row)
+    return or_(table.c.created_at < at, same)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much work is unfinished, how old it is, and what waits for an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select, union_all
+
+from adapter.ledger.database import Ledger
+from adapter.ledger.queries.exports import hold_facts
+from adapter.ledger.queries.facts import Attention, Kept, Unfinished
+from adapter.ledger.reclamation import group_due, unwanted_due
+from adapter.ledger.schema import arrivals, exports, groups, holds, jobs, now, task_files, tasks
+from adapter.models import (
+    SUBMISSION_STATES,
+    ArrivalState,
+    ExportState,
+    GroupState,
+    JobState,
+    ReportState,
+)
+from adapter.settings import Settings
+
+
+def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
+    """Return what the ledger holds of unfinished work, by stage.
+
+    ``grouping`` counts open groups, ``submission`` jobs to hand over, ``pipeline`` jobs handed
+    over, ``export`` exports under way and answers owed to a Results Service, ``reclamation`` files
+    and groups that may go.  What waits in incoming/ is the spool's to tell.
+    """
+    storage, lease = settings.storage, settings.workers.lease_seconds
+    questions: dict[str, Select[Any]] = {
+        "grouping": select(groups.c.opened_at.label("since")).where(
+            groups.c.state == GroupState.OPEN
+        ),
+        "submission": select(jobs.c.created_at.label("since")).where(
+            jobs.c.state.in_(SUBMISSION_STATES)
+        ),
+        "pipeline": select(jobs.c.created_at.label("since")).where(
+            jobs.c.state == JobState.STARTED
+        ),
+        "export": _both(
+            select(exports.c.created_at.label("since")).where(
+                exports.c.state.in_((ExportState.PENDING, ExportState.SENDING))
+            ),
+            select(tasks.c.created_at.label("since")).where(tasks.c.report == ReportState.DUE),
+        ),
+        "reclamation": _both(
+            select(arrivals.c.registered_at.label("since")).where(unwanted_due()),
+            select((groups.c.closed_at + storage.retention_seconds).label("since")).where(
+                group_due(storage.retention_seconds, lease)
+            ),
+        ),
+    }
+    with ledger.read() as connection:
+        return {stage: _ask(connection, question) for stage, question in questions.items()}
+
+
+def attention(ledger: Ledger) -> Attention:
+    """Return what stays as it is until an operator retries or discards it, and the holds."""
+    with ledger.read() as connection:
+        return Attention(
+            parked_jobs=_parked_jobs(connection),
+            parked_exports=_exports(connection, ExportState.PARKED),
+            partial_exports=_exports(connection, ExportState.PARTIAL),
+            quarantined=_kept(
+                connection,
+                select(func.count(), func.sum(arrivals.c.size)).where(
+                    arrivals.c.state == ArrivalState.QUARANTINED, arrivals.c.deleted_at.is_(None)
+                ),
+            ),
+            holds=[
+                hold_facts(row)
+                for row in connection.execute(
+                    select(holds).where(holds.c.until > now()).order_by(holds.c.destination)
+                )
+            ],
+        )
+
+
+def _both(one: Select[Any], other: Select[Any]) -> Select[Any]:
+    return select(union_all(one, other).subquery())
+
+
+def _ask(connection: Connection, question: Select[Any]) -> Unfinished:
+    since = question.subquery()
+    amount, age = connection.execute(select(func.count(), now() - func.min(since.c.since))).one()
+    return Unfinished(amount=amount, oldest_seconds=None if age is None else max(0.0, age))
+
+
+def _parked_jobs(connection: Connection) -> Kept:
+    parked = jobs.c.state == JobState.PARKED
+    size = (
+        select(func.sum(arrivals.c.size))
+        .where(
+            arrivals.c.group_id.in_(select(jobs.c.group_id).where(parked)),
+            arrivals.c.deleted_at.is_(None),
+        )
+        .scalar_subquery()
+    )
+    return _kept(connection, select(func.count(), size).select_from(jobs).where(parked))
+
+
+def _exports(connection: Connection, state: ExportState) -> Kept:
+    mine = exports.c.state == state
+    size = (
+        select(func.sum(task_files.c.size))
+        .where(task_files.c.task_id.in_(select(exports.c.task_id).where(mine)))
+        .scalar_subquery()
+    )
+    return _kept(connection, select(func.count(), size).select_from(exports).where(mine))
+
+
+def _kept(connection: Connection, question: Select[Any, Any]) -> Kept:
+    amount, size = connection.execute(question).one()
+    return Kept(amount=amount, size=int(size or 0))

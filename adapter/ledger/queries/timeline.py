@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's timeline: what came by which association, and what became of it, up to its exports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, or_, select
+
+from adapter.ledger.database import Ledger
+from adapter.ledger.queries.exports import exports_where, of_job
+from adapter.ledger.queries.facts import Association, Event, Group, Timeline
+from adapter.ledger.queries.jobs import jobs_where
+from adapter.ledger.queries.studies import summary
+from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
+from adapter.models import ArrivalState
+
+#: Events of one timeline, at the most.
+_MOST_EVENTS = 10_000
+
+
+def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
+    """Return what happened to a study, or None if nothing of it was ever received.
+
+    Notes
+    -----
+    A group that was not made by study may hold other studies too: its jobs and exports are shown
+    whole.  Results of a remote platform are found by the job id that the platform gave.
+    """
+    with ledger.read() as connection:
+        received = connection.execute(summary([study_instance_uid])).first()
+        if received is None:
+            return None
+        parts = _parts(connection, study_instance_uid)
+        group_rows = _groups(connection, study_instance_uid)
+        group_ids = [row.id for row in group_rows]
+        found_jobs = jobs_where(connection, jobs.c.group_id.in_(group_ids))
+        export_ids = select(exports.c.id).join(tasks).join(jobs, of_job())
+        found_exports = exports_where(
+            connection, exports.c.id.in_(export_ids.where(jobs.c.group_id.in_(group_ids)))
+        )
+        happened = _events(
+            connection,
+            {part.association for part in parts},
+            group_ids,
+            [job.id for job in found_jobs],
+            [export.id for export in found_exports],
+        )
+        by_state = Counter[str]()
+        for part in parts:
+            by_state[part.state] += part.amount
+        return Timeline.model_validate(
+            {
+                **received._asdict(),
+                "registered": by_state[ArrivalState.REGISTERED],
+                "received": by_state[ArrivalState.RECEIVED],
+                "unwanted": _reasons(parts, ArrivalState.UNWANTED),
+                "quarantined": _reasons(parts, ArrivalState.QUARANTINED),
+                "associations": _associations(connection, parts, happened),
+                "groups": [Group.model_validate(row._asdict()) for row in group_rows],
+                "jobs": found_jobs,
+                "exports": found_exports,
+                "events": happened,
+            }
+        )
+
+
+def _parts(connection: Connection, study: str) -> Sequence[Any]:
+    """Count a study's arrivals by all that the timeline tells them apart by."""
+    columns = (
+        arrivals.c.association,
+        arrivals.c.calling_ae_title,
+        arrivals.c.called_ae_title,
+        arrivals.c.state,
+        arrivals.c.reason,
+    )
+    return connection.execute(
+        select(
+            *columns,
+            func.count().label("amount"),
+            func.coalesce(func.sum(arrivals.c.size), 0).label("size"),
+            func.min(arrivals.c.received_at).label("first"),
+            func.max(arrivals.c.received_at).label("last"),
+        )
+        .where(arrivals.c.study_instance_uid == study)
+        .group_by(*columns)
+        .order_by(func.min(arrivals.c.received_at))
+    ).all()
+
+
+def _groups(connection: Connection, study: str) -> Sequence[Any]:
+    ids = select(arrivals.c.group_id).where(arrivals.c.study_instance_uid == study)
+    return connection.execute(
+        select(groups)
+        .where(groups.c.id.in_(ids))
+        .order_by(groups.c.opened_at, groups.c.called_ae_title, groups.c.generation)
+    ).all()
+
+
+def _events(
+    connection: Connection,
+    associations: Collection[str],
+    group_ids: Collection[str],
+    job_ids: Collection[str],
+    export_ids: Collection[str],
+) -> list[Event]:
+    rows = connection.execute(
+        select(events)
+        .where(
+            or_(
+                events.c.association.in_(associations),
+                events.c.group_id.in_(group_ids),
+                events.c.job_id.in_(job_ids),
+                events.c.export_id.in_(export_ids),
+            )
+        )
+        .order_by(events.c.at, events.c.id)
+        .limit(_MOST_EVENTS)
+    )
+    return [Event.model_validate(row._asdict()) for row in rows]
+
+
+def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
+    found = Counter[str]()
+    for part in parts:
+        if part.state == state:
+            found[part.reason or "unknown"] += part.amount
+    return dict(found)
+
+
+def _associations(
+    connection: Connection, parts: Sequence[Any], happened: Sequence[Event]
+) -> list[Association]:
+    ids = list(dict.fromkeys(part.association for part in parts))
+    unidentified: dict[str, int] = {
+        row.association: row.amount
+        for row in connection.execute(
+            select(arrivals.c.association, func.count().label("amount"))
+            .where(arrivals.c.association.in_(ids), arrivals.c.study_instance_uid.is_(None))
+            .group_by(arrivals.c.association)
+        )
+    }
+    peers = {
+        event.association: str(event.detail["peer"]) for event in happened if "peer" in event.detail
+    }
+    found = []
+    for association in ids:
+        mine = [part for part in parts if part.association == association]
+        found.append(
+            Association.model_validate(
+                {
+                    "association": association,
+                    "calling_ae_title": mine[0].calling_ae_title,
+                    "called_ae_title": mine[0].called_ae_title,
+                    "peer": peers.get(association),
+                    "arrivals": sum(part.amount for part in mine),
+                    "size": sum(part.size for part in mine),
+                    "first_received_at": min(part.first for part in mine),
+                    "last_received_at": max(part.last for part in mine),
+                    "unidentified": unidentified.get(association, 0),
+                }
+            )
+        )
+    return found
