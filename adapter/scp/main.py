@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SCP as a role: its parts put together, started and stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from adapter.core import open_adapter, open_spool
+from adapter.errors import ConfigurationError, SpoolError
+from adapter.log import get_logger
+from adapter.scp.beside import BellRinger, Beside
+from adapter.scp.configuration import LiveConfiguration
+from adapter.scp.pynetdicom_server import Server
+from adapter.scp.reception import Reception
+from adapter.scp.reports import Reports
+from adapter.settings import Settings
+from adapter.spool import Spool
+
+log = get_logger(__name__)
+
+#: Seconds that a start waits for the ledger's configuration before it listens with the copy's.
+_LEDGER_PATIENCE = 2.0
+
+
+class Scp:
+    """The SCP of one adapter.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which adapter is meant.
+
+    Attributes
+    ----------
+    port : int
+        The port it listens on, once it is started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.port = 0
+        spool = _spool(settings)
+        configuration = LiveConfiguration(spool)
+        self.reports = Reports()
+        self._bell = BellRinger(settings)
+        self.reception = Reception(settings, spool, configuration, self.reports, self._bell.poke)
+        self._beside = Beside(
+            settings, spool, configuration, self.reports, lambda: self.reception.active
+        )
+        self._server = Server(settings.dicom.scp, self.reception)
+
+    def start(self) -> None:
+        """Listen; the configuration in force is the ledger's, or the copy's if there is no ledger.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address cannot be listened on.
+        """
+        self._bell.start()
+        self._beside.start(_LEDGER_PATIENCE)
+        scp = self._settings.dicom.scp
+        try:
+            self.port = self._server.start()
+        except OSError as error:
+            self.stop(0)
+            where = f"cannot listen on {scp.host or 'all addresses'}, port {scp.port}"
+            raise ConfigurationError(
+                [f"DicomAdapter > dicom > scp > port: {where}: {error.strerror or error}"]
+            ) from None
+        log.info("listening", host=scp.host, port=self.port)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Stop listening, let associations end, and stop what runs beside.
+
+        Parameters
+        ----------
+        grace : float, optional
+            Seconds that associations get to end; by default those of the settings.
+        """
+        self._server.stop(self._settings.workers.stop_seconds if grace is None else grace)
+        self._bell.stop()
+        self._beside.stop()
+        log.info("stopped", **self.reports.counts())
+
+
+def serve(settings: Settings) -> int:
+    """Run the SCP until SIGTERM or SIGINT, and return the exit code."""
+    stopping = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    scp = Scp(settings)
+    scp.start()
+    stopping.wait()
+    scp.stop()
+    return 0
+
+
+def _spool(settings: Settings) -> Spool:
+    """Return the spool; the first role of a new adapter makes it, and needs the ledger for that."""
+    try:
+        return open_spool(settings)
+    except SpoolError:
+        adapter = open_adapter(settings)
+        adapter.close()
+        return adapter.spool

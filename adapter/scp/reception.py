@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reception: every association request passes here, is judged, counted and given its sink.
+
+A transport asks `admit` and then talks to the sink; it needs nothing else of the adapter.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from adapter.log import get_logger
+from adapter.scp import acceptance, reports
+from adapter.scp.acceptance import AssociationRequest, Rejected
+from adapter.scp.configuration import LiveConfiguration
+from adapter.scp.reports import Reports, printable
+from adapter.scp.store import StoreSink, Surroundings
+from adapter.settings import Settings
+from adapter.spool import Spool
+
+log = get_logger(__name__)
+
+
+class Reception:
+    """Admits associations.
+
+    Parameters
+    ----------
+    settings : Settings
+        The static settings.
+    spool : Spool
+        Where instances are stored.
+    configuration : LiveConfiguration
+        AE titles and sources.
+    reported : Reports
+        Where events and counts go.
+    poke : callable
+        Tells the bell ringer of one more instance.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spool: Spool,
+        configuration: LiveConfiguration,
+        reported: Reports,
+        poke: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._configuration = configuration
+        self._reports = reported
+        self._surroundings = Surroundings(spool, reported, self._storage_low, poke)
+        self._lock = threading.Lock()
+        self._active = 0
+
+    @property
+    def active(self) -> int:
+        """How many associations are open."""
+        return self._active
+
+    def admit(self, request: AssociationRequest) -> StoreSink | Rejected:
+        """Judge a request: return the association's sink, or how to reject it.
+
+        Every sink has to be closed, whatever becomes of the association.
+        """
+        request = replace(request, peer_address=_plain(request.peer_address))
+        with self._lock:  # so that the limit holds for requests that come at once
+            decision = acceptance.decide(
+                request,
+                self._configuration.snapshot,
+                self._settings.dicom.scp,
+                active=self._active,
+                storage_low=self._storage_low,
+            )
+            if not isinstance(decision, Rejected):
+                self._active += 1
+        if isinstance(decision, Rejected):
+            self._report(request, decision)
+            return decision
+        self._reports.count("accepted")
+        return StoreSink(self._surroundings, decision, request.peer_address, self._ended)
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._active -= 1
+
+    def _storage_low(self) -> bool:
+        storage = self._settings.storage
+        try:
+            return self._spool.space(storage.watermark_percent, storage.reserve_space_gb).low
+        except OSError:  # a spool that cannot be asked cannot be written either
+            return True
+
+    def _report(self, request: AssociationRequest, rejected: Rejected) -> None:
+        detail: dict[str, Any] = {
+            "calling": printable(request.calling_ae),
+            "called": printable(request.called_ae),
+            "peer": request.peer_address,
+            "result": rejected.result,
+            "source": rejected.source,
+            "reason": rejected.reason,
+            "cause": rejected.cause,
+        }
+        if rejected.nearest is not None:
+            detail["nearest"] = rejected.nearest
+        self._reports.count("rejected")
+        self._reports.event(reports.REJECTED, **detail)
+        log.warning("association rejected", **detail)
+
+
+def _plain(address: str) -> str:
+    """Return an address without its zone, and an IPv4-mapped one as IPv4."""
+    peer = ipaddress.ip_address(address.partition("%")[0])
+    return str(getattr(peer, "ipv4_mapped", None) or peer)

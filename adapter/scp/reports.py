@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the SCP tells about itself: events for the ledger, and counts for its heartbeat.
+
+Reporting never waits and never fails: events stand in a bounded queue until the ledger takes them,
+and are counted instead when the queue is full.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from typing import Any
+
+from adapter.ledger import Ledger, events
+
+# The kinds of events.
+REJECTED = "association-rejected"  #: an A-ASSOCIATE-RJ, and why
+ASSOCIATION = "association"  #: the summary of an association, at its end
+STORE_FAILED = "store-failed"  #: a C-STORE that was not answered with Success
+
+#: Events that wait for the ledger at most.
+QUEUE_LENGTH = 10_000
+#: Events written in one transaction.
+_BATCH = 200
+
+
+def printable(text: str, limit: int = 64) -> str:
+    """Return what a peer sent so that it can be shown: escaped, and cut short."""
+    return text[:limit].encode("ascii", "backslashreplace").decode("ascii").translate(_CONTROLS)
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
+
+
+class Reports:
+    """The queue of events and the counters of one SCP."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[str, float, str | None, dict[str, Any]]] = deque()
+        self._counts: Counter[str] = Counter()
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._counts[name] += by
+
+    def event(self, kind: str, *, association: str | None = None, **detail: Any) -> None:
+        """Queue an event, as of now."""
+        with self._lock:
+            if len(self._queue) >= QUEUE_LENGTH:
+                self._counts["events_dropped"] += 1
+            else:
+                self._queue.append((kind, time.time(), association, detail))
+
+    def counts(self) -> dict[str, int]:
+        """Return the counters, and how many events wait."""
+        with self._lock:
+            return {**self._counts, "events_waiting": len(self._queue)}
+
+    def flush(self, ledger: Ledger) -> None:
+        """Write the waiting events into the ledger; those it does not take stay.
+
+        Raises
+        ------
+        sqlalchemy.exc.SQLAlchemyError
+            If the ledger does not answer.
+        """
+        while batch := self._peek():
+            with ledger.write() as connection:
+                for kind, at, association, detail in batch:
+                    events.record(connection, kind, association=association, at=at, **detail)
+            with self._lock:
+                for _ in batch:
+                    self._queue.popleft()
+
+    def _peek(self) -> list[tuple[str, float, str | None, dict[str, Any]]]:
+        with self._lock:
+            return [self._queue[index] for index in range(min(_BATCH, len(self._queue)))]

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between the wire and the spool: what becomes of the data sets of one association.
+
+::
+
+    sink = StoreSink(...)                  one for each association
+    receive = sink.begin(command)          for each C-STORE-RQ; never raises, never waits
+    receive.data(fragment)                 the bytes as they come, any number of times
+    answer = receive.finish()              durable (or withdrawn): now send the C-STORE-RSP
+    receive.discard()                      instead of finish, if the message will not end
+    sink.close("released")                 at the end, whatever it was
+
+A transport brings the bytes and sends the answer, and knows nothing of files.  After a refusal it
+goes on to hand over the rest of the data set, which is dropped.
+
+======  =========================================================================================
+status  meaning (PS3.4 Table B.2-1; PS3.7 Annex C)
+======  =========================================================================================
+0000    the instance is durable in incoming/, or of a SOP class that its AE title ignores
+A700    no space, or any failure of the spool; the file was withdrawn
+A900    the UIDs of command, presentation context and data set do not fit together, or are no UIDs
+C000    the data set is empty or does not begin as its transfer syntax says
+0110    a fault of our own
+======  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, part10_header
+from adapter.log import get_logger
+from adapter.models import ArrivalId, check_uid
+from adapter.scp import reports
+from adapter.scp.acceptance import Accepted, ContextResult
+from adapter.scp.peek import PEEK_BYTES, UnreadableStart, leading_uids
+from adapter.scp.reports import Reports, printable
+from adapter.spool import IncomingFile, Spool
+
+log = get_logger(__name__)
+
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH_SOP_CLASS = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+#: Events about single failures that an association may cause; its summary counts them all.
+_MOST_FAILURES = 20
+#: SOP classes of refused presentation contexts that a summary names.
+_MOST_CONTEXTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCommand:
+    """A C-STORE-RQ's command set, as it came, and the accepted context that it came under."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    context: ContextResult
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status of a C-STORE-RSP, and its Error Comment (0000,0902), if any.
+
+    Attributes
+    ----------
+    status : int
+        The status.
+    comment : str
+        At most 64 characters, for the peer's log.
+    """
+
+    status: int
+    comment: str = ""
+
+
+class _RefusedStore(Exception):
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.answer = Answer(status, comment)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the sinks of one SCP share.
+
+    Attributes
+    ----------
+    spool : Spool
+        Where instances are stored.
+    reports : Reports
+        Where events and counts go.
+    storage_low : callable
+        Tells whether the disk is too full to receive.
+    poke : callable
+        Tells the bell ringer of one more instance; never waits.
+    """
+
+    spool: Spool
+    reports: Reports
+    storage_low: Callable[[], bool]
+    poke: Callable[[], None]
+
+
+class StoreSink:
+    """What one association stores: numbered, counted, and summed up at its end.
+
+    Parameters
+    ----------
+    surroundings : Surroundings
+        What it shares with the other associations.
+    accepted : Accepted
+        The decision it was accepted by, and the configuration that it keeps.
+    peer_address : str
+        The peer's IP address.
+    ended : callable, optional
+        Called once when it is closed.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        accepted: Accepted,
+        peer_address: str,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.association = uuid.uuid4().hex[:12]
+        self.accepted = accepted
+        self.surroundings = surroundings
+        self._peer_address = peer_address
+        self._ended = ended
+        self._began = time.monotonic()
+        self._number = 0
+        self._stored = self._bytes = self._ignored = self._echoes = 0
+        self._failed: Counter[int] = Counter()
+        self._receive: Receive | None = None
+        self._closed = False
+
+    def begin(self, command: StoreCommand) -> Receive:
+        """Begin to receive an instance; what is wrong with it is said by `Receive.finish`."""
+        self._receive = Receive(self, command)
+        return self._receive
+
+    def echo(self) -> None:
+        """Count a C-ECHO."""
+        self._echoes += 1
+
+    def close(self, how: str) -> None:
+        """Sum the association up; an instance that is still on its way is withdrawn.
+
+        Parameters
+        ----------
+        how : {"released", "aborted", "lost"}
+            How it ended; ``"lost"`` means without a word.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._receive is not None:
+            self._receive.discard()
+        summary = self._summary(how)
+        self.surroundings.reports.event(
+            reports.ASSOCIATION, association=self.association, **summary
+        )
+        log.info("association ended", association=self.association, **summary)
+        self._ended()
+
+    # -- for its receives ----------------------------------------------------------------------
+
+    def next_arrival(self, received_at: float) -> ArrivalId:
+        """Return the id of the next instance."""
+        self._number += 1
+        version = self.accepted.ae_title.version
+        return ArrivalId(received_at, self.association, self._number, version)
+
+    def ignores(self, sop_class_uid: str) -> bool:
+        """Tell whether the AE title wants instances of a SOP class to be dropped."""
+        return sop_class_uid in self.accepted.ae_title.entity.ignored_sop_classes
+
+    def settle(self, command: StoreCommand, answer: Answer, stored_bytes: int | None) -> None:
+        """Count what became of an instance; `stored_bytes` is None if it is not in the spool."""
+        self._receive = None
+        if answer.status != SUCCESS:
+            self._settle_failed(command, answer)
+        elif stored_bytes is None:
+            self._ignored += 1
+            self.surroundings.reports.count("ignored")
+        else:
+            self._stored += 1
+            self._bytes += stored_bytes
+            self.surroundings.reports.count("stored")
+            self.surroundings.reports.count("bytes", stored_bytes)
+            self.surroundings.poke()
+
+    def _settle_failed(self, command: StoreCommand, answer: Answer) -> None:
+        self._failed[answer.status] += 1
+        self.surroundings.reports.count("failed")
+        if self._failed.total() > _MOST_FAILURES:
+            return
+        detail = {
+            "sopClass": printable(command.sop_class_uid),
+            "sopInstance": printable(command.sop_instance_uid),
+            "status": f"{answer.status:04X}",
+            "cause": answer.comment,
+        }
+        self.surroundings.reports.event(
+            reports.STORE_FAILED, association=self.association, **detail
+        )
+        log.warning("instance not stored", association=self.association, **detail)
+
+    def _summary(self, how: str) -> dict[str, Any]:
+        refused = Counter(
+            printable(cx.abstract_syntax)
+            for cx in self.accepted.contexts.values()
+            if not cx.accepted
+        )
+        return {
+            "calling": self.accepted.calling_ae,
+            "called": self.accepted.called_ae,
+            "peer": self._peer_address,
+            "version": self.accepted.ae_title.version,
+            "ended": how,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "stored": self._stored,
+            "bytes": self._bytes,
+            "ignored": self._ignored,
+            "echoes": self._echoes,
+            "failed": {f"{status:04X}": count for status, count in self._failed.items()},
+            "refusedContexts": dict(refused.most_common(_MOST_CONTEXTS)),
+            "refusedContextsInAll": refused.total(),
+        }
+
+
+class Receive:
+    """One instance on its way into the spool.
+
+    Parameters
+    ----------
+    sink : StoreSink
+        The association's sink.
+    command : StoreCommand
+        What the peer says it sends.
+    """
+
+    def __init__(self, sink: StoreSink, command: StoreCommand) -> None:
+        self._sink = sink
+        self._command = command
+        self._file: IncomingFile | None = None
+        self._answer: Answer | None = None
+        self._ignored = False
+        self._head = bytearray()
+        self._peeked = False
+        self._size = 0
+        self._attempt(self._begin)
+
+    def data(self, fragment: bytes | memoryview) -> None:
+        """Take the next bytes of the data set; after a refusal they are dropped."""
+        if self._answer is None:
+            self._attempt(lambda: self._write(memoryview(fragment)))
+
+    def finish(self) -> Answer:
+        """Make the instance durable, or withdraw it, and return what to answer."""
+        if self._answer is None:
+            self._attempt(self._publish)
+        answer = self._answer or Answer(SUCCESS)
+        self._sink.settle(self._command, answer, None if self._ignored else self._size)
+        return answer
+
+    def discard(self) -> None:
+        """Withdraw the instance: its message will not end, and nothing is answered."""
+        self._answer = Answer(PROCESSING_FAILURE, "not received whole")
+        self._withdraw()
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        command, sink = self._command, self._sink
+        for uid in (command.sop_class_uid, command.sop_instance_uid):
+            _check_command_uid(uid)
+        if command.sop_class_uid != command.context.abstract_syntax:
+            raise _RefusedStore(
+                DOES_NOT_MATCH_SOP_CLASS, "SOP class differs from the presentation context"
+            )
+        if sink.ignores(command.sop_class_uid):
+            self._ignored = True
+            self._answer = Answer(SUCCESS)
+            return
+        if sink.surroundings.storage_low():
+            raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
+        self._file = sink.surroundings.spool.receive(sink.association)
+        self._file.write(
+            part10_header(
+                sop_class_uid=command.sop_class_uid,
+                sop_instance_uid=command.sop_instance_uid,
+                transfer_syntax_uid=command.context.transfer_syntax,
+                calling_ae_title=sink.accepted.calling_ae,
+                called_ae_title=sink.accepted.called_ae,
+            )
+        )
+
+    def _write(self, fragment: memoryview) -> None:
+        if not self._peeked:
+            self._head += fragment[: PEEK_BYTES - len(self._head)]
+            if len(self._head) == PEEK_BYTES:
+                self._peek(complete=False)
+        self._open_file.write(fragment)
+        self._size += len(fragment)
+
+    def _publish(self) -> None:
+        if not self._peeked:
+            self._peek(complete=True)
+        file = self._open_file
+        file.sync()
+        # Taken after the bytes are durable: a group closes only over files it could have seen.
+        file.publish(self._sink.next_arrival(time.time()))
+
+    def _peek(self, *, complete: bool) -> None:
+        """Compare the data set's UIDs with the command's; missing ones are left to notification."""
+        self._peeked = True
+        try:
+            found = leading_uids(
+                bytes(self._head), self._command.context.transfer_syntax, complete=complete
+            )
+        except UnreadableStart as error:
+            raise _RefusedStore(CANNOT_UNDERSTAND, str(error)) from None
+        self._head.clear()
+        if found.get(SOP_CLASS_UID, self._command.sop_class_uid) != self._command.sop_class_uid:
+            raise _RefusedStore(
+                DOES_NOT_MATCH_SOP_CLASS, "SOP class of data set and command differ"
+            )
+        uid = self._command.sop_instance_uid
+        if found.get(SOP_INSTANCE_UID, uid) != uid:
+            raise _RefusedStore(
+                DOES_NOT_MATCH_SOP_CLASS, "SOP instance of data set and command differ"
+            )
+
+    @property
+    def _open_file(self) -> IncomingFile:
+        if self._file is None:
+            raise AssertionError("no file is open")
+        return self._file
+
+    # -- failures ------------------------------------------------------------------------------
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Take a step; whatever goes wrong withdraws the file and becomes the answer."""
+        try:
+            step()
+        except _RefusedStore as refusal:
+            self._answer = refusal.answer
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "error")
+            self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")
+        except Exception as error:  # the protocol boundary: the peer gets an answer
+            log.exception("store failed", association=self._sink.association)
+            self._answer = Answer(PROCESSING_FAILURE, f"internal error ({type(error).__name__})")
+        if self._answer is not None:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.discard()
+        except OSError as error:
+            log.warning("a refused file stays behind", error=type(error).__name__)
+
+
+def _check_command_uid(uid: str) -> None:
+    try:
+        check_uid(uid)
+    except ValueError:
+        raise _RefusedStore(DOES_NOT_MATCH_SOP_CLASS, "a UID of the command is no UID") from None
