@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road's table of contents: its stages in order, a queue for each, and how Celery carries a bell.
+"""The road's table of contents: its stages in order, a queue for each, and how a bell is carried.
 
 A message is a doorbell ("this stage has work") and nothing else: it has no arguments, no result and
 may be lost at any moment.  What is due stands in the ledger.  The broker's address is not here: it

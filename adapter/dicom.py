@@ -2,14 +2,15 @@
 """The few touches of DICOM encoding: file meta information written, headers read under limits.
 
 The data set itself is never decoded to be stored, and never written again: what the wire brought is
-what the file holds.  Reading a header decodes hostile bytes, so the limits here are meant to run in a
-process whose death hurts nobody else (``workers.clients.headers``).
+what the file holds.  Reading a header decodes hostile bytes, so it is meant to be done in a process
+whose death hurts nobody else (``workers.clients.headers``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import sys
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import BinaryIO
 from pydicom import Dataset, config
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
@@ -45,10 +47,27 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HeaderLimits:
-    """Bounds on reading a header: nesting depth, and bytes that a deflated data set may inflate to."""
+    """Bounds on reading a header.
+
+    Attributes
+    ----------
+    depth : int
+        Nested sequences; kept by `limit_depth`, for the whole process.
+    inflated_bytes : int
+        Bytes that a deflated data set may inflate to.
+    """
 
     depth: int = 64
     inflated_bytes: int = 64_000_000
+
+    def limit_depth(self) -> None:
+        """Let this process recurse no deeper than reading so many nested sequences takes."""
+        sys.setrecursionlimit(_FRAMES_AROUND + _FRAMES_PER_SEQUENCE * self.depth)
+
+
+#: Python frames that pydicom's reader takes for each level of nesting, and room for its callers.
+_FRAMES_PER_SEQUENCE = 5
+_FRAMES_AROUND = 60
 
 
 def _element(number: int, vr: bytes, value: bytes) -> bytes:
@@ -145,29 +164,17 @@ def _inflate(file: BinaryIO, limit: int) -> BinaryIO:
             out.write(inflater.decompress(chunk, limit + 1 - out.tell()))
             if out.tell() > limit:
                 raise UnreadableInstance(
-                    f"the deflated data set inflates to more than {limit} bytes", "inflates-too-much"
+                    f"the deflated data set inflates to more than {limit} bytes",
+                    "inflates-too-much",
                 )
             if inflater.eof:
                 break
     except zlib.error:
-        raise UnreadableInstance("the deflated data set cannot be inflated", "not-parseable") from None
+        raise UnreadableInstance(
+            "the deflated data set cannot be inflated", "not-parseable"
+        ) from None
     out.seek(0)
     return out
-
-
-def _check_depth(data_set: Dataset, limit: int) -> None:
-    level = [data_set]
-    for _ in range(limit):
-        level = [
-            item
-            for parent in level
-            for element in parent.values()
-            if element.VR == "SQ" and element.value
-            for item in element.value
-        ]
-        if not level:
-            return
-    raise UnreadableInstance(f"sequences are nested deeper than {limit}", "nested-too-deep")
 
 
 def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Instance:
@@ -229,6 +236,20 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
     )
 
 
+#: What pydicom's decoders raise when they stumble over broken bytes; the texts may hold PHI.
+_BROKEN_BYTES = (
+    InvalidDicomError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OSError,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    AttributeError,
+    OverflowError,
+)
+
 _UIDS = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
 
 
@@ -249,18 +270,13 @@ def _read_elements(
                 stop_when=lambda tag, _vr, _length: tag > last,
                 specific_tags=wanted,
             )
-            _check_depth(data_set, limits.depth)
     except UnreadableInstance:
         raise
     except RecursionError:
-        raise UnreadableInstance(
-            f"sequences are nested deeper than {limits.depth}", "nested-too-deep"
-        ) from None
+        raise UnreadableInstance("sequences are nested too deep", "nested-too-deep") from None
     except MemoryError:
         raise UnreadableInstance("reading the header takes too much memory", "too-large") from None
-    except (InvalidDicomError, ValueError, KeyError, TypeError, OSError, EOFError, struct.error,
-            NotImplementedError, AttributeError, IndexError, OverflowError) as error:
-        # pydicom reports broken bytes by whatever its decoders stumble over; the text may hold PHI.
+    except _BROKEN_BYTES as error:
         raise UnreadableInstance(
             f"the data set cannot be parsed ({type(error).__name__}, {uid.name})", "not-parseable"
         ) from None
@@ -271,12 +287,12 @@ def _text(data_set: Dataset, tag: int) -> str:
     """Return an element's first value as text, empty if it is missing, a sequence or unreadable."""
     try:
         value = data_set[tag].value if tag in data_set else None
-    except (ValueError, KeyError, TypeError, LookupError, AttributeError, NotImplementedError):
-        raise UnreadableInstance(f"the value of {Tag(tag)} cannot be read", "not-parseable") from None
-    if value is None or isinstance(value, bytes) or not isinstance(value, object):
-        return ""
-    if hasattr(value, "__iter__") and not isinstance(value, str) and hasattr(value, "__getitem__"):
-        value = value[0] if len(value) else ""
-    if isinstance(value, Dataset):
+    except _BROKEN_BYTES:
+        raise UnreadableInstance(
+            f"the value of {Tag(tag)} cannot be read", "not-parseable"
+        ) from None
+    if isinstance(value, MultiValue | list):
+        value = value[0] if len(value) else None
+    if value is None or isinstance(value, bytes | Dataset):
         return ""
     return str(value).strip("\0 ")

@@ -242,7 +242,7 @@ class Source(Entity):
 
     def allows(self, address: str) -> bool:
         """Tell whether a peer's address (IPv4-mapped ones count as IPv4) is one of the source's."""
-        peer = ipaddress.ip_address(address.split("%")[0])
+        peer = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer in ipaddress.ip_network(item) for item in self.host_ip)
 
@@ -263,7 +263,7 @@ class Destination(Entity):
 
 E = TypeVar("E")
 
-ENTITIES: dict[EntityKind, type[AETitle] | type[Source] | type[Destination]] = {
+ENTITIES: dict[EntityKind, type[AETitle | Source | Destination]] = {
     EntityKind.AE_TITLE: AETitle,
     EntityKind.SOURCE: Source,
     EntityKind.DESTINATION: Destination,

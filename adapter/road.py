@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import quote
 
-import celeryconfig
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from sqlalchemy import exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
+import celeryconfig
 from adapter.core import Adapter
 from adapter.ledger import exports, groups, jobs, reclamation, schema
 from adapter.log import get_logger
@@ -79,7 +79,9 @@ def due_stages(adapter: Adapter) -> list[str]:
     with adapter.ledger.read() as connection:
         for stage, candidates in questions.items():
             for table, condition in candidates:
-                if connection.execute(select(exists().select_from(table).where(condition))).scalar():
+                if connection.execute(
+                    select(exists().select_from(table).where(condition))
+                ).scalar():
                     found.add(stage)
                     break
     return [stage for stage in STAGES if stage in found]

@@ -5,8 +5,8 @@ The file is ``appsettings.json`` with one key, ``DicomAdapter``; the names and d
 original's, extended in the same camelCase style.  ``DICOMADAPTER__DICOM__SCP__PORT`` overrides
 ``DicomAdapter > dicom > scp > port``.  Nothing else in the project reads the environment.
 
-Which adapter is meant is said by ``--data DIR`` or ``--config FILE`` or, for programs that cannot be
-given options (``celery``, ``flower``), by ``DICOMADAPTER_DATA`` and ``DICOMADAPTER_CONFIG``.
+Which adapter is meant is said by ``--data DIR`` or ``--config FILE`` or, for programs that cannot
+be given options (``celery``, ``flower``), by ``DICOMADAPTER_DATA`` and ``DICOMADAPTER_CONFIG``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -120,7 +121,8 @@ class ScuExport(Section):
         300.0, description="Seconds the hold of a destination grows to."
     )
     destination_patience_seconds: Seconds = Field(
-        86400.0, description="Seconds a task waits for an unreachable destination before it is parked."
+        86400.0,
+        description="Seconds a task waits for an unreachable destination before it is parked.",
     )
 
 
@@ -205,7 +207,9 @@ class ResultsService(Section):
     @model_validator(mode="after")
     def _root_goes_with_endpoint(self) -> ResultsService:
         if self.endpoint is not None and self.root is None:
-            raise ValueError("endpoint needs root, the folder under which the tasks' uris are files")
+            raise ValueError(
+                "endpoint needs root, the folder under which the tasks' uris are files"
+            )
         return self
 
 
@@ -223,14 +227,18 @@ class Pipeline(Section):
 
     name: Name = Field(description="Name for people.")
     command: list[str] = Field(
-        min_length=1, description="Program and arguments; run without a shell, in the attempt's folder."
+        min_length=1,
+        description="Program and arguments; run without a shell, in the attempt's folder.",
     )
     timeout_seconds: Seconds = Field(3600.0, description="Seconds a run may take.")
     memory_mb: PositiveInt = Field(
         4096, alias="memoryMB", description="Address space of a run's processes, in 1e6 bytes."
     )
     maximum_retries: int = Field(
-        2, ge=0, le=100, description="Runs beyond the first when a run fails, before the job is parked."
+        2,
+        ge=0,
+        le=100,
+        description="Runs beyond the first when a run fails, before the job is parked.",
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of a run, beside the adapter's."
@@ -291,7 +299,9 @@ class Notification(Section):
     header_seconds: Seconds = Field(5.0, description="Seconds that one header may take.")
     header_depth: int = Field(64, ge=1, le=200, description="Depth of nested sequences.")
     header_inflated_mb: PositiveInt = Field(
-        64, alias="headerInflatedMB", description="Bytes (1e6) that a deflated data set may inflate to."
+        64,
+        alias="headerInflatedMB",
+        description="Bytes (1e6) that a deflated data set may inflate to.",
     )
     header_memory_mb: PositiveInt = Field(
         1024, alias="headerMemoryMB", description="Address space (1e6 bytes) of the header reader."
@@ -369,6 +379,16 @@ class Settings(BaseSettings):
     )
     workers: Workers = Field(default_factory=Workers, description="Workers and leases.")
 
+    _file: Path | None = PrivateAttr(None)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a child process needs in its environment to find this adapter."""
+        found = {DATA_VARIABLE: str(self.data), CONFIG_VARIABLE: ""}
+        if self._file is not None:
+            found[CONFIG_VARIABLE] = str(self._file)
+        return found
+
     @property
     def spool_path(self) -> Path:
         """The spool's folder."""
@@ -408,7 +428,7 @@ def _removed(node: object, path: str = "DicomAdapter") -> list[str]:
 def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix.lower() in {".yaml", ".yml"}:
         raise ConfigurationError(
-            [f"{path}: YAML files are no longer read; write the same keys as JSON, appsettings.json"]
+            [f"{path}: YAML is no longer read; write the same keys as JSON, appsettings.json"]
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -448,19 +468,21 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
         config = Path(config_text) if config_text else None
     values: dict[str, Any] = {}
     beside = (data or Path("data")) / "appsettings.json"
+    if config is None and beside.exists():
+        config = beside
+    elif config is None and data is None and Path("appsettings.json").exists():
+        config = Path("appsettings.json")
     if config is not None:
         values = _read_file(config)
-    elif beside.exists():
-        values = _read_file(beside)
-    elif data is None and Path("appsettings.json").exists():
-        values = _read_file(Path("appsettings.json"))
     if data is not None:
         values["data"] = data
     try:
         settings = Settings(**values)
     except ValidationError as error:
         raise ConfigurationError([_problem(item) for item in error.errors()]) from None
-    return settings.model_copy(update={"data": settings.data.absolute()})
+    settings = settings.model_copy(update={"data": settings.data.absolute()})
+    settings._file = None if config is None else config.absolute()  # noqa: SLF001 - its own module
+    return settings
 
 
 def _problem(error: Any) -> str:

@@ -6,7 +6,7 @@
     spool/
       id                      the random id that it shares with its ledger
       configuration.json      the SCP's copy of AE titles, sources and destinations
-      incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .<arrival>.part: on its way
+      incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .*.part: on its way
       instances/<nn>/         <arrival>.dcm: registered
       quarantine/             <arrival>.dcm: could not be processed; the reason is in the ledger
       results/<job>/          what a pipeline produced, published whole by one rename
@@ -229,7 +229,7 @@ class Spool:
         return self.quarantine / f"{arrival}.dcm"
 
     def link_instances(self, arrivals: Iterable[str]) -> None:
-        """Give files of incoming/ their names in instances/, durably; done twice it is done once."""
+        """Give files of incoming/ their names in instances/, durably; twice is as good as once."""
         self._link((self.incoming_path(a), self.instance_path(a)) for a in arrivals)
 
     def link_incoming(self, arrivals: Iterable[str]) -> None:

@@ -22,7 +22,9 @@ def settings(tmp_path: Path) -> Settings:
             "storage": loaded.storage.model_copy(
                 update={"watermark_percent": 100.0, "reserve_space_gb": 0.0}
             ),
-            "workers": loaded.workers.model_copy(update={"tick_seconds": 0.2, "lease_seconds": 3.0}),
+            "workers": loaded.workers.model_copy(
+                update={"tick_seconds": 0.2, "lease_seconds": 3.0}
+            ),
         }
     )
 

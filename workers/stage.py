@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from adapter.core import Adapter
 from adapter.road import Bells
+from workers.clients.headers import HeaderReaders
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage works with.
+    """What a stage works with, kept for the life of a worker.
 
     Attributes
     ----------
@@ -22,8 +23,14 @@ class Work:
         To ring the next stage with.
     stopping : threading.Event
         Set when the worker is told to stop: finish or give back what is held, take nothing more.
+    headers : HeaderReaders
+        Child processes that read headers which a peer or a pipeline wrote.
     """
 
     adapter: Adapter
     bells: Bells
     stopping: threading.Event = field(default_factory=threading.Event)
+    headers: HeaderReaders = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", HeaderReaders(self.adapter.settings.notification))

@@ -65,7 +65,9 @@ def put(
         rows = _current(connection, kind)
         known = {row.key: row for row in rows}
         if entity.key in known and not replace:
-            raise ConfigurationError([f"{kind} {entity.key!r} exists already; change it with `set`"])
+            raise ConfigurationError(
+                [f"{kind} {entity.key!r} exists already; change it with `set`"]
+            )
         if entity.key not in known and replace:
             raise ConfigurationError([f"there is no {kind} {entity.key!r}; create it with `add`"])
         if isinstance(entity, AETitle):
@@ -85,8 +87,13 @@ def put(
         version = connection.execute(
             insert(table)
             .values(
-                kind=kind, key=entity.key, body=body, owner=owner, created_at=now(),
-                current=True, deleted=False,
+                kind=kind,
+                key=entity.key,
+                body=body,
+                owner=owner,
+                created_at=now(),
+                current=True,
+                deleted=False,
             )
             .returning(table.c.version)
         ).scalar_one()
@@ -114,8 +121,13 @@ def remove(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Entity]:
         )
         connection.execute(
             insert(table).values(
-                kind=kind, key=key, body=found[0].body, owner=found[0].owner, created_at=now(),
-                current=True, deleted=True,
+                kind=kind,
+                key=key,
+                body=found[0].body,
+                owner=found[0].owner,
+                created_at=now(),
+                current=True,
+                deleted=True,
             )
         )
         events.record(connection, "configuration-removed", entity=kind, key=key)

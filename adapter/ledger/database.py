@@ -38,9 +38,9 @@ class Ledger:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection in a transaction that writes: committed at the end, or not at all."""
-        with self.engine.connect().execution_options(adapter_writes=True) as connection:
-            with connection.begin():
-                yield connection
+        connection = self.engine.connect().execution_options(adapter_writes=True)
+        with connection, connection.begin():
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -140,4 +140,3 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
-

@@ -7,14 +7,71 @@ from there back to where it stood, or ``discarded``.  The drawing of all states 
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from adapter.ledger.leases import due, free
-from adapter.ledger.schema import jobs
-from adapter.models import SUBMISSION_STATES, JobState
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+
+from adapter.errors import PermanentError
+from adapter.ledger import events, leases, tasks
+from adapter.ledger.database import Ledger
+from adapter.ledger.leases import Lease, due, free
+from adapter.ledger.schema import groups, jobs, now
+from adapter.ledger.tasks import TaskFile
+from adapter.models import SUBMISSION_STATES, GroupState, JobState
 
 #: The longest a job legally waits (seconds): no retry delay may be longer than a week.
 LONGEST_WAIT = 7 * 86400.0
+
+_SUBMITTED = (JobState.STARTED, JobState.SUCCEEDED, JobState.DISCARDED)
+_ENDED = (JobState.SUCCEEDED, JobState.DISCARDED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stood when it was claimed; the attributes are the columns of its row."""
+
+    id: str
+    group_id: str
+    pipeline: str
+    pipeline_id: str
+    name: str
+    priority: int
+    retry_delay: float
+    state: str
+    tries: int
+    lease_expiries: int
+    created_at: float
+    platform_job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a try failed: an outcome for the ledger, a sentence for people, an exit code if any."""
+
+    outcome: str
+    message: str
+    exit_code: int | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The columns that record it."""
+        return {
+            "outcome": self.outcome[:32],
+            "message": self.message[:500],
+            "exit_code": self.exit_code,
+        }
+
+
+def deadly(job: Job, maximum_expiries: int) -> Failure | None:
+    """Return why a job whose lease keeps running out must be parked; None if it need not be."""
+    if job.lease_expiries < maximum_expiries:
+        return None
+    return Failure("kills-its-worker", f"{job.lease_expiries} workers died while they held the job")
+
+
+# -- claims -----------------------------------------------------------------------------------------
 
 
 def submission_due(lease_seconds: float) -> ColumnElement[bool]:
@@ -33,3 +90,254 @@ def run_due(lease_seconds: float) -> ColumnElement[bool]:
         due(jobs.c.due_at, LONGEST_WAIT),
         free(jobs, lease_seconds),
     )
+
+
+def claim_submission(ledger: Ledger, lease_seconds: float) -> tuple[Lease, Job] | None:
+    """Lease the first job that has a step of its submission due; None if there is none."""
+    return _claim(ledger, submission_due(lease_seconds), lease_seconds)
+
+
+def claim_run(ledger: Ledger, lease_seconds: float) -> tuple[Lease, Job] | None:
+    """Lease the first job that is to be run by the embedded platform; None if there is none."""
+    return _claim(ledger, run_due(lease_seconds), lease_seconds)
+
+
+def _claim(ledger: Ledger, where: ColumnElement[bool], seconds: float) -> tuple[Lease, Job] | None:
+    with ledger.write() as connection:
+        lease, rows = leases.claim(
+            connection,
+            jobs,
+            where,
+            order=[jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id],
+            limit=1,
+            seconds=seconds,
+        )
+    if not rows:
+        return None
+    return lease, Job(**{field.name: getattr(rows[0], field.name) for field in fields(Job)})
+
+
+# -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the job -----------
+
+
+def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState) -> Job:
+    """Record that a step of the submission is done, and return the job as it stands now.
+
+    The last step, to `started`, gives the job back; a group whose jobs have all been handed over is
+    `submitted`.
+    """
+    step = {
+        "state": state,
+        "platform_job_id": job.platform_job_id,
+        "tries": 0,
+        "outcome": None,
+        "message": None,
+        "updated_at": now(),
+    }
+    with ledger.write() as connection:
+        if state != JobState.STARTED:
+            leases.change(connection, lease, job.id, **step)
+        else:
+            _lock_group(connection, job.group_id)
+            leases.finish(connection, lease, job.id, due_at=now(), **step)
+            _submit_group(connection, job.group_id)
+            events.record(
+                connection,
+                "job-submitted",
+                group=job.group_id,
+                job=job.id,
+                pipeline=job.pipeline_id,
+            )
+    return replace(job, state=state, tries=0)
+
+
+def begin_run(ledger: Ledger, lease: Lease, job: Job) -> None:
+    """Record that a run of the pipeline begins."""
+    with ledger.write() as connection:
+        leases.change(connection, lease, job.id, updated_at=now())
+        events.record(
+            connection, "job-started-run", group=job.group_id, job=job.id, run=job.tries + 1
+        )
+
+
+def still_held(ledger: Ledger, lease: Lease, job: Job) -> None:
+    """Raise LeaseLost unless the job is still leased under this token: before a lasting step."""
+    with ledger.write() as connection:
+        leases.change(connection, lease, job.id, lease_until=now() + lease.seconds)
+
+
+def give_back(ledger: Ledger, lease: Lease, job: Job, *, delay: float) -> None:
+    """Give a job back untried; it is due again after `delay` seconds."""
+    with ledger.write() as connection:
+        leases.finish(connection, lease, job.id, due_at=now() + delay)
+
+
+def fail_try(
+    ledger: Ledger, lease: Lease, job: Job, failure: Failure, *, retries: int, delay: float
+) -> bool:
+    """Record a failed try that may pass; the last of ``1 + retries`` parks the job.
+
+    Returns
+    -------
+    bool
+        True if the job is parked.
+    """
+    tries = job.tries + 1
+    if tries > retries:
+        park(ledger, lease, job, failure)
+        return True
+    with ledger.write() as connection:
+        leases.finish(
+            connection,
+            lease,
+            job.id,
+            tries=tries,
+            due_at=now() + min(delay, LONGEST_WAIT),
+            updated_at=now(),
+            **failure.values,
+        )
+        _record_failure(connection, "job-failed-try", job, failure)
+    return False
+
+
+def park(ledger: Ledger, lease: Lease, job: Job, failure: Failure) -> None:
+    """Park a job where it stands, until an operator retries or discards it."""
+    with ledger.write() as connection:
+        leases.finish(
+            connection,
+            lease,
+            job.id,
+            state=JobState.PARKED,
+            parked_in=job.state,
+            tries=job.tries + 1,
+            updated_at=now(),
+            **failure.values,
+        )
+        _record_failure(connection, "job-parked", job, failure)
+
+
+def succeed(
+    ledger: Ledger,
+    lease: Lease,
+    job: Job,
+    files: Sequence[TaskFile],
+    *,
+    destinations: Sequence[str],
+    agent: str,
+) -> None:
+    """Record a job's published results, their task and its exports, and its success: one step."""
+    with ledger.write() as connection:
+        leases.finish(
+            connection,
+            lease,
+            job.id,
+            state=JobState.SUCCEEDED,
+            outcome="succeeded",
+            message=None,
+            exit_code=0,
+            updated_at=now(),
+        )
+        tasks.create_task(connection, job.id, files, destinations, agent, job.priority)
+        events.record(
+            connection,
+            "job-succeeded",
+            group=job.group_id,
+            job=job.id,
+            files=len(files),
+            destinations=list(destinations),
+        )
+
+
+def _record_failure(connection: Connection, kind: str, job: Job, failure: Failure) -> None:
+    events.record(
+        connection,
+        kind,
+        group=job.group_id,
+        job=job.id,
+        state=job.state,
+        outcome=failure.outcome,
+        exit_code=failure.exit_code,
+        tries=job.tries + 1,
+    )
+
+
+def _lock_group(connection: Connection, group: str) -> None:
+    """Let one transaction at a time judge a group's jobs, or two would each miss the other's step."""
+    connection.execute(select(groups.c.id).where(groups.c.id == group).with_for_update())
+
+
+def _submit_group(connection: Connection, group: str) -> None:
+    waiting = exists().where(jobs.c.group_id == group, jobs.c.state.not_in(_SUBMITTED))
+    connection.execute(
+        update(groups)
+        .where(groups.c.id == group, groups.c.state == GroupState.CLOSED, ~waiting)
+        .values(state=GroupState.SUBMITTED)
+    )
+
+
+# -- what an operator asks for ----------------------------------------------------------------------
+
+
+def retry(ledger: Ledger, job: str) -> JobState:
+    """Let a parked job go on where it stood, with all its tries; return that state.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such job, or it is not parked.
+    """
+    with ledger.write() as connection:
+        row = connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job, jobs.c.state == JobState.PARKED)
+            .values(
+                state=func.coalesce(jobs.c.parked_in, JobState.QUEUED),
+                parked_in=None,
+                tries=0,
+                due_at=now(),
+                updated_at=now(),
+                lease_token=None,
+                lease_until=None,
+                lease_expiries=0,
+            )
+            .returning(jobs.c.state, jobs.c.group_id)
+        ).first()
+        if row is None:
+            raise _refusal(connection, job, "only a parked job can be retried")
+        events.record(connection, "job-retried", group=row.group_id, job=job, state=row.state)
+    return JobState(row.state)
+
+
+def discard(ledger: Ledger, job: str) -> None:
+    """Give a job up for good; one that is running is stopped by the loss of its lease.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such job, or it has ended already.
+    """
+    with ledger.write() as connection:
+        group = connection.execute(select(jobs.c.group_id).where(jobs.c.id == job)).scalar()
+        _lock_group(connection, group or "")
+        done = connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job, jobs.c.state.not_in(_ENDED))
+            .values(
+                state=JobState.DISCARDED,
+                parked_in=None,
+                updated_at=now(),
+                lease_token=None,
+                lease_until=None,
+            )
+        )
+        if done.rowcount != 1:
+            raise _refusal(connection, job, "a job that has ended cannot be discarded")
+        _submit_group(connection, group or "")
+        events.record(connection, "job-discarded", group=group, job=job)
+
+
+def _refusal(connection: Connection, job: str, rule: str) -> PermanentError:
+    state = connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar()
+    if state is None:
+        return PermanentError(f"there is no job {job}", "no-such-job")
+    return PermanentError(f"job {job} is {state}: {rule}", "wrong-state")

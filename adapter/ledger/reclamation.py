@@ -3,17 +3,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Table, and_, cast, exists, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    String,
+    Table,
+    and_,
+    cast,
+    delete,
+    exists,
+    or_,
+    select,
+    update,
+)
 
-from adapter.ledger.leases import free
-from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, now, tasks
+from adapter.errors import LeaseLost
+from adapter.ledger import events, leases
+from adapter.ledger.database import Ledger
+from adapter.ledger.leases import Lease, free
+from adapter.ledger.schema import (
+    arrivals,
+    exports,
+    groups,
+    jobs,
+    meta,
+    now,
+    receipts,
+    task_files,
+    tasks,
+)
+from adapter.ledger.schema import events as happened
 from adapter.models import ArrivalState, ExportState, GroupState, JobState, ReportState
+from adapter.settings import Storage, Workers
 
-if TYPE_CHECKING:
-    from adapter.settings import Storage, Workers
-
+#: Files deleted between two transactions, and rows looked up in one.
+_BATCH = 200
 #: The fact in `meta` that says when the last sweep was.
 HOUSEKEPT = "housekept"
 
@@ -42,7 +70,11 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
     )
     open_task = exists(
         select(1)
-        .select_from(tasks.join(jobs, tasks.c.job_id == jobs.c.id).outerjoin(exports, exports.c.task_id == tasks.c.id))
+        .select_from(
+            tasks.join(jobs, tasks.c.job_id == jobs.c.id).outerjoin(
+                exports, exports.c.task_id == tasks.c.id
+            )
+        )
         .where(
             job,
             or_(
@@ -64,17 +96,145 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
 
 def housekeeping_due(every_seconds: float) -> ColumnElement[bool]:
     """Return the condition, on `meta`, that the last sweep is long enough ago (or never was)."""
-    return and_(
-        meta.c.name == HOUSEKEPT, cast(meta.c.value, Double) < now() - every_seconds
-    )
+    return and_(meta.c.name == HOUSEKEPT, cast(meta.c.value, Double) < now() - every_seconds)
 
 
-def due_questions(
-    storage: Storage, workers: Workers
-) -> list[tuple[Table, ColumnElement[bool]]]:
+def due_questions(storage: Storage, workers: Workers) -> list[tuple[Table, ColumnElement[bool]]]:
     """Return what makes reclamation due: tables, and a condition on each."""
     return [
         (arrivals, unwanted_due()),
         (groups, group_due(storage.retention_seconds, workers.lease_seconds)),
         (meta, housekeeping_due(workers.housekeeping_seconds)),
     ]
+
+
+def unwanted(ledger: Ledger) -> list[str]:
+    """Return some arrivals whose files are not wanted and still there."""
+    with ledger.read() as connection:
+        return list(
+            connection.execute(select(arrivals.c.id).where(unwanted_due()).limit(_BATCH)).scalars()
+        )
+
+
+def mark_deleted(ledger: Ledger, ids: Sequence[str], lease: Lease | None = None) -> None:
+    """Record that arrivals' files are gone, under a group's lease if one is given.
+
+    Raises
+    ------
+    LeaseLost
+        If the lease is lost.
+    """
+    with ledger.write() as connection:
+        connection.execute(update(arrivals).where(arrivals.c.id.in_(ids)).values(deleted_at=now()))
+        if lease is not None and leases.renew(connection, lease) == 0:
+            raise LeaseLost("another worker reclaims the group")
+
+
+def claim_group(
+    ledger: Ledger, retention_seconds: float, lease_seconds: float
+) -> tuple[Lease, Any] | None:
+    """Take a group that nothing needs any more: it is `reclaiming` from here on."""
+    with ledger.write() as connection:
+        lease, rows = leases.claim(
+            connection,
+            groups,
+            group_due(retention_seconds, lease_seconds),
+            order=[groups.c.closed_at],
+            limit=1,
+            seconds=lease_seconds,
+            values={"state": GroupState.RECLAIMING},
+        )
+    return (lease, rows[0]) if rows else None
+
+
+def jobs_of(ledger: Ledger, group: str) -> list[str]:
+    """Return the ids of a group's jobs."""
+    with ledger.read() as connection:
+        return list(connection.execute(select(jobs.c.id).where(jobs.c.group_id == group)).scalars())
+
+
+def files_of(ledger: Ledger, group: str) -> list[str]:
+    """Return some of a group's arrivals whose files are still there."""
+    with ledger.read() as connection:
+        return list(
+            connection.execute(
+                select(arrivals.c.id)
+                .where(arrivals.c.group_id == group, arrivals.c.deleted_at.is_(None))
+                .limit(_BATCH)
+            ).scalars()
+        )
+
+
+def finish_group(ledger: Ledger, lease: Lease, group: str) -> None:
+    """Record that a group's files are gone.
+
+    Raises
+    ------
+    LeaseLost
+        If another worker reclaims it.
+    """
+    with ledger.write() as connection:
+        leases.finish(connection, lease, group, state=GroupState.RECLAIMED, reclaimed_at=now())
+        events.record(connection, "group-reclaimed", group=group)
+
+
+def claim_housekeeping(ledger: Ledger, every_seconds: float) -> bool:
+    """Take the sweep if it is due; false if it is not, or another worker took it."""
+    with ledger.write() as connection:
+        return (
+            connection.execute(
+                update(meta)
+                .where(housekeeping_due(every_seconds))
+                .values(value=cast(now(), String))
+            ).rowcount
+            == 1
+        )
+
+
+def without_row(ledger: Ledger, ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield batches of those arrivals that the ledger knows nothing of."""
+    remaining = iter(ids)
+    while batch := list(islice(remaining, _BATCH)):
+        with ledger.read() as connection:
+            known = set(
+                connection.execute(select(arrivals.c.id).where(arrivals.c.id.in_(batch))).scalars()
+            )
+        if lost := [arrival for arrival in batch if arrival not in known]:
+            yield lost
+
+
+def forget(ledger: Ledger, older_than_seconds: float) -> int:
+    """Delete rows that outlived their use: of reclaimed groups, old events, deleted arrivals.
+
+    Returns
+    -------
+    int
+        How many arrivals and groups there were.
+    """
+    old = now() - older_than_seconds
+    with ledger.write() as connection:
+        gone = list(
+            connection.execute(
+                select(groups.c.id)
+                .where(groups.c.state == GroupState.RECLAIMED, groups.c.reclaimed_at < old)
+                .limit(_BATCH)
+            ).scalars()
+        )
+        job_ids = select(jobs.c.id).where(jobs.c.group_id.in_(gone))
+        task_ids = select(tasks.c.id).where(tasks.c.job_id.in_(job_ids))
+        export_ids = select(exports.c.id).where(exports.c.task_id.in_(task_ids))
+        for table, condition in (
+            (receipts, receipts.c.export_id.in_(export_ids)),
+            (exports, exports.c.task_id.in_(task_ids)),
+            (task_files, task_files.c.task_id.in_(task_ids)),
+            (tasks, tasks.c.job_id.in_(job_ids)),
+            (jobs, jobs.c.group_id.in_(gone)),
+            (arrivals, arrivals.c.group_id.in_(gone)),
+            (groups, groups.c.id.in_(gone)),
+            (happened, happened.c.at < old),
+        ):
+            connection.execute(delete(table).where(condition))
+        rows = connection.execute(
+            delete(arrivals).where(arrivals.c.group_id.is_(None), arrivals.c.deleted_at < old)
+        ).rowcount
+    return len(gone) + rows

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrivals: registering acknowledged files, exactly once each.
+
+``received -> registered | unwanted | quarantined``.  An arrival is leased while its header is read;
+the attempt is counted before it is made, so that a file which kills its reader is known by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from adapter.ledger import events, leases
+from adapter.ledger.database import Ledger
+from adapter.ledger.leases import Lease
+from adapter.ledger.schema import arrivals, groups, now
+from adapter.models import ArrivalId, ArrivalState, GroupState, Instance, group_id
+
+#: Attempts that may die before an arrival is quarantined unread.
+DEADLY_ATTEMPTS = 3
+
+#: Seconds between a group's quiet time and the look at it: a receiver that has taken an instance's
+#: receive time needs a moment to make its name visible.
+RENAME_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A decision on an instance: it belongs to a group.
+
+    Attributes
+    ----------
+    instance : Instance
+        Its header.
+    key : str
+        The group's key: a UID, or a keyed hash of the value.
+    timeout, maximum_wait : float
+        Seconds, as the AE title's version says.
+    overwrite, rerun : bool
+        The AE title's `overwriteSameInstance`, and whether `resend` is "rerun".
+    """
+
+    instance: Instance
+    key: str
+    timeout: float
+    maximum_wait: float
+    overwrite: bool
+    rerun: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A decision on an instance: its processor does not want it."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A decision on an arrival: it cannot be processed, for a reason (code and sentence)."""
+
+    arrival: str
+    reason: str
+    message: str
+
+
+Decision = Grouped | Unwanted | Quarantined
+
+
+def states(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
+    """Return the states of those arrivals that have a row."""
+    with ledger.read() as connection:
+        rows = connection.execute(
+            select(arrivals.c.id, arrivals.c.state).where(arrivals.c.id.in_(ids))
+        )
+        return {row.id: row.state for row in rows}
+
+
+def lease_batch(
+    ledger: Ledger, waiting: Sequence[ArrivalId], *, limit: int, seconds: float
+) -> tuple[Lease | None, list[Any]]:
+    """Lease arrivals for registration and count the attempt, in one transaction.
+
+    An arrival whose last attempt died is leased alone, so that it harms no other.
+
+    Returns
+    -------
+    tuple
+        The lease and the leased rows; None and nothing if all of them are held or done.
+    """
+    ids = [str(arrival) for arrival in waiting]
+    with ledger.write() as connection:
+        _insert_received(connection, waiting)
+        mine = and_(arrivals.c.id.in_(ids), arrivals.c.state == ArrivalState.RECEIVED)
+        suspects = and_(mine, arrivals.c.attempts > 0)
+        for where, most in ((suspects, 1), (and_(mine, arrivals.c.attempts == 0), limit)):
+            lease, rows = leases.claim(
+                connection,
+                arrivals,
+                where,
+                order=[arrivals.c.id],
+                limit=most,
+                seconds=seconds,
+                values={"attempts": arrivals.c.attempts + 1},
+            )
+            if rows:
+                return lease, sorted(rows, key=lambda row: str(row.id))
+    return None, []
+
+
+def _insert_received(connection: Connection, waiting: Sequence[ArrivalId]) -> None:
+    values = [
+        {
+            "id": str(arrival),
+            "state": ArrivalState.RECEIVED,
+            "version": arrival.version,
+            "association": arrival.association,
+            "received_at": arrival.received_at,
+        }
+        for arrival in waiting
+    ]
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(arrivals).on_conflict_do_nothing(), values)
+
+
+def give_back(ledger: Ledger, lease: Lease) -> None:
+    """Release leased arrivals that were not tried after all; the attempt does not count."""
+    with ledger.write() as connection:
+        connection.execute(
+            update(arrivals)
+            .where(arrivals.c.lease_token == lease.token)
+            .values(lease_token=None, lease_until=None, attempts=arrivals.c.attempts - 1)
+        )
+
+
+def register(ledger: Ledger, lease: Lease, decisions: Sequence[Decision]) -> dict[str, str]:
+    """Record what became of leased arrivals, in one transaction, oldest first.
+
+    Returns
+    -------
+    dict of str to str
+        The state of each arrival.
+
+    Raises
+    ------
+    LeaseLost
+        If another worker holds one of them; nothing was recorded.
+    """
+    settled: dict[str, str] = {}
+    with ledger.write() as connection:
+        for decision in decisions:
+            if isinstance(decision, Quarantined):
+                settled[decision.arrival] = _quarantine(connection, lease, decision)
+            elif isinstance(decision, Unwanted):
+                instance = decision.instance
+                settled[instance.arrival] = _finish(
+                    connection, lease, instance, ArrivalState.UNWANTED, reason="not-wanted"
+                )
+            else:
+                settled[decision.instance.arrival] = _group(connection, lease, decision)
+    return settled
+
+
+def _quarantine(connection: Connection, lease: Lease, decision: Quarantined) -> str:
+    leases.finish(
+        connection,
+        lease,
+        decision.arrival,
+        state=ArrivalState.QUARANTINED,
+        reason=decision.reason,
+        message=decision.message[:500],
+        registered_at=now(),
+    )
+    events.record(
+        connection,
+        "quarantined",
+        association=ArrivalId.parse(decision.arrival).association,
+        arrival=decision.arrival,
+        reason=decision.reason,
+    )
+    return ArrivalState.QUARANTINED
+
+
+def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
+    """Put an instance into its open group, or the next generation; the same again opens nothing."""
+    instance = decision.instance
+    arrival = ArrivalId.parse(instance.arrival)
+    same = _registered(connection, instance)
+    opened = connection.execute(
+        select(groups.c.id).where(
+            groups.c.version == arrival.version,
+            groups.c.key == decision.key,
+            groups.c.state == GroupState.OPEN,
+        )
+    ).scalar()
+    in_group = [row for row in same if row.group_id == opened and opened is not None]
+    if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
+        return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="duplicate")
+    for row in in_group:  # same SOP Instance UID, other bytes
+        if not decision.overwrite:
+            code, text = (
+                "same-uid-other-bytes",
+                "the group holds other bytes under this SOP Instance UID",
+            )
+            _finish(
+                connection, lease, instance, ArrivalState.QUARANTINED, reason=code, message=text
+            )
+            return ArrivalState.QUARANTINED
+        if row.received_at > arrival.received_at:
+            return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="overwritten")
+        connection.execute(
+            update(arrivals)
+            .where(arrivals.c.id == row.id)
+            .values(state=ArrivalState.UNWANTED, reason="overwritten", group_id=None)
+        )
+    group = _push(connection, arrival.version, decision, arrival.received_at)
+    return _finish(connection, lease, instance, ArrivalState.REGISTERED, group_id=group)
+
+
+def _registered(connection: Connection, instance: Instance) -> list[Any]:
+    """Return the registered arrivals of the same AE title and SOP Instance UID."""
+    return list(
+        connection.execute(
+            select(
+                arrivals.c.id, arrivals.c.group_id, arrivals.c.digest, arrivals.c.received_at
+            ).where(
+                arrivals.c.called_ae_title == instance.called_ae_title,
+                arrivals.c.sop_instance_uid == instance.sop_instance_uid,
+                arrivals.c.state == ArrivalState.REGISTERED,
+            )
+        ).all()
+    )
+
+
+def _push(connection: Connection, version: int, decision: Grouped, received_at: float) -> str:
+    """Push the open group's due time, or open the next generation; return the group's id."""
+    newest = case((groups.c.newest_at < received_at, received_at), else_=groups.c.newest_at)
+    due_at = newest + decision.timeout
+    same_key = and_(groups.c.version == version, groups.c.key == decision.key)
+    pushed = connection.execute(
+        update(groups)
+        .where(same_key, groups.c.state == GroupState.OPEN)
+        .values(
+            newest_at=newest,
+            due_at=due_at,
+            look_at=due_at + RENAME_SECONDS,
+            instances=groups.c.instances + 1,
+        )
+        .returning(groups.c.id)
+    ).scalar()
+    if pushed is not None:
+        return str(pushed)
+    last = connection.execute(select(func.max(groups.c.generation)).where(same_key)).scalar()
+    generation = (last or 0) + 1
+    opened = group_id(version, decision.key, generation)
+    due = received_at + decision.timeout
+    connection.execute(
+        insert(groups).values(
+            id=opened,
+            version=version,
+            called_ae_title=decision.instance.called_ae_title,
+            key=decision.key,
+            generation=generation,
+            state=GroupState.OPEN,
+            opened_at=now(),
+            newest_at=received_at,
+            due_at=due,
+            maximum_at=now() + decision.maximum_wait,
+            look_at=due + RENAME_SECONDS,
+            instances=1,
+        )
+    )
+    events.record(connection, "group-opened", group=opened, generation=generation)
+    return opened
+
+
+def _finish(
+    connection: Connection,
+    lease: Lease,
+    instance: Instance,
+    state: ArrivalState,
+    **values: Any,
+) -> str:
+    leases.finish(
+        connection,
+        lease,
+        instance.arrival,
+        state=state,
+        registered_at=now(),
+        calling_ae_title=instance.calling_ae_title,
+        called_ae_title=instance.called_ae_title,
+        sop_class_uid=instance.sop_class_uid,
+        sop_instance_uid=instance.sop_instance_uid,
+        study_instance_uid=instance.study_instance_uid,
+        series_instance_uid=instance.series_instance_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        size=instance.size,
+        digest=instance.digest,
+        **values,
+    )
+    return state

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the plug-ins: job processors and observers, by entry point."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapter.errors import ConfigurationError
+from adapter.models import AETitle
+from adapter.processors.base import InstanceObserver, JobProcessor
+
+PROCESSORS = "dicom_adapter.job_processors"
+OBSERVERS = "dicom_adapter.observers"
+
+
+def processor_names() -> list[str]:
+    """Return the names of the job processors that are installed."""
+    return sorted(entry_points(group=PROCESSORS).names)
+
+
+def create_processor(ae_title: AETitle) -> JobProcessor:
+    """Return the job processor of an AE title, with its settings validated.
+
+    Raises
+    ------
+    ConfigurationError
+        If no such processor is installed, or listing every problem of its settings.
+    """
+    found: EntryPoint | None = next(
+        iter(entry_points(group=PROCESSORS, name=ae_title.processor)), None
+    )
+    if found is None:
+        raise ConfigurationError(
+            [
+                f"processor: no job processor {ae_title.processor!r} is installed; "
+                f"there is {', '.join(processor_names())}"
+            ]
+        )
+    plugin: type[JobProcessor] = found.load()
+    try:
+        settings = plugin.Settings.model_validate(ae_title.processor_settings)
+    except ValidationError as error:
+        raise ConfigurationError([_problem(item) for item in error.errors()]) from None
+    return plugin(ae_title, settings)
+
+
+def validate(ae_title: AETitle) -> None:
+    """Check an AE title's processor and its settings.
+
+    Raises
+    ------
+    ConfigurationError
+        As `create_processor`.
+    """
+    create_processor(ae_title)
+
+
+def create_observers() -> list[InstanceObserver]:
+    """Return an instance of every observer that is installed."""
+    return [entry.load()() for entry in entry_points(group=OBSERVERS)]
+
+
+def _problem(item: Any) -> str:
+    path = ".".join(["processorSettings", *map(str, item["loc"])])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown setting of this processor"
+    return f"{path}: {item['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helpers for tests of the road: instances, arrivals without a network, bells that only count."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.filebase import DicomFileLike
+from pydicom.filewriter import write_dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from sqlalchemy import Table, select
+
+from adapter.core import Adapter
+from adapter.dicom import part10_header
+from adapter.ledger import configuration
+from adapter.ledger.schema import groups
+from adapter.models import AETitle, ArrivalId, EntityKind
+from workers.stage import Work
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Return what `check` returns as soon as it is true; fail when it stays false."""
+    deadline = time.monotonic() + seconds
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
+        time.sleep(0.02)
+    return result
+
+
+class CountingBells:
+    """Bells that note who was rung."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def ring(self, *stages: str) -> bool:
+        """Note the stages."""
+        self.rung += stages
+        return True
+
+
+def make_work(adapter: Adapter) -> Work:
+    """Return what a stage works with, without a broker."""
+    return Work(adapter, CountingBells())  # type: ignore[arg-type]
+
+
+def add_ae_title(adapter: Adapter, title: str = "BRAIN", **changes: Any) -> int:
+    """Configure an AE title with one pipeline and return its version."""
+    settings = changes.pop("processor_settings", {"pipeline-lung": "lung-1"})
+    entity = AETitle(ae_title=title, processor_settings=settings, **changes)
+    replace = configuration.find(adapter.ledger, EntityKind.AE_TITLE, title) is not None
+    return configuration.put(adapter.ledger, EntityKind.AE_TITLE, entity, replace=replace)
+
+
+def make_instance(**changes: Any) -> Dataset:
+    """Return a small valid CT instance with UIDs of its own."""
+    ds = Dataset()
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID = generate_uid()
+    ds.SeriesInstanceUID = generate_uid()
+    ds.PatientID = "CANARY-ID"
+    ds.PatientName = "CANARY^NAME"
+    ds.Modality = "CT"
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    return ds
+
+
+def encode(ds: Dataset) -> bytes:
+    """Return a data set's bytes in Explicit VR Little Endian."""
+    buffer = BytesIO()
+    file = DicomFileLike(buffer)
+    file.is_little_endian, file.is_implicit_VR = True, False
+    write_dataset(file, ds)
+    return buffer.getvalue()
+
+
+class Association:
+    """Puts instances into incoming/ as the SCP does, without a socket.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Whose spool it is.
+    version : int
+        The AE title's version that the association was accepted under.
+    """
+
+    def __init__(self, adapter: Adapter, version: int, called: str = "BRAIN") -> None:
+        self._adapter = adapter
+        self._version = version
+        self._called = called
+        self._id = secrets.token_hex(6)
+        self._number = 0
+
+    def store(
+        self,
+        data: Dataset | bytes,
+        *,
+        sop_instance_uid: str | None = None,
+        transfer_syntax_uid: str = ExplicitVRLittleEndian,
+        received_at: float | None = None,
+    ) -> str:
+        """Store one instance, durably, and return its arrival's id."""
+        body = data if isinstance(data, bytes) else encode(data)
+        uid = sop_instance_uid or (
+            generate_uid() if isinstance(data, bytes) else data.SOPInstanceUID
+        )
+        file = self._adapter.spool.receive(self._id)
+        file.write(
+            part10_header(
+                sop_class_uid=CTImageStorage,
+                sop_instance_uid=uid,
+                transfer_syntax_uid=transfer_syntax_uid,
+                calling_ae_title="MODALITY",
+                called_ae_title=self._called,
+            )
+        )
+        file.write(body)
+        file.sync()
+        self._number += 1
+        at = time.time() if received_at is None else received_at
+        arrival = ArrivalId(at, self._id, self._number, self._version)
+        file.publish(arrival)
+        return str(arrival)
+
+
+def rows(adapter: Adapter, table: Table, *where: Any) -> list[Any]:
+    """Return a table's rows."""
+    with adapter.ledger.read() as connection:
+        return list(connection.execute(select(table).where(*where)).all())
+
+
+def let_time_pass(adapter: Adapter, seconds: float) -> None:
+    """Move every open group's clocks into the past, as if so many seconds had gone by."""
+    with adapter.ledger.write() as connection:
+        connection.execute(
+            groups.update().values(
+                due_at=groups.c.due_at - seconds,
+                look_at=groups.c.look_at - seconds,
+                maximum_at=groups.c.maximum_at - seconds,
+                newest_at=groups.c.newest_at - seconds,
+            )
+        )

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouping: when a group closes, and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from pydicom.uid import generate_uid
+
+from adapter.core import Adapter
+from adapter.ledger import groups as groups_verbs
+from adapter.ledger.groups import job_name
+from adapter.ledger.schema import arrivals, groups, jobs
+from tests.support_road import (
+    Association,
+    add_ae_title,
+    let_time_pass,
+    make_instance,
+    make_work,
+    rows,
+)
+from workers import grouping, notification
+from workers.stage import Work
+
+
+@pytest.fixture
+def work(adapter: Adapter) -> Iterator[Work]:
+    """What the stages work with."""
+    made = make_work(adapter)
+    yield made
+    made.headers.close()
+
+
+def test_a_quiet_group_becomes_one_job_per_pipeline(adapter: Adapter, work: Work) -> None:
+    """After its quiet time a group closes once, with a job for each pipeline."""
+    settings = {"pipeline-lung": "lung-1", "pipeline-heart": "heart-2", "priority": "Higher"}
+    Association(adapter, add_ae_title(adapter, processor_settings=settings)).store(make_instance())
+    notification.run(work)
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+
+    let_time_pass(adapter, 6)
+
+    assert grouping.run(work) == {"closed": 1, "jobs": 2}
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    (group,) = rows(adapter, groups)
+    assert (group.state, group.close_reason) == ("closed", "quiet")
+    created = {row.pipeline: row for row in rows(adapter, jobs)}
+    assert {name: row.pipeline_id for name, row in created.items()} == {
+        "lung": "lung-1",
+        "heart": "heart-2",
+    }
+    assert {(row.state, row.priority) for row in created.values()} == {("queued", 3)}
+    assert re.fullmatch(r"brain-lung-\d{14}-[0-9a-f]{8}", created["lung"].name)
+    assert work.bells.rung[-1] == "submission"  # type: ignore[attr-defined]
+
+
+def test_a_new_instance_pushes_the_quiet_time(adapter: Adapter, work: Work) -> None:
+    """A group whose time was up stays open when an instance came just before."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    ds.SOPInstanceUID = generate_uid()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    (group,) = rows(adapter, groups)
+    assert (group.instances, group.state) == (2, "open")
+
+
+def test_instances_on_their_way_hold_a_group_open(adapter: Adapter, work: Work) -> None:
+    """Nothing closes while an instance received before the quiet time's end waits in incoming/."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds, received_at=adapter.ledger.now() - 20)
+    notification.run(work)
+    ds.SOPInstanceUID = generate_uid()
+    Association(adapter, version).store(ds, received_at=adapter.ledger.now() - 18)
+
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+
+    notification.run(work)
+    let_time_pass(adapter, 2)
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert rows(adapter, groups)[0].instances == 2
+
+
+def test_another_ae_titles_instances_hold_nothing_open(adapter: Adapter, work: Work) -> None:
+    """What waits for another AE title does not delay a group."""
+    version, other = add_ae_title(adapter), add_ae_title(adapter, "HEART")
+    Association(adapter, version).store(make_instance(), received_at=adapter.ledger.now() - 20)
+    notification.run(work)
+    Association(adapter, other).store(make_instance(), received_at=adapter.ledger.now() - 18)
+
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+
+
+def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, work: Work) -> None:
+    """Instances accepted under a changed configuration count for the same AE title."""
+    version = add_ae_title(adapter)
+    Association(adapter, version).store(make_instance(), received_at=adapter.ledger.now() - 20)
+    notification.run(work)
+    changed = add_ae_title(adapter, processor_settings={"pipeline-a": "a", "timeout": "9"})
+    Association(adapter, changed).store(make_instance(), received_at=adapter.ledger.now() - 18)
+
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+
+
+def test_the_maximum_wait_closes_regardless(adapter: Adapter, work: Work) -> None:
+    """A trickle cannot hold a group open for ever, and the reason is recorded."""
+    version = add_ae_title(adapter, processor_settings={"pipeline-a": "a", "maximumWait": "60"})
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 61)
+    ds.SOPInstanceUID = generate_uid()
+    association = Association(adapter, version)
+    association.store(ds)
+    notification.run(work)
+    association.store(make_instance())  # still waits in incoming/
+
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert rows(adapter, groups, groups.c.state == "closed")[0].close_reason == "maximum-wait"
+
+
+def test_a_late_instance_makes_the_next_generation(adapter: Adapter, work: Work) -> None:
+    """What comes after the close is a group of its own, with a job of its own."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+    ds.SOPInstanceUID = generate_uid()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    with adapter.ledger.write() as connection:
+        connection.execute(
+            groups.update().where(groups.c.state == "open").values(look_at=0, due_at=0)
+        )
+
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert sorted((row.generation, row.instances) for row in rows(adapter, groups)) == [
+        (1, 1),
+        (2, 1),
+    ]
+    assert len({row.id for row in rows(adapter, jobs)}) == 2
+
+
+def test_an_instance_between_look_and_close_is_not_left_out(adapter: Adapter, work: Work) -> None:
+    """A close that an instance overtook changes nothing."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    claimed = groups_verbs.claim_due(adapter.ledger, 30)
+    assert claimed is not None
+    ds.SOPInstanceUID = generate_uid()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+
+    assert grouping.close_or_hold(adapter, *claimed) == []
+    assert rows(adapter, jobs) == []
+    assert rows(adapter, groups)[0].instances == 2
+
+
+@pytest.mark.parametrize(
+    ("group_by", "jobs_made"), [("0020,000D", 6), ("0010,0020", 4), ("0020,000E", 8)]
+)
+def test_any_tag_groups(adapter: Adapter, work: Work, group_by: str, jobs_made: int) -> None:
+    """The original's numbers: 3 instances of a patient in 2 studies, 1 of another; 2 pipelines."""
+    settings = {"pipeline-a": "a", "pipeline-b": "b", "groupBy": group_by}
+    association = Association(adapter, add_ae_title(adapter, processor_settings=settings))
+    studies = [generate_uid() for _ in range(3)]
+    for patient, study in (("P1", 0), ("P1", 0), ("P1", 1), ("P2", 2)):
+        ds = make_instance(PatientID=patient, StudyInstanceUID=studies[study])
+        association.store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+
+    assert grouping.run(work)["jobs"] == jobs_made
+
+
+def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
+    """The ids of groups and jobs follow from their keys."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+    before = [row.id for row in rows(adapter, groups)] + [row.id for row in rows(adapter, jobs)]
+    with adapter.ledger.write() as connection:
+        for table in (jobs, arrivals, groups):
+            connection.execute(table.delete())
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+
+    assert [row.id for row in rows(adapter, groups)] + [row.id for row in rows(adapter, jobs)] == (
+        before
+    )
+
+
+def test_a_job_name_keeps_its_time_and_its_id() -> None:
+    """A long name is cut in front, so that two jobs of one second still differ."""
+    name = job_name("A_VERY_LONG_AET_", "p" * 64, 1_800_000_000.0, "0123456789abcdef")
+
+    assert len(name) <= 63
+    assert name.endswith("-20270115080000-01234567")
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration: what becomes of an acknowledged file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from adapter.core import Adapter
+from adapter.ledger import arrivals as arrivals_verbs
+from adapter.ledger.schema import arrivals, groups
+from adapter.processors import registry
+from tests.support_road import Association, add_ae_title, encode, eventually, make_instance, rows
+from tests.support_road import make_work as _make_work
+from workers import notification
+from workers.stage import Work
+
+
+@pytest.fixture
+def work(adapter: Adapter) -> Iterator[Work]:
+    """What the stage works with."""
+    made = _make_work(adapter)
+    yield made
+    made.headers.close()
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of all files below a folder."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_instance_leaves_incoming_with_its_row(adapter: Adapter, work: Work) -> None:
+    """A registered instance has one row, one file in instances/ and none in incoming/."""
+    association = Association(adapter, add_ae_title(adapter))
+    ds = make_instance()
+    arrival = association.store(ds)
+    before = adapter.spool.incoming_path(arrival).read_bytes()
+
+    assert notification.run(work) == {"registered": 1}
+
+    (row,) = rows(adapter, arrivals)
+    assert (row.state, row.sop_instance_uid) == ("registered", ds.SOPInstanceUID)
+    assert (row.calling_ae_title, row.called_ae_title) == ("MODALITY", "BRAIN")
+    (group,) = rows(adapter, groups)
+    assert (group.key, group.state, group.generation) == (ds.StudyInstanceUID, "open", 1)
+    assert row.group_id == group.id
+    assert group.due_at == pytest.approx(row.received_at + 5)
+    assert names(adapter.spool.incoming) == []
+    assert adapter.spool.instance_path(arrival).read_bytes() == before
+
+
+def test_no_patient_data_reaches_the_ledger(adapter: Adapter, work: Work) -> None:
+    """Grouped by Patient ID, the ledger holds neither the id nor the name."""
+    settings = {"pipeline-a": "a", "groupBy": "0010,0020"}
+    association = Association(adapter, add_ae_title(adapter, processor_settings=settings))
+    association.store(make_instance())
+    association.store(make_instance())
+
+    notification.run(work)
+
+    (group,) = rows(adapter, groups)
+    assert group.instances == 2
+    adapter.ledger.close()
+    for path in adapter.settings.data.glob("ledger.sqlite*"):
+        assert b"CANARY" not in path.read_bytes()
+
+
+def test_an_empty_patient_id_is_legal(adapter: Adapter, work: Work) -> None:
+    """Patient ID is type 2: empty or missing, the instance is registered."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(make_instance(PatientID=""))
+    association.store(make_instance(PatientID=None))
+
+    assert notification.run(work) == {"registered": 2}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (make_instance(StudyInstanceUID=None), "no-grouping-value"),
+        (make_instance(StudyInstanceUID=""), "no-grouping-value"),
+        (b"\xff" * 100, "no-grouping-value"),
+        (encode(make_instance())[:150], "no-grouping-value"),
+    ],
+    ids=["no study", "empty study", "garbage", "cut short"],
+)
+def test_what_cannot_be_grouped_is_quarantined(
+    adapter: Adapter, work: Work, data: Dataset | bytes, reason: str
+) -> None:
+    """An acknowledged file that cannot be processed is kept in quarantine, with the reason."""
+    association = Association(adapter, add_ae_title(adapter))
+    arrival = association.store(data)
+    content = adapter.spool.incoming_path(arrival).read_bytes()
+
+    assert notification.run(work) == {"quarantined": 1}
+
+    (row,) = rows(adapter, arrivals)
+    assert (row.state, row.reason) == ("quarantined", reason)
+    assert adapter.spool.quarantine_path(arrival).read_bytes() == content
+    assert names(adapter.spool.incoming) == names(adapter.spool.instances) == []
+
+
+def test_hostile_uids_are_quarantined(adapter: Adapter, work: Work) -> None:
+    """A UID with path characters names nothing: the file goes to quarantine."""
+    association = Association(adapter, add_ae_title(adapter))
+    body = encode(make_instance(SOPInstanceUID="1.2.3.4.5.6.7.8.9.10")).replace(
+        b"1.2.3.4.5.6.7.8.9.10", b"../../../../tmp/evil"
+    )
+    association.store(body)
+
+    assert notification.run(work) == {"quarantined": 1}
+    assert rows(adapter, arrivals)[0].reason == "invalid-uid"
+
+
+def nested(depth: int) -> bytes:
+    """Return an instance in which sequences of undefined length are nested so deep."""
+    inner = b""
+    for _ in range(depth):
+        inner = (
+            b"\x08\x00\x10\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+            + inner
+            + b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+        )
+    raw = encode(make_instance())
+    at = raw.index(b"\x08\x00\x60\x00CS")
+    return raw[:at] + inner + raw[at:]
+
+
+def test_a_bomb_hurts_nobody_else(adapter: Adapter, work: Work) -> None:
+    """A deflated bomb is quarantined, and its good neighbours of the batch are registered."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(make_instance())
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = deflater.compress(encode(make_instance()))
+    for _ in range(80):
+        bomb += deflater.compress(bytes(1 << 20))
+    bomb += deflater.flush()
+    association.store(bomb, transfer_syntax_uid=DeflatedExplicitVRLittleEndian)
+    association.store(make_instance())
+
+    assert notification.run(work) == {"registered": 2, "quarantined": 1}
+    assert rows(adapter, arrivals, arrivals.c.state == "quarantined")[0].reason == (
+        "inflates-too-much"
+    )
+
+
+def test_the_same_again_opens_and_pushes_nothing(adapter: Adapter, work: Work) -> None:
+    """An instance sent twice is counted once in its group, also when the group is closed."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    (before,) = rows(adapter, groups)
+
+    Association(adapter, version).store(ds)
+    assert notification.run(work) == {"unwanted": 1}
+
+    (after,) = rows(adapter, groups)
+    assert (after.instances, after.due_at) == (1, before.due_at)
+    with adapter.ledger.write() as connection:
+        connection.execute(groups.update().values(state="closed"))
+    Association(adapter, version).store(ds)
+    assert notification.run(work) == {"unwanted": 1}
+    assert len(rows(adapter, groups)) == 1
+
+
+def test_resend_rerun_opens_the_next_generation(adapter: Adapter, work: Work) -> None:
+    """With `resend: rerun`, the same instance sent after its group closed makes a new group."""
+    version = add_ae_title(adapter, resend="rerun")
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    notification.run(work)
+    with adapter.ledger.write() as connection:
+        connection.execute(groups.update().values(state="closed"))
+
+    Association(adapter, version).store(ds)
+
+    assert notification.run(work) == {"registered": 1}
+    assert sorted(row.generation for row in rows(adapter, groups)) == [1, 2]
+
+
+def test_other_bytes_do_not_overwrite_by_default(adapter: Adapter, work: Work) -> None:
+    """The same UID with other bytes goes to quarantine; the first stays in the group."""
+    association = Association(adapter, add_ae_title(adapter))
+    ds = make_instance()
+    first = association.store(ds)
+    ds.InstanceNumber = 7
+    association.store(ds)
+
+    assert notification.run(work) == {"registered": 1, "quarantined": 1}
+    (kept,) = rows(adapter, arrivals, arrivals.c.state == "registered")
+    assert kept.id == first
+
+
+def test_other_bytes_overwrite_when_the_ae_title_says_so(adapter: Adapter, work: Work) -> None:
+    """With overwriteSameInstance the group points at what was received last, in any order."""
+    version = add_ae_title(adapter, overwrite_same_instance=True)
+    association = Association(adapter, version)
+    ds = make_instance()
+    association.store(ds, received_at=1_800_000_000.0)
+    ds.InstanceNumber = 7
+    newest = association.store(ds, received_at=1_800_000_002.0)
+    notification.run(work)
+    ds.InstanceNumber = 8
+    association.store(ds, received_at=1_800_000_001.0)
+    notification.run(work)
+
+    (kept,) = rows(adapter, arrivals, arrivals.c.state == "registered")
+    assert kept.id == newest
+    assert {row.reason for row in rows(adapter, arrivals, arrivals.c.state == "unwanted")} == {
+        "overwritten"
+    }
+
+
+def test_an_unknown_version_is_quarantined(adapter: Adapter, work: Work) -> None:
+    """An arrival whose AE title version the ledger does not know is not guessed at."""
+    add_ae_title(adapter)
+    Association(adapter, 4711).store(make_instance())
+
+    assert notification.run(work) == {"quarantined": 1}
+    assert rows(adapter, arrivals)[0].reason == "unknown-version"
+
+
+def test_a_registration_that_died_is_finished_by_the_next(adapter: Adapter, work: Work) -> None:
+    """After a death between row and unlink, the next run only takes the file out of incoming/."""
+    association = Association(adapter, add_ae_title(adapter))
+    arrival = association.store(make_instance())
+    source = adapter.spool.incoming_path(arrival)
+    notification.run(work)
+    os.link(adapter.spool.instance_path(arrival), source)
+
+    assert notification.run(work) == {}
+
+    assert not source.exists()
+    assert len(rows(adapter, arrivals)) == 1
+
+
+def test_the_third_death_quarantines(adapter: Adapter, work: Work) -> None:
+    """An arrival whose attempts die is tried alone, three times, and then kept aside unread."""
+    association = Association(adapter, add_ae_title(adapter))
+    killer = association.store(make_instance())
+    association.store(make_instance())
+    for death in range(arrivals_verbs.DEADLY_ATTEMPTS):
+        waiting = sorted(adapter.spool.list_incoming())
+        _, leased = arrivals_verbs.lease_batch(
+            adapter.ledger, waiting[: 1 if death == 0 else 2], limit=10, seconds=30
+        )
+        assert [row.id for row in leased] == [killer]
+        with adapter.ledger.write() as connection:  # the worker died: its lease runs out
+            connection.execute(arrivals.update().values(lease_until=0))
+
+    assert notification.run(work) == {"quarantined": 1, "registered": 1}
+    assert rows(adapter, arrivals, arrivals.c.id == killer)[0].reason == "kills-its-worker"
+
+
+def test_a_reader_that_dies_is_replaced(adapter: Adapter, work: Work) -> None:
+    """The header reader's death costs no instance: a new one reads the next header."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(make_instance())
+    notification.run(work)
+    with work.headers.borrow() as reader:
+        child = reader._child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        eventually(lambda: child.poll() is not None)
+    association.store(make_instance())
+
+    assert notification.run(work) == {"registered": 1}
+
+
+def test_every_observer_is_told_and_a_failing_one_holds_nothing_up(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Observers hear of every instance, quarantined ones that could be read included."""
+    heard: list[str] = []
+
+    class Failing:
+        def instance_stored(self, instance: object) -> None:
+            raise RuntimeError("no")
+
+    class Listening:
+        def instance_stored(self, instance: object) -> None:
+            heard.append(instance.sop_instance_uid)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(notification, "create_observers", lambda: [Failing(), Listening()])
+    association = Association(adapter, add_ae_title(adapter))
+    good, bad = make_instance(), make_instance(StudyInstanceUID=None)
+    association.store(good)
+    association.store(bad)
+
+    assert notification.run(work) == {"registered": 1, "quarantined": 1}
+    assert heard == [good.SOPInstanceUID, bad.SOPInstanceUID]
+
+
+def test_an_instance_its_processor_does_not_want_is_counted(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unwanted instance opens no group and rings reclamation."""
+    processor = registry.create_processor
+    monkeypatch.setattr(
+        notification,
+        "create_processor",
+        lambda title: _refusing(processor(title)),
+    )
+    Association(adapter, add_ae_title(adapter)).store(make_instance())
+
+    assert notification.run(work) == {"unwanted": 1}
+    assert rows(adapter, groups) == []
+    assert work.bells.rung == ["reclamation"]  # type: ignore[attr-defined]
+
+
+def _refusing(processor: object) -> object:
+    processor.group_value = lambda _instance: None  # type: ignore[attr-defined]
+    return processor
+
+
+def test_deep_nesting_is_quarantined(adapter: Adapter, work: Work) -> None:
+    """Sequences nested deeper than the limit, before the tag that is grouped by, are refused."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(nested(60))
+    association.store(nested(80))
+
+    assert notification.run(work) == {"registered": 1, "quarantined": 1}

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reclamation: what is deleted, and what never is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter.core import Adapter
+from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, tasks
+from adapter.settings import Settings
+from tests.support_road import (
+    Association,
+    add_ae_title,
+    let_time_pass,
+    make_instance,
+    make_work,
+    rows,
+)
+from workers import grouping, notification, reclamation
+from workers.stage import Work
+
+
+@pytest.fixture
+def work(adapter: Adapter) -> Iterator[Work]:
+    """What the stages work with."""
+    made = make_work(adapter)
+    yield made
+    made.headers.close()
+
+
+@pytest.fixture
+def arrival(adapter: Adapter, work: Work) -> str:
+    """An instance whose group is closed, with one job that has succeeded."""
+    stored = Association(adapter, add_ae_title(adapter)).store(make_instance())
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+    change(adapter, jobs, state="succeeded", updated_at=0)
+    return stored
+
+
+def change(adapter: Adapter, table: Any, **values: Any) -> None:
+    """Write to every row of a table."""
+    with adapter.ledger.write() as connection:
+        connection.execute(table.update().values(**values))
+
+
+def add_export(adapter: Adapter, **values: Any) -> None:
+    """Give the job a task with one export."""
+    (job,) = rows(adapter, jobs)
+    with adapter.ledger.write() as connection:
+        connection.execute(
+            tasks.insert().values(
+                id="t", job_id=job.id, agent="A", remote=False, report="none", created_at=0
+            )
+        )
+        connection.execute(
+            exports.insert().values(
+                {
+                    "id": "e",
+                    "task_id": "t",
+                    "destination": "PACS",
+                    "state": "succeeded",
+                    "priority": 2,
+                    "due_at": 0,
+                    "failed": False,
+                    "created_at": 0,
+                    "updated_at": 0,
+                    **values,
+                }
+            )
+        )
+
+
+def test_a_finished_groups_files_go(adapter: Adapter, work: Work, arrival: str) -> None:
+    """When every job and export has ended well, the instances and results are deleted."""
+    add_export(adapter)
+    (job,) = rows(adapter, jobs)
+    adapter.spool.result_folder(job.id).mkdir()
+    path = adapter.spool.instance_path(arrival)
+    assert path.exists()
+
+    assert reclamation.run(work)["groups"] == 1
+
+    assert not path.exists()
+    assert not adapter.spool.result_folder(job.id).exists()
+    assert rows(adapter, groups)[0].state == "reclaimed"
+    assert rows(adapter, arrivals)[0].deleted_at is not None
+    assert reclamation.run(work)["groups"] == 0
+
+
+@pytest.mark.parametrize(
+    "state", ["queued", "created", "described", "uploaded", "started", "parked"]
+)
+def test_a_job_that_is_not_over_keeps_its_files(
+    adapter: Adapter, work: Work, arrival: str, state: str
+) -> None:
+    """Nothing is deleted while a job may still need it, or an operator may retry it."""
+    change(adapter, jobs, state=state)
+
+    assert reclamation.run(work)["groups"] == 0
+    assert adapter.spool.instance_path(arrival).exists()
+
+
+@pytest.mark.parametrize("state", ["pending", "sending", "partial", "parked"])
+def test_an_export_that_is_not_over_keeps_its_files(
+    adapter: Adapter, work: Work, arrival: str, state: str
+) -> None:
+    """Partial and parked exports are never reclaimed by themselves."""
+    add_export(adapter, state=state)
+
+    assert reclamation.run(work)["groups"] == 0
+    assert adapter.spool.instance_path(arrival).exists()
+
+
+def test_an_unreported_task_keeps_its_files(adapter: Adapter, work: Work, arrival: str) -> None:
+    """A task whose answer the Results Service has not taken yet is not over."""
+    add_export(adapter)
+    change(adapter, tasks, report="due")
+
+    assert reclamation.run(work)["groups"] == 0
+    assert adapter.spool.instance_path(arrival).exists()
+
+
+def test_a_lease_keeps_files(adapter: Adapter, work: Work, arrival: str) -> None:
+    """A row that a worker holds is not over, whatever its state says."""
+    change(adapter, jobs, lease_token="x")
+
+    assert reclamation.run(work)["groups"] == 0
+    assert adapter.spool.instance_path(arrival).exists()
+
+
+def test_a_group_without_jobs_is_never_reclaimed(
+    adapter: Adapter, work: Work, arrival: str
+) -> None:
+    """A closed group that has no job is a fault to look at, not space to win."""
+    with adapter.ledger.write() as connection:
+        connection.execute(jobs.delete())
+
+    assert reclamation.run(work)["groups"] == 0
+    assert adapter.spool.instance_path(arrival).exists()
+
+
+def test_retention_is_waited_for(settings: Settings, adapter: Adapter, arrival: str) -> None:
+    """Files outlive their use by the retention."""
+    change(adapter, jobs, updated_at=adapter.ledger.now())
+    storage = settings.storage.model_copy(update={"retention_seconds": 100.0})
+    patient = Adapter(
+        settings.model_copy(update={"storage": storage}), adapter.spool, adapter.ledger
+    )
+
+    assert reclamation.run(make_work(patient))["groups"] == 0
+    change(adapter, jobs, updated_at=adapter.ledger.now() - 101)
+    assert reclamation.run(make_work(patient))["groups"] == 1
+
+
+def test_an_interrupted_reclamation_is_finished(adapter: Adapter, work: Work, arrival: str) -> None:
+    """A group whose reclaimer died is reclaimed by the next, files half gone or not."""
+    change(adapter, groups, state="reclaiming", lease_token="dead", lease_until=0)
+    adapter.spool.instance_path(arrival).unlink()
+
+    assert reclamation.run(work)["groups"] == 1
+    assert rows(adapter, groups)[0].state == "reclaimed"
+
+
+def test_unwanted_files_go_at_once(adapter: Adapter, work: Work) -> None:
+    """A duplicate's file is deleted, its row stays to be counted."""
+    version = add_ae_title(adapter)
+    ds = make_instance()
+    Association(adapter, version).store(ds)
+    second = Association(adapter, version).store(ds)
+    notification.run(work)
+
+    assert reclamation.run(work)["unwanted"] == 1
+    assert not adapter.spool.instance_path(second).exists()
+    assert rows(adapter, arrivals, arrivals.c.id == second)[0].deleted_at is not None
+
+
+def test_an_unfinished_file_goes_when_it_is_stale(adapter: Adapter, work: Work) -> None:
+    """The temporary file of a receiver that died is swept, a fresh one is left alone."""
+    fresh, old = adapter.spool.receive("aaaaaaaaaaaa"), adapter.spool.receive("aaaaaaaaaaaa")
+    old_path: Path = old._path
+    os.utime(old_path, (0, 0))
+
+    assert reclamation.run(work)["stale"] == 1
+    assert not old_path.exists()
+    fresh.discard()
+
+
+def test_a_file_that_lost_its_row_is_registered_anew(adapter: Adapter, work: Work) -> None:
+    """The sweep gives an instance without a row back to notification."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(make_instance(), received_at=adapter.ledger.now() - 1000)
+    notification.run(work)
+    with adapter.ledger.write() as connection:
+        connection.execute(arrivals.delete())
+
+    reclamation.run(work)
+
+    assert notification.run(work) == {"registered": 1}
+
+
+def test_rows_outlive_their_files_and_are_then_forgotten(
+    adapter: Adapter, work: Work, arrival: str
+) -> None:
+    """Rows of a reclaimed group stay for `historyDays`, then they go."""
+    reclamation.run(work)
+    change(adapter, groups, reclaimed_at=adapter.ledger.now() - 89 * 86400)
+    with adapter.ledger.write() as connection:
+        connection.execute(sweep_again())
+    reclamation.run(work)
+    assert len(rows(adapter, arrivals)) == 1
+
+    change(adapter, groups, reclaimed_at=adapter.ledger.now() - 91 * 86400)
+    with adapter.ledger.write() as connection:
+        connection.execute(sweep_again())
+    reclamation.run(work)
+    assert rows(adapter, arrivals) == rows(adapter, groups) == rows(adapter, jobs) == []
+
+
+def sweep_again() -> Any:
+    """Return the statement that makes housekeeping due."""
+    return meta.update().where(meta.c.name == "housekept").values(value="0")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Celery application of the workers: ``celery -A workers worker -Q export``.
+
+Each stage of the road is one task, named like its queue.  A bell says nothing but "look": the task
+takes what is due in the ledger until there is no more.  Every worker also ticks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+from sqlalchemy.exc import OperationalError
+
+from adapter import heartbeat, log
+from adapter.core import open_adapter
+from adapter.errors import LeaseLost
+from adapter.road import EXPORT, STAGES, Bells, Tick, make_app
+from adapter.settings import Settings, load
+from workers import export, grouping, notification, pipeline, reclamation, submission
+from workers.stage import Work
+
+logger = log.get_logger(__name__)
+
+#: What each stage does, in road order.
+RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
+    zip(
+        STAGES,
+        (
+            notification.run,
+            grouping.run,
+            submission.run,
+            pipeline.run,
+            export.run,
+            reclamation.run,
+        ),
+        strict=True,
+    )
+)
+
+_stopping = threading.Event()
+
+
+@cache
+def settings() -> Settings:
+    """Return the settings of the adapter that the environment names."""
+    return load()
+
+
+@cache
+def work() -> Work:
+    """Return what the stages of this process work with."""
+    adapter = open_adapter(settings())
+    return Work(adapter, Bells(app), _stopping)
+
+
+def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -> None:
+    @app.task(name=stage)
+    def answer_bell() -> dict[str, Any]:
+        """Take what is due until there is no more."""
+        try:
+            done = run(work())
+        except (LeaseLost, OperationalError) as error:
+            # Somebody else has it, or the ledger is away: the tick rings again.
+            logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
+            return {}
+        if any(done.values()):
+            logger.info(stage, **done)
+        return done
+
+
+app = make_app(settings())
+for _stage, _run in RUNS.items():
+    _add_stage(app, _stage, _run)
+
+
+class Beside:
+    """What runs beside the tasks of a worker: its tick, its heartbeat, and its polls.
+
+    Parameters
+    ----------
+    name : str
+        The worker's name.
+    stages : list of str
+        The stages whose queues it consumes.
+    """
+
+    def __init__(self, name: str, stages: list[str]) -> None:
+        self._facts = {"worker": name, "stages": stages}
+        self._tick = Tick(work().adapter, work().bells, also=self._beat)
+        self._poller = (
+            export.Poller(work()) if EXPORT in stages and export.polls(settings()) else None
+        )
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._beat()
+        self._tick.start()
+        if self._poller is not None:
+            self._poller.start()
+
+    def stop(self) -> None:
+        """Stop the threads."""
+        if self._poller is not None:
+            self._poller.stop()
+        self._tick.stop()
+        heartbeat.remove(work().adapter.spool, "worker")
+
+    def _beat(self) -> None:
+        heartbeat.write(work().adapter.spool, "worker", **self._facts)
+
+
+_beside: list[Beside] = []
+
+
+@setup_logging.connect
+def _log(**_: Any) -> None:
+    log.configure()
+
+
+@worker_ready.connect
+def _start(sender: Any, **_: Any) -> None:
+    stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
+    beside = Beside(sender.hostname, stages)
+    _beside.append(beside)
+    beside.start()
+
+
+@worker_shutting_down.connect
+def _stop_taking(**_: Any) -> None:
+    _stopping.set()
+
+
+@worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    for beside in _beside:
+        beside.stop()
+    work().headers.close()
+    work().adapter.close()

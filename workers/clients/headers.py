@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads headers in a child process, so that hostile bytes kill the child and nobody else.
+
+The child (``python -m workers.clients.headers``) answers each line it is given with a line of
+JSON.  It has a bounded address space, its parent has a clock, and it ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import resource
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from adapter.dicom import HeaderLimits, read_header
+from adapter.errors import NotYetVisible, UnreadableInstance
+from adapter.models import Instance
+from adapter.settings import Notification
+
+#: Tries of one header before its file is given up: a child may also die of somebody else's doing.
+TRIES = 3
+
+#: Bytes a second at which a file is hashed at the very least; large files get time for it.
+_SLOWEST = 10_000_000
+
+
+class HeaderReader:
+    """One child process that reads headers.
+
+    Parameters
+    ----------
+    limits : Notification
+        The settings' limits.
+    """
+
+    def __init__(self, limits: Notification) -> None:
+        self._limits = limits
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def read(self, path: Path, tags: Sequence[int]) -> Instance:
+        """Return the header of a file.
+
+        Raises
+        ------
+        UnreadableInstance
+            If it cannot be read within the limits, or reading it killed the child three times.
+        NotYetVisible
+            If the file is not there.
+        """
+        try:
+            seconds = self._limits.header_seconds + path.stat().st_size / _SLOWEST
+        except FileNotFoundError:
+            raise NotYetVisible("an acknowledged file is not visible (yet)") from None
+        request = json.dumps({"path": str(path), "tags": list(tags)}).encode() + b"\n"
+        failure = ""
+        for _ in range(TRIES):
+            answer, failure = self._ask(request, seconds)
+            if answer is not None:
+                return _instance(answer)
+        raise UnreadableInstance(f"reading the header {failure}", "reader-died")
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+    def _ask(self, request: bytes, seconds: float) -> tuple[bytes | None, str]:
+        child = self._child or self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(request)
+            child.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(child.stdout, selectors.EVENT_READ)
+                if not selector.select(seconds):
+                    self.close()
+                    return None, f"took more than {seconds:.0f} s"
+            answer = child.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer.endswith(b"\n"):
+            self.close()
+            return None, "killed its reader"
+        return answer, ""
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        limits = {
+            "depth": self._limits.header_depth,
+            "inflated_bytes": self._limits.header_inflated_mb * 1_000_000,
+            "memory_bytes": self._limits.header_memory_mb * 1_000_000,
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "workers.clients.headers", json.dumps(limits)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a traceback could quote patient data
+            start_new_session=True,  # a Ctrl-C in the terminal is for the worker
+            cwd=Path(__file__).parents[2],
+        )
+        return self._child
+
+
+class HeaderReaders:
+    """As many header readers as run at once, reused.
+
+    Parameters
+    ----------
+    limits : Notification
+        The settings' limits.
+    """
+
+    def __init__(self, limits: Notification) -> None:
+        self._limits = limits
+        self._idle: queue.LifoQueue[HeaderReader] = queue.LifoQueue()
+
+    @contextmanager
+    def borrow(self) -> Iterator[HeaderReader]:
+        """Give a reader that nobody else uses meanwhile."""
+        try:
+            reader = self._idle.get_nowait()
+        except queue.Empty:
+            reader = HeaderReader(self._limits)
+        try:
+            yield reader
+        finally:
+            self._idle.put(reader)
+
+    def close(self) -> None:
+        """End all idle readers."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+
+
+def _instance(answer: bytes) -> Instance:
+    document = json.loads(answer)
+    if "missing" in document:
+        raise NotYetVisible("an acknowledged file is not visible (yet)")
+    if "unreadable" in document:
+        message, code = document["unreadable"]
+        raise UnreadableInstance(message, code)
+    fields = document["instance"]
+    fields["values"] = {int(tag): value for tag, value in fields["values"].items()}
+    return Instance(**fields)
+
+
+def _answer(line: bytes, limits: HeaderLimits) -> dict[str, object]:
+    request = json.loads(line)
+    try:
+        instance = read_header(Path(request["path"]), request["tags"], limits)
+    except UnreadableInstance as error:
+        return {"unreadable": [str(error), error.code]}
+    except FileNotFoundError:
+        return {"missing": True}
+    return {"instance": asdict(instance)}
+
+
+def main() -> None:
+    """Answer until the parent closes our standard input."""
+    limits = json.loads(sys.argv[1])
+    memory = limits.pop("memory_bytes")
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bounds = HeaderLimits(**limits)
+    bounds.limit_depth()
+    for line in sys.stdin.buffer:
+        answer = json.dumps(_answer(line, bounds))
+        sys.stdout.buffer.write(answer.encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

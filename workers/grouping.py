@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouping: closes groups whose quiet time has passed, and creates their jobs with them.
+
+A group closes when (a) its quiet time has passed and (b) nothing for its AE title that was received
+before that moment still waits in incoming/.  Its maximum wait closes it regardless.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapter.core import Adapter
+from adapter.ledger import groups
+from adapter.ledger.configuration import ae_title_version, versions_of_same_title
+from adapter.ledger.groups import MAXIMUM_WAIT, QUIET
+from adapter.ledger.leases import Lease
+from adapter.processors.registry import create_processor
+from adapter.road import SUBMISSION
+from workers.stage import Work
+
+
+def run(work: Work) -> dict[str, Any]:
+    """Close every group that is due."""
+    closed = jobs = 0
+    adapter = work.adapter
+    while not work.stopping.is_set():
+        claimed = groups.claim_due(adapter.ledger, adapter.settings.workers.lease_seconds)
+        if claimed is None:
+            break
+        created = close_or_hold(adapter, *claimed)
+        if created:
+            closed += 1
+            jobs += len(created)
+            work.bells.ring(SUBMISSION)
+    return {"closed": closed, "jobs": jobs}
+
+
+def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
+    """Close a leased group if nothing holds it open, and return the jobs that it became."""
+    ledger = adapter.ledger
+    with ledger.read() as connection:
+        ae_title = ae_title_version(connection, group.version)
+        same_title = versions_of_same_title(connection, group.version)
+    assert ae_title is not None, "groups.version refers to an AE title's version"
+    reason = MAXIMUM_WAIT if group.maximum_at <= ledger.now() else QUIET
+    if reason == QUIET and any(
+        arrival.version in same_title and arrival.received_at <= group.due_at
+        for arrival in adapter.spool.list_incoming()
+    ):
+        groups.hold_open(ledger, lease, group.id)
+        return []
+    requests = [
+        (request.pipeline, request.pipeline_id, request.priority, request.retry_delay)
+        for request in create_processor(ae_title).jobs()
+    ]
+    return groups.close(ledger, lease, group.id, requests, reason=reason)
