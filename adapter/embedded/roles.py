@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roles of one machine: what each is started as, and how it is seen to be ready.
+
+The commands are those that run the same role alone (`dicom-adapter scp` and so on).
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+
+from adapter import heartbeat, road
+from adapter.embedded import broker
+from adapter.settings import Settings
+from adapter.spool import Spool
+
+#: How much the rest of the road steps back for the SCP (nice(2)).
+BACKGROUND = 5
+REDIS = "redis"
+#: The stages whose work is short, run by one process together.
+SHORT_STAGES = (road.NOTIFICATION, road.GROUPING, road.SUBMISSION, road.RECLAMATION)
+
+#: Open work gets this long when everything is stopped: together less than 30 s (Redis: 2 s).
+_SCP_STOP_SECONDS = 6.0
+_WORKER_STOP_SECONDS = 18.0
+
+_TRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Role:
+    """One child process of the supervisor.
+
+    Attributes
+    ----------
+    command : sequence of str
+        Program (its full path) and arguments.
+    ready : callable
+        Tells, given its process id, whether the role does its work; asked again until it does.
+    stop_turn : int
+        Roles of a smaller number are stopped, and waited for, before those of a greater one.
+    stop_seconds : float
+        Seconds between SIGTERM and SIGKILL.
+    nice : int
+        Added to the niceness of the supervisor.
+    environment : mapping
+        Added to the environment of the supervisor.
+    unready : callable, optional
+        Called when a process ended that had not become ready.
+    """
+
+    name: str
+    command: Sequence[str]
+    ready: Callable[[int], bool]
+    stop_turn: int = 1
+    stop_seconds: float = 5.0
+    nice: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    unready: Callable[[], None] | None = None
+
+
+def own_command(*arguments: str) -> list[str]:
+    """Return the command that runs `dicom-adapter` with these arguments."""
+    return [sys.executable, "-m", "adapter.cli", *arguments]
+
+
+def worker_command(stages: Sequence[str], concurrency: int, name: str) -> list[str]:
+    """Return the command of a worker for some stages."""
+    return [
+        *(sys.executable, "-m", "celery", "-A", "workers", "worker"),
+        *("--queues", ",".join(stages), "--concurrency", str(concurrency)),
+        *("--hostname", f"{name}@%h", "--pool", "threads", "--loglevel", "WARNING"),
+        *("--without-gossip", "--without-mingle"),
+    ]
+
+
+def concurrency(settings: Settings, stages: Sequence[str]) -> int:
+    """Return how many bells a worker for these stages answers at once, by the settings."""
+    numbers = {
+        road.PIPELINE: settings.workers.pipeline_concurrency,
+        road.EXPORT: settings.dicom.scu.maximum_number_of_associations,
+    }
+    short = any(stage not in numbers for stage in stages)
+    wanted = [numbers[stage] for stage in stages if stage in numbers]
+    return sum(wanted) + (settings.workers.short_concurrency if short else 0)
+
+
+def flower_password_file(settings: Settings) -> Path:
+    """Return the file that holds Flower's password."""
+    return settings.data / "flower.password"
+
+
+def flower_command() -> list[str]:
+    """Return the command of Flower."""
+    return [sys.executable, "-m", "celery", "-A", "workers", "flower"]
+
+
+def flower_environment(settings: Settings) -> dict[str, str]:
+    """Return how Flower is configured; its password must not stand among its arguments."""
+    flower = settings.flower
+    return {
+        "FLOWER_ADDRESS": flower.host,
+        "FLOWER_PORT": str(flower.port),
+        "FLOWER_BASIC_AUTH": f"{flower.user}:{broker.secret(flower_password_file(settings))}",
+    }
+
+
+def redis_role(settings: Settings) -> Role:
+    """Return our own Redis."""
+    return Role(
+        REDIS,
+        [str(broker.find_server()), str(broker.prepare(settings))],
+        lambda _pid: broker.is_ready(settings),
+        stop_turn=2,
+        stop_seconds=2.0,
+        unready=partial(broker.start_empty, settings),
+    )
+
+
+def roles(settings: Settings) -> list[Role]:
+    """Return the roles of the road on one machine, Redis apart."""
+    workers = {"short": SHORT_STAGES, "pipeline": (road.PIPELINE,), "export": (road.EXPORT,)}
+    found = [
+        Role(
+            "scp",
+            own_command("scp"),
+            partial(_accepts, settings.dicom.scp.host, settings.dicom.scp.port),
+            stop_turn=0,
+            stop_seconds=_SCP_STOP_SECONDS + 1,
+            environment=_patience(settings, _SCP_STOP_SECONDS),
+        )
+    ]
+    found += [
+        Role(
+            name,
+            worker_command(stages, concurrency(settings, stages), name),
+            partial(_beats, Spool(settings.spool_path)),
+            stop_seconds=_WORKER_STOP_SECONDS + 1,
+            nice=BACKGROUND,
+            environment=_patience(settings, _WORKER_STOP_SECONDS),
+        )
+        for name, stages in workers.items()
+    ]
+    api, flower = settings.api, settings.flower
+    found.append(
+        Role(
+            "api",
+            own_command("api"),
+            partial(_serves, api.host, api.port, "/health/live"),
+            nice=BACKGROUND,
+        )
+    )
+    if flower.enabled:
+        found.append(
+            Role(
+                "flower",
+                flower_command(),
+                partial(_serves, flower.host, flower.port, "/healthcheck"),
+                nice=BACKGROUND,
+                environment=flower_environment(settings),
+            )
+        )
+    return found
+
+
+def _patience(settings: Settings, seconds: float) -> dict[str, str]:
+    """Return the environment that shortens how long a role waits for its open work."""
+    seconds = min(seconds, settings.workers.stop_seconds)
+    return {"DICOMADAPTER__WORKERS__STOP_SECONDS": str(seconds)}
+
+
+def local(host: str) -> str:
+    """Return the address by which a role that listens on `host` is reached from this machine."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _accepts(host: str, port: int, _pid: int) -> bool:
+    try:
+        socket.create_connection((local(host), port), timeout=_TRY_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _serves(host: str, port: int, path: str, _pid: int) -> bool:
+    connection = http.client.HTTPConnection(local(host), port, timeout=_TRY_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _beats(spool: Spool, pid: int) -> bool:
+    return any(
+        beat.get("pid") == pid and beat["age"] < heartbeat.SILENCE_SECONDS
+        for beat in heartbeat.read_all(spool)
+    )
