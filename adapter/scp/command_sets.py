@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command sets: group 0000, always in Implicit VR Little Endian (PS3.7 section 6.3.1).
+
+Only the encoding and the numbers are here; what a command set asks for is ``adapter.scp.dimse``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from struct import Struct
+
+# Command fields (PS3.7 Annex E.1).
+C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0FFF
+RESPONSE = 0x8000
+
+# Elements of group 0000 (PS3.7 section 9.3, Annex E.1).
+AFFECTED_SOP_CLASS_UID = 0x0002
+COMMAND_FIELD = 0x0100
+MESSAGE_ID = 0x0110
+MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+COMMAND_DATA_SET_TYPE = 0x0800
+STATUS = 0x0900
+ERROR_COMMENT = 0x0902
+AFFECTED_SOP_INSTANCE_UID = 0x1000
+
+NO_DATA_SET = 0x0101
+
+# Statuses (PS3.7 Annex C; PS3.4 Table B.2-1).
+SUCCESS = 0x0000
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+UNRECOGNIZED_OPERATION = 0x0211
+MISTYPED_ARGUMENT = 0x0212
+DOES_NOT_MATCH_SOP_CLASS = 0xA900
+
+_ELEMENT = Struct("<HHI")
+_US = Struct("<H")
+_UL = Struct("<I")
+
+
+class UnreadableCommand(ValueError):
+    """Bytes that are no command set."""
+
+
+def decode_command(encoded: bytes) -> dict[int, bytes]:
+    """Return the values of a command set by element number.
+
+    It is encoded in Implicit VR Little Endian, whatever the context (PS3.7 section 6.3.1).
+
+    Raises
+    ------
+    UnreadableCommand
+        If it is not.
+    """
+    elements: dict[int, bytes] = {}
+    at = 0
+    while at < len(encoded):
+        if at + _ELEMENT.size > len(encoded):
+            break
+        group, number, length = _ELEMENT.unpack_from(encoded, at)
+        at += _ELEMENT.size
+        if group or at + length > len(encoded):
+            break
+        elements[number] = encoded[at : at + length]
+        at += length
+    else:
+        return elements
+    raise UnreadableCommand("not a command set")
+
+
+def encode_command(elements: Mapping[int, bytes]) -> bytes:
+    """Return a command set in Implicit VR Little Endian, with its group length."""
+    body = b"".join(
+        _ELEMENT.pack(0, number, len(value)) + value for number, value in sorted(elements.items())
+    )
+    return _ELEMENT.pack(0, 0, _UL.size) + _UL.pack(len(body)) + body
+
+
+def number(elements: Mapping[int, bytes], element: int) -> int | None:
+    """Return the value of an element of VR US, or None if there is none."""
+    value = elements.get(element, b"")
+    return None if len(value) != _US.size else int(_US.unpack(value)[0])
+
+
+def us(value: int) -> bytes:
+    """Return a value of VR US."""
+    return _US.pack(value)
+
+
+def padded(text: str, padding: bytes) -> bytes:
+    """Return text as a value of even length; what is not ASCII is replaced."""
+    value = text.encode("ascii", "replace")
+    return value + padding * (len(value) % 2)

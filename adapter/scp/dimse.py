@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DIMSE, as far as C-ECHO and C-STORE need it: fragments in, requests out; responses encoded.
+
+::
+
+    idle --command fragments--> command set whole --no data set--> idle
+                                     |
+                                     +--data set follows--> data fragments --last--> idle
+
+An association carries one message at a time (asynchronous window 1/1), so one reader serves all its
+presentation contexts.  No sockets, files, clocks or threads; the data set is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from adapter.dicom import VERIFICATION
+from adapter.models import check_uid
+from adapter.scp.command_sets import (
+    AFFECTED_SOP_CLASS_UID,
+    AFFECTED_SOP_INSTANCE_UID,
+    C_CANCEL_RQ,
+    C_ECHO_RQ,
+    C_STORE_RQ,
+    COMMAND_DATA_SET_TYPE,
+    COMMAND_FIELD,
+    DOES_NOT_MATCH_SOP_CLASS,
+    ERROR_COMMENT,
+    MESSAGE_ID,
+    MESSAGE_ID_BEING_RESPONDED_TO,
+    MISTYPED_ARGUMENT,
+    NO_DATA_SET,
+    RESPONSE,
+    SOP_CLASS_NOT_SUPPORTED,
+    STATUS,
+    SUCCESS,
+    UNRECOGNIZED_OPERATION,
+    UnreadableCommand,
+    decode_command,
+    encode_command,
+    number,
+    padded,
+    us,
+)
+from adapter.scp.upper_layer import (
+    INVALID_PARAMETER,
+    NO_REASON,
+    SERVICE_PROVIDER,
+    SERVICE_USER,
+    UNEXPECTED_PDU,
+    Fragment,
+)
+
+#: The longest UID (PS3.5 section 9.1).
+_UID_LENGTH = 64
+
+
+class ProtocolViolation(Exception):
+    """What the peer sent has no answer but A-ABORT.
+
+    Parameters
+    ----------
+    source, reason : int
+        Of the A-ABORT (PS3.8 section 9.3.8).
+    cause : str
+        A word for it, for log and events.
+    """
+
+    def __init__(self, source: int, reason: int, cause: str) -> None:
+        super().__init__(cause)
+        self.source, self.reason, self.cause = source, reason, cause
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A C-ECHO request."""
+
+    context_id: int
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A C-STORE request; its data set follows."""
+
+    context_id: int
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that its command set alone condemns; a data set that follows is to be dropped."""
+
+    context_id: int
+    message_id: int
+    command_field: int
+    status: int
+    cause: str
+    data_set_follows: bool
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A piece of the data set that the last request announced."""
+
+    data: memoryview
+    last: bool
+
+
+Message: TypeAlias = Echo | Store | Refused | DataSet
+
+
+class MessageReader:
+    """Reads the messages of one association.
+
+    Parameters
+    ----------
+    contexts : mapping of int to str
+        The abstract syntax of each accepted presentation context.
+    storage_classes : collection of str
+        Every SOP class that is stored.
+    command_bytes : int, optional
+        The longest command set that is read.
+    """
+
+    def __init__(
+        self,
+        contexts: Mapping[int, str],
+        storage_classes: Collection[str],
+        command_bytes: int = 65_536,
+    ) -> None:
+        self._contexts = contexts
+        self._storage_classes = storage_classes
+        self._command_bytes = command_bytes
+        self._command = bytearray()
+        self._context_id: int | None = None  # of the message on its way
+        self._in_data_set = False
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message has begun and is not here in full."""
+        return self._context_id is not None
+
+    def read(self, fragment: Fragment) -> Message | None:
+        """Return what a fragment means, if it completes something.
+
+        Raises
+        ------
+        ProtocolViolation
+            If it may not come here, or the command set it ends cannot be read.
+        """
+        context_id, command, last, data = fragment
+        if self._in_data_set and not command and context_id == self._context_id:
+            if last:
+                self._in_data_set, self._context_id = False, None
+            return DataSet(data, last)
+        if context_id not in self._contexts:
+            raise ProtocolViolation(SERVICE_USER, NO_REASON, "context-not-accepted")
+        if not command or self._in_data_set or self._context_id not in {None, context_id}:
+            raise ProtocolViolation(SERVICE_PROVIDER, UNEXPECTED_PDU, "unexpected-fragment")
+        if len(self._command) + len(data) > self._command_bytes:
+            raise ProtocolViolation(SERVICE_PROVIDER, INVALID_PARAMETER, "command-set-too-long")
+        self._context_id = context_id
+        self._command += data
+        if not last:
+            return None
+        try:
+            elements = decode_command(bytes(self._command))
+        except UnreadableCommand:
+            raise ProtocolViolation(SERVICE_USER, NO_REASON, "unreadable-command") from None
+        self._command.clear()
+        message = self._judge(context_id, elements)
+        self._in_data_set = isinstance(message, Store) or (
+            isinstance(message, Refused) and message.data_set_follows
+        )
+        if not self._in_data_set:
+            self._context_id = None
+        return message
+
+    def _judge(self, context_id: int, elements: Mapping[int, bytes]) -> Message | None:
+        field = number(elements, COMMAND_FIELD)
+        if field == C_CANCEL_RQ:
+            return None  # there is nothing to cancel, and it has no response (PS3.7 9.3.2.3)
+        message_id = number(elements, MESSAGE_ID)
+        if field is None or message_id is None or field & RESPONSE:
+            raise ProtocolViolation(SERVICE_USER, NO_REASON, "command-without-answer")
+        follows = number(elements, COMMAND_DATA_SET_TYPE) not in {None, NO_DATA_SET}
+        abstract_syntax = self._contexts[context_id]
+        if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not follows:
+            return Echo(context_id, message_id)
+        sop_class = _uid(elements, AFFECTED_SOP_CLASS_UID)
+        sop_instance = _uid(elements, AFFECTED_SOP_INSTANCE_UID)
+        if field != C_STORE_RQ:
+            found = UNRECOGNIZED_OPERATION, "unrecognized-operation"
+        elif not follows or sop_class is None or sop_instance is None:
+            found = MISTYPED_ARGUMENT, "incomplete-command"
+        elif not sop_class or not sop_instance:
+            found = DOES_NOT_MATCH_SOP_CLASS, "invalid-uid"
+        elif sop_class not in self._storage_classes:
+            found = SOP_CLASS_NOT_SUPPORTED, "sop-class-not-supported"
+        elif sop_class != abstract_syntax:
+            found = DOES_NOT_MATCH_SOP_CLASS, "sop-class-of-another-context"
+        else:
+            return Store(context_id, message_id, sop_class, sop_instance)
+        return Refused(
+            context_id, message_id, field, *found, follows, sop_class or "", sop_instance or ""
+        )
+
+
+def _uid(elements: Mapping[int, bytes], element: int) -> str | None:
+    """Return a UID without its padding: nothing if it is malformed, None if it is missing."""
+    value = elements.get(element)
+    if value is None:
+        return None
+    text = value.decode("latin-1").rstrip("\0 ")
+    if not 0 < len(text) <= _UID_LENGTH:
+        raise ProtocolViolation(SERVICE_USER, NO_REASON, "uid-length")
+    try:
+        return check_uid(text)
+    except ValueError:
+        return ""
+
+
+def encode_response(
+    request: Echo | Store | Refused, status: int = SUCCESS, comment: str = ""
+) -> bytes:
+    """Return the command set of the response to a request (PS3.7 sections 9.3.1.2, 9.3.5.2).
+
+    Parameters
+    ----------
+    request : Echo, Store or Refused
+        What is answered.
+    status : int, optional
+        The status (0000,0900).
+    comment : str, optional
+        ASCII for the error comment (0000,0902), which holds at most 64 characters.
+    """
+    sop_class, sop_instance, field = VERIFICATION, "", C_ECHO_RQ
+    if isinstance(request, Store):
+        field = C_STORE_RQ
+    elif isinstance(request, Refused):
+        field = request.command_field
+    if not isinstance(request, Echo):
+        sop_class, sop_instance = request.sop_class_uid, request.sop_instance_uid
+    elements = {
+        COMMAND_FIELD: us(field | RESPONSE),
+        MESSAGE_ID_BEING_RESPONDED_TO: us(request.message_id),
+        COMMAND_DATA_SET_TYPE: us(NO_DATA_SET),
+        STATUS: us(status),
+    }
+    if sop_class:
+        elements[AFFECTED_SOP_CLASS_UID] = padded(sop_class, b"\0")
+    if sop_instance:
+        elements[AFFECTED_SOP_INSTANCE_UID] = padded(sop_instance, b"\0")
+    if comment:
+        elements[ERROR_COMMENT] = padded(comment[:64], b" ")
+    return encode_command(elements)

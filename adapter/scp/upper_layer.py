@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The upper layer, as the side that is called: bytes in; indications and bytes out.
+
+No sockets, files, clocks or threads.  The states and actions are those of PS3.8 section 9.2, in the
+table below; this side never asks for an association and never asks to release one, so the rest of
+the Standard's table cannot be reached.
+
+::
+
+    Sta2 --A-ASSOCIATE-RQ--> Sta3 --accept--> Sta6 --A-RELEASE-RQ--> Sta8 --release--> Sta13
+      |                        +----reject----------------------------------------------^
+      +-- anything else, and any violation in any state: A-ABORT ------------------------^
+                                                                    Sta13 --closed--> Sta1
+
+P-DATA-TF is never assembled: what has come of a fragment is handed on as a view of the bytes that
+were received, before the rest of its PDU is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from struct import Struct
+from typing import NamedTuple, TypeAlias
+
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+
+from adapter.scp import pdus
+
+#: The longest P-DATA-TF we send to a peer that sets no limit.
+UNLIMITED = 131_072
+
+
+class State(Enum):
+    """States of an association (PS3.8 section 9.2.1)."""
+
+    STA1 = "idle"
+    STA2 = "awaiting A-ASSOCIATE-RQ"
+    STA3 = "awaiting the local answer"
+    STA6 = "established"
+    STA8 = "awaiting the local A-RELEASE response"
+    STA13 = "awaiting the close of the connection"
+
+
+class Received(Enum):
+    """What the peer or the transport can do (the events of PS3.8 section 9.2.2)."""
+
+    REQUEST = auto()
+    DATA = auto()
+    RELEASE = auto()
+    ABORT = auto()
+    UNEXPECTED = auto()  #: a PDU that only a requestor may be sent
+    UNRECOGNIZED = auto()  #: a PDU of no known type
+    INVALID = auto()  #: a PDU with an impossible length or content
+    CLOSED = auto()
+
+
+class Action(Enum):
+    """Actions (PS3.8 section 9.2.3), by the state they lead to."""
+
+    AE_6 = ("A-ASSOCIATE indication", State.STA3)
+    DT_2 = ("P-DATA indication", State.STA6)
+    AR_2 = ("A-RELEASE indication", State.STA8)
+    AA_1 = ("send A-ABORT as the user", State.STA13)
+    AA_2 = ("close the connection", State.STA1)
+    AA_3 = ("A-ABORT indication, close the connection", State.STA1)
+    AA_4 = ("A-P-ABORT indication", State.STA1)
+    AA_5 = ("stop ARTIM", State.STA1)
+    AA_8 = ("send A-ABORT as the provider", State.STA13)
+    AR_5 = ("stop ARTIM, closed", State.STA1)
+
+
+def _row(others: Action, **actions: Action) -> dict[Received, Action]:
+    return {event: actions.get(event.name.lower(), others) for event in Received}
+
+
+#: What is done with what is received (PS3.8 Table 9-10).  In Sta13 bytes are thrown away unread.
+TABLE: dict[State, dict[Received, Action]] = {
+    State.STA2: _row(Action.AA_1, request=Action.AE_6, abort=Action.AA_2, closed=Action.AA_5),
+    State.STA3: _row(Action.AA_8, abort=Action.AA_3, closed=Action.AA_4),
+    State.STA6: _row(
+        Action.AA_8, data=Action.DT_2, release=Action.AR_2, abort=Action.AA_3, closed=Action.AA_4
+    ),
+    State.STA8: _row(Action.AA_8, abort=Action.AA_3, closed=Action.AA_4),
+    State.STA13: _row(Action.AA_2, closed=Action.AR_5),
+}
+
+_KINDS = {
+    pdus.ASSOCIATE_RQ: Received.REQUEST,
+    pdus.ASSOCIATE_AC: Received.UNEXPECTED,
+    pdus.ASSOCIATE_RJ: Received.UNEXPECTED,
+    pdus.P_DATA_TF: Received.DATA,
+    pdus.RELEASE_RQ: Received.RELEASE,
+    pdus.RELEASE_RP: Received.UNEXPECTED,
+    pdus.ABORT: Received.ABORT,
+}
+
+#: Reasons of an A-ABORT by the provider (PS3.8 Table 9-26).
+NO_REASON, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0, 1, 2, 6
+#: Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21).
+PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)
+SERVICE_USER, SERVICE_PROVIDER = 0, 2
+_REASONS = {Received.UNRECOGNIZED: UNRECOGNIZED_PDU, Received.INVALID: INVALID_PARAMETER}
+
+
+class Requested(NamedTuple):
+    """The peer asks for an association: answer with `accept` or `reject`."""
+
+    request: A_ASSOCIATE_RQ
+
+
+class Fragment(NamedTuple):
+    """A piece of a message, as far as it has come; `data` is valid until the next `receive`."""
+
+    context_id: int
+    command: bool  #: of the command set, else of the data set
+    last: bool  #: the set ends with this piece
+    data: memoryview
+
+
+class Released(NamedTuple):
+    """The peer asks for the association's release: answer with `release`."""
+
+
+class Rejected(NamedTuple):
+    """The association was rejected before anybody was asked."""
+
+    result: int
+    source: int
+    reason: int
+
+
+class Aborted(NamedTuple):
+    """The association has ended without a release."""
+
+    by_peer: bool
+    source: int
+    reason: int
+
+
+Indication: TypeAlias = Requested | Fragment | Released | Rejected | Aborted
+
+_PDU_HEADER = Struct(">BxI")
+_PDV_HEADER = Struct(">IBB")
+_HEADER_LENGTH = 6  # of both
+_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 Annex E.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may send.
+
+    Attributes
+    ----------
+    request_bytes : int
+        Length of an A-ASSOCIATE-RQ.
+    pdu_bytes : int
+        Length of a P-DATA-TF, as offered to the peer (PS3.8 Annex D.1).
+    """
+
+    request_bytes: int = 262_144
+    pdu_bytes: int = 131_072
+
+
+class UpperLayer:
+    """One association, seen from the side that was called.
+
+    Parameters
+    ----------
+    limits : Limits
+        What the peer may send.
+
+    Attributes
+    ----------
+    state : State
+        Where the association stands.
+    pdus_begun : int
+        Grows whenever the peer begins a PDU, so that the time each takes can be limited.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.state = State.STA2
+        self.pdus_begun = 0
+        self._limits = limits
+        self._peer_limit = UNLIMITED
+        self._out = bytearray()
+        self._header = bytearray()  # the part of a header that has come
+        self._body: bytearray | None = None  # a control PDU on its way
+        self._kind = Received.REQUEST
+        self._pdu_left = 0  # bytes to come of a P-DATA-TF, less those of the present fragment
+        self._value_left = 0  # bytes to come of the present fragment
+        self._context_id = 0
+        self._command = False
+        self._last = False
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a PDU has begun and is not here in full."""
+        return bool(self._pdu_left or self._value_left or self._header)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing that the peer sends matters any more."""
+        return self.state in {State.STA13, State.STA1}
+
+    # -- from the peer -----------------------------------------------------------------------
+
+    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Indication]:
+        """Yield what the peer's bytes mean; each indication is dealt with before reading on.
+
+        Parameters
+        ----------
+        data : bytes-like
+            What came, split anyhow.
+        """
+        view = memoryview(data)
+        at, end = 0, len(view)
+        while at < end and self.state is not State.STA13 and self.state is not State.STA1:
+            indication: Indication | None
+            if self._value_left:
+                taken = min(self._value_left, end - at)
+                self._value_left -= taken
+                last = self._last and not self._value_left
+                indication = Fragment(self._context_id, self._command, last, view[at : at + taken])
+            elif self._body is not None:
+                taken = min(self._pdu_left, end - at)
+                self._pdu_left -= taken
+                self._body += view[at : at + taken]
+                indication = None if self._pdu_left else self._control_pdu(bytes(self._body))
+            elif not self._header and end - at >= _HEADER_LENGTH:
+                taken = _HEADER_LENGTH
+                indication = self._read_header(view, at)
+            else:
+                taken = min(_HEADER_LENGTH - len(self._header), end - at)
+                indication = self._part_of_header(view[at : at + taken])
+            at += taken
+            if indication is not None:
+                yield indication
+
+    def _part_of_header(self, part: memoryview) -> Indication | None:
+        if not self._header and not self._pdu_left:
+            self.pdus_begun += 1
+            kind = _KINDS.get(part[0], Received.UNRECOGNIZED)
+            if TABLE[self.state][kind] in {Action.AA_1, Action.AA_8}:
+                return self._violation(kind)  # its length need not be known
+        self._header += part
+        if len(self._header) < _HEADER_LENGTH:
+            return None
+        header = bytes(self._header)
+        self._header.clear()
+        return self._read_header(header, 0)
+
+    def _read_header(self, source: bytes | memoryview, at: int) -> Indication | None:
+        if not self._pdu_left:
+            self.pdus_begun += 1
+            code, length = _PDU_HEADER.unpack_from(source, at)
+            return self._begin_pdu(_KINDS.get(code, Received.UNRECOGNIZED), code, length)
+        length, context_id, control = _PDV_HEADER.unpack_from(source, at)
+        value = length - 2
+        left = self._pdu_left - 4 - length
+        if value < 0 or left < 0 or 0 < left < _HEADER_LENGTH:
+            return self._violation(Received.INVALID)
+        if value % 2:
+            return self._violation(Received.UNEXPECTED)
+        self._pdu_left, self._value_left = left, value
+        self._context_id = context_id
+        self._command, self._last = bool(control & _COMMAND), bool(control & _LAST)
+        if value:
+            return None
+        return Fragment(context_id, self._command, self._last, memoryview(b""))
+
+    def _begin_pdu(self, kind: Received, code: int, length: int) -> Indication | None:
+        if TABLE[self.state][kind] in {Action.AA_1, Action.AA_8}:
+            return self._violation(kind)
+        if kind is Received.DATA:
+            if not _HEADER_LENGTH <= length <= self._limits.pdu_bytes:
+                return self._violation(Received.INVALID)
+        else:
+            most = self._limits.request_bytes if kind is Received.REQUEST else 4
+            if not 4 <= length <= most:
+                return self._violation(Received.INVALID)
+            self._body = bytearray(_PDU_HEADER.pack(code, length))
+            self._kind = kind
+        self._pdu_left = length
+        return None
+
+    def _control_pdu(self, pdu: bytes) -> Indication:
+        self._body = None
+        action = TABLE[self.state][self._kind]
+        if self._kind is Received.REQUEST:
+            return self._request(pdu, action)
+        self.state = action.value[1]
+        if self._kind is Received.ABORT:
+            return Aborted(by_peer=True, source=pdu[8], reason=pdu[9])
+        return Released()
+
+    def _request(self, pdu: bytes, action: Action) -> Indication:
+        """Judge an A-ASSOCIATE-RQ by itself (AE-6)."""
+        version = int.from_bytes(pdu[6:8], "big")
+        if len(pdu) >= pdus.FIXED_LENGTH and not version & 1:
+            self.state = State.STA3
+            self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
+            return Rejected(*PROTOCOL_VERSION_NOT_SUPPORTED)
+        try:
+            request = pdus.decode_request(pdu)
+        except pdus.MalformedPDU:
+            return self._violation(Received.INVALID)
+        self._peer_limit = pdus.maximum_length(request) or UNLIMITED
+        self.state = action.value[1]
+        return Requested(request)
+
+    def _violation(self, kind: Received) -> Aborted:
+        if TABLE[self.state][kind] is Action.AA_1:
+            self.abort(SERVICE_USER, NO_REASON)
+            return Aborted(by_peer=False, source=SERVICE_USER, reason=NO_REASON)
+        reason = _REASONS.get(kind, UNEXPECTED_PDU)
+        self.abort(SERVICE_PROVIDER, reason)
+        return Aborted(by_peer=False, source=SERVICE_PROVIDER, reason=reason)
+
+    def connection_closed(self) -> bool:
+        """Take note that the peer closed the connection; True if that ended the association."""
+        action = TABLE[self.state][Received.CLOSED] if self.state is not State.STA1 else Action.AR_5
+        self.state = State.STA1
+        return action is Action.AA_4
+
+    # -- from this side ----------------------------------------------------------------------
+
+    def accept(self, answer: A_ASSOCIATE_AC) -> None:
+        """Accept the association (AE-7)."""
+        self._move(State.STA3, State.STA6, answer.encode())
+
+    def reject(self, result: int, source: int, reason: int) -> None:
+        """Reject the association (AE-8)."""
+        self._move(State.STA3, State.STA13, pdus.encode_reject(result, source, reason))
+
+    def release(self) -> None:
+        """Answer the peer's request to release the association (AR-4)."""
+        self._move(State.STA8, State.STA13, pdus.encode_release_response())
+
+    def abort(self, source: int, reason: int) -> None:
+        """Abort the association, unless it has ended (AA-1, AA-8)."""
+        if not self.ended:
+            self._move(self.state, State.STA13, pdus.encode_abort(source, reason))
+
+    def send(self, context_id: int, command: bytes) -> None:
+        """Send a command set in as many P-DATA-TF as the peer's maximum length asks for (DT-1)."""
+        size = self._peer_limit - _HEADER_LENGTH & ~1
+        for at in range(0, len(command), size):
+            value = command[at : at + size]
+            control = _COMMAND | (_LAST if at + size >= len(command) else 0)
+            pdu = _PDU_HEADER.pack(pdus.P_DATA_TF, _HEADER_LENGTH + len(value))
+            pdu += _PDV_HEADER.pack(len(value) + 2, context_id, control)
+            self._move(State.STA6, State.STA6, pdu + value)
+
+    def take_output(self) -> bytes:
+        """Return what is to be sent to the peer now, once."""
+        out = bytes(self._out)
+        self._out.clear()
+        return out
+
+    def _move(self, before: State, after: State, pdu: bytes) -> None:
+        if self.state is not before:
+            raise RuntimeError(f"not while {self.state.value}")
+        self.state = after
+        self._out += pdu

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM's bytes on the wire, built by hand: right ones and, by their parameters, wrong ones."""
+
+from __future__ import annotations
+
+from struct import pack
+
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+VERIFICATION = "1.2.840.10008.1.1"
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+#: Context ids of `request`'s default contexts.
+ECHO, CT, MR = 1, 3, 5
+CONTEXTS = ((ECHO, VERIFICATION, (IMPLICIT,)), (CT, CT_IMAGE, (EXPLICIT, IMPLICIT)),
+            (MR, MR_IMAGE, (IMPLICIT,)))  # fmt: skip
+
+RELEASE_RQ = bytes.fromhex("05000000000400000000")
+RELEASE_RP = bytes.fromhex("06000000000400000000")
+
+
+def pdu(kind, body, length=None):
+    return pack(">BxI", kind, len(body) if length is None else length) + body
+
+
+def item(kind, body):
+    return pack(">BxH", kind, len(body)) + body
+
+
+def context(number, abstract, transfers):
+    body = pack(">Bxxx", number) + item(0x30, abstract.encode())
+    return item(0x20, body + b"".join(item(0x40, uid.encode()) for uid in transfers))
+
+
+def request(
+    *,
+    contexts=CONTEXTS,
+    called=b"ADAPTER",
+    calling=b"MODALITY",
+    version=1,
+    application_context=APPLICATION_CONTEXT,
+    maximum=16384,
+    extra_user_items=b"",
+    extra_items=b"",
+):
+    user = item(0x51, pack(">I", maximum)) + item(0x52, b"1.2.3.4") + extra_user_items
+    body = pack(">HH", version, 0) + called.ljust(16) + calling.ljust(16) + bytes(32)
+    body += item(0x10, application_context.encode())
+    body += b"".join(context(*one) for one in contexts) + extra_items + item(0x50, user)
+    return pdu(1, body)
+
+
+def reject(result, source, reason):
+    return bytes((3, 0, 0, 0, 0, 4, 0, result, source, reason))
+
+
+def abort(source, reason):
+    return bytes((7, 0, 0, 0, 0, 4, 0, 0, source, reason))
+
+
+def pdv(number, control, value, length=None):
+    return pack(">IBB", len(value) + 2 if length is None else length, number, control) + value
+
+
+def data(*pdvs, length=None):
+    return pdu(4, b"".join(pdvs), length)
+
+
+def element(number, value):
+    return pack("<HHI", 0, number, len(value)) + value
+
+
+def uid(text):
+    value = text if isinstance(text, bytes) else text.encode()
+    return value + b"\0" * (len(value) % 2)
+
+
+def us(value):
+    return pack("<H", value)
+
+
+def command(elements):
+    body = b"".join(element(*one) for one in sorted(elements.items()))
+    return element(0, pack("<I", len(body))) + body
+
+
+def echo_command(message_id=1):
+    return command({0x0002: uid(VERIFICATION), 0x0100: us(0x30), 0x0110: us(message_id),
+                    0x0800: us(0x0101)})  # fmt: skip
+
+
+def store_command(sop_instance="1.2.3.4.5", sop_class=CT_IMAGE, message_id=1, **changes):
+    """Return a C-STORE-RQ; `e0100=None` leaves an element out, `e0100=b".."` replaces it."""
+    elements = {
+        0x0002: uid(sop_class), 0x0100: us(1), 0x0110: us(message_id), 0x0700: us(0),
+        0x0800: us(1), 0x1000: uid(sop_instance),
+    }  # fmt: skip
+    for name, value in changes.items():
+        elements[int(name[1:], 16)] = value
+    return command({number: value for number, value in elements.items() if value is not None})
+
+
+def message(number, command_set, data_set=None, size=16378):
+    """Return a message as P-DATA-TF, one fragment in each."""
+    out = data(pdv(number, 3, command_set))
+    if data_set is not None:
+        for at in range(0, max(len(data_set), 1), size):
+            last = at + size >= len(data_set)
+            out += data(pdv(number, 2 * last, data_set[at : at + size]))
+    return out
+
+
+def echo_response(message_id=1):
+    return data(pdv(ECHO, 3, command({
+        0x0002: uid(VERIFICATION), 0x0100: us(0x8030), 0x0120: us(message_id),
+        0x0800: us(0x0101), 0x0900: us(0),
+    })))  # fmt: skip

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The upper layer, byte by byte (PS3.8 section 9); U.. and D.. are rows of docs/conformance.md."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pynetdicom.pdu import A_ASSOCIATE_AC
+from pynetdicom.pdu_items import ApplicationContextItem, UserInformationItem
+
+from adapter.scp.upper_layer import (
+    TABLE,
+    Aborted,
+    Fragment,
+    Limits,
+    Received,
+    Released,
+    Requested,
+    State,
+    UpperLayer,
+)
+from tests import support_wire as wire
+
+LIMITS = Limits(request_bytes=262_144, pdu_bytes=16_384)
+AC_HEADER = b"\2\0"
+
+
+def answer():
+    accepted = A_ASSOCIATE_AC()
+    accepted.reserved_aet = accepted.reserved_aec = " "
+    context = ApplicationContextItem()
+    context.application_context_name = wire.APPLICATION_CONTEXT
+    accepted.variable_items = [context, UserInformationItem()]
+    return accepted
+
+
+def run(*chunks, layer=None):
+    """Feed chunks to an acceptor that says yes to everything; return what happened and was sent."""
+    layer = layer or UpperLayer(LIMITS)
+    seen = []
+    for chunk in chunks:
+        for indication in layer.receive(chunk):
+            if isinstance(indication, Requested):
+                layer.accept(answer())
+            elif isinstance(indication, Released):
+                layer.release()
+            copied = isinstance(indication, Fragment)
+            seen.append(indication._replace(data=bytes(indication.data)) if copied else indication)
+    return seen, layer.take_output(), layer
+
+
+def joined(seen):
+    """Return the indications with the pieces of each fragment put together."""
+    out = []
+    for one in seen:
+        if isinstance(one, Fragment) and out and isinstance(out[-1], Fragment):
+            previous = out[-1]
+            if not previous.last and previous[:2] == one[:2]:
+                out[-1] = one._replace(data=previous.data + one.data)
+                continue
+        out.append("requested" if isinstance(one, Requested) else one)
+    return out
+
+
+def after_accept(*chunks):
+    """Return what happened and was sent after an association was accepted."""
+    _, out, layer = run(wire.request())
+    assert (out[:2], layer.state) == (AC_HEADER, State.STA6)
+    return run(*chunks, layer=layer)
+
+
+def test_association_data_and_release():
+    """An association is accepted, carries fragments as they come, and is released."""
+    fragment = wire.data(wire.pdv(3, 3, b"ab"), wire.pdv(3, 0, b"cdef"), wire.pdv(3, 2, b""))
+
+    seen, out, layer = after_accept(fragment + wire.RELEASE_RQ)
+
+    assert [
+        Fragment(3, True, True, b"ab"),
+        Fragment(3, False, False, b"cdef"),
+        Fragment(3, False, True, b""),
+        Released(),
+    ] == seen
+    assert (out, layer.state) == (wire.RELEASE_RP, State.STA13)
+    assert not layer.connection_closed()
+
+
+def test_a_fragment_is_a_view_of_what_was_received():
+    """A fragment is handed on without a copy, before the rest of its PDU has come."""
+    _, _, layer = after_accept()
+    received = bytearray(wire.data(wire.pdv(3, 0, b"abcdefgh"))[:-4])
+
+    (fragment,) = layer.receive(received)
+
+    assert (fragment.data, fragment.data.obj is received) == (b"abcd", True)
+    assert layer.in_pdu
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        pytest.param(wire.pdu(1, b"", length=0xFFFFFFFF), wire.abort(0, 0), id="U5-endless"),
+        pytest.param(wire.pdu(1, b"", length=262_145), wire.abort(0, 0), id="U5-over-the-cap"),
+        pytest.param(b"\x08", wire.abort(0, 0), id="U8-unknown-type"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", wire.abort(0, 0), id="U8-http"),
+        pytest.param(wire.data(wire.pdv(1, 3, b"ab")), wire.abort(0, 0), id="U9-data-first"),
+        pytest.param(wire.RELEASE_RQ, wire.abort(0, 0), id="release-first"),
+        pytest.param(wire.request(version=2), wire.reject(1, 2, 2), id="U10-version"),
+        pytest.param(wire.request(called=b"A\r\nB"), wire.abort(0, 0), id="U16-crlf"),
+        pytest.param(wire.request(calling=b"\x1b[31m"), wire.abort(0, 0), id="U16-escape"),
+        pytest.param(wire.request(calling=b"\xc4RZTE"), wire.abort(0, 0), id="U16-eight-bit"),
+        pytest.param(wire.request(called=b" " * 16), wire.abort(0, 0), id="U16-blank"),
+        pytest.param(wire.request(calling=b"A\\B"), wire.abort(0, 0), id="U16-backslash"),
+        pytest.param(wire.request(maximum=1), wire.abort(0, 0), id="U17-no-room"),
+        pytest.param(wire.request(maximum=7), wire.abort(0, 0), id="U17-hardly-room"),
+        pytest.param(wire.request()[:-3], b"", id="U2-not-all-there"),
+        pytest.param(wire.pdu(1, b"abcd"), wire.abort(0, 0), id="request-too-short"),
+        pytest.param(wire.request(extra_items=b"\x20\0\xff\xff"), wire.abort(0, 0), id="item-cut"),
+        pytest.param(wire.abort(0, 0), b"", id="abort-first"),
+    ],
+)
+def test_before_an_association(sent, expected):
+    """What is no A-ASSOCIATE-RQ that can be judged is answered as Table 9-10 says for Sta2."""
+    seen, out, layer = run(sent)
+
+    assert expected == out
+    assert not any(isinstance(one, Requested) for one in seen)
+    assert layer.ended == bool(seen)
+
+
+def test_the_number_of_contexts_is_not_this_layers_business():
+    """U12: 128 contexts are one request; so are none."""
+    many = [(2 * n + 1, wire.CT_IMAGE, (wire.IMPLICIT,)) for n in range(128)]
+    for contexts in (many, ()):
+        ((requested,), _, _) = run(wire.request(contexts=contexts))
+
+        assert len(contexts) == len(requested.request.presentation_context)
+
+
+def test_unknown_items_are_skipped():
+    """Items of unknown types do no harm (PS3.8 section 9.3.1)."""
+    odd = wire.item(0x99, b"whatever")
+    (requested,), _, _ = run(wire.request(extra_items=odd, extra_user_items=odd))
+
+    assert requested.request.called_ae_title == "ADAPTER"
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        pytest.param(wire.data(length=16_385), wire.abort(2, 6), id="U6-one-byte-too-long"),
+        pytest.param(wire.data(length=0xFFFFFFFF), wire.abort(2, 6), id="U6-endless"),
+        pytest.param(wire.data(wire.pdv(3, 3, b"", length=100), length=50), wire.abort(2, 6),
+                     id="U7-fragment-longer-than-its-pdu"),
+        pytest.param(wire.data(wire.pdv(3, 3, b"", length=1)), wire.abort(2, 6), id="U7-length-1"),
+        pytest.param(wire.data(), wire.abort(2, 6), id="U7-empty"),
+        pytest.param(wire.data(wire.pdv(3, 3, b"ab") + b"abc"), wire.abort(2, 6), id="U7-rest"),
+        pytest.param(b"\x08", wire.abort(2, 1), id="U8-unknown-type"),
+        pytest.param(b"\x00", wire.abort(2, 1), id="U8-type-0"),
+        pytest.param(wire.request(), wire.abort(2, 2), id="U9-second-request"),
+        pytest.param(wire.pdu(2, b"abcd"), wire.abort(2, 2), id="answer-of-an-acceptor"),
+        pytest.param(wire.RELEASE_RP, wire.abort(2, 2), id="release-response"),
+        pytest.param(wire.pdu(5, b"abcdef"), wire.abort(2, 6), id="long-release"),
+        pytest.param(wire.data(wire.pdv(3, 3, b"abc")), wire.abort(2, 2), id="D9-odd-fragment"),
+        pytest.param(wire.abort(2, 1), b"", id="aborted"),
+    ],
+)  # fmt: skip
+def test_violations_of_an_association(sent, expected):
+    """What may not come is answered as Table 9-10 says for Sta6, and nothing more is read."""
+    seen, out, layer = after_accept(sent)
+
+    assert expected == out
+    assert isinstance(seen[-1], Aborted)
+    assert layer.ended
+    assert run(wire.request(), layer=layer)[:2] == ([], b"")
+
+
+def test_a_pdu_of_the_maximum_length_is_taken():
+    """The maximum length is the length of the P-DATA-TF's variable field (Annex D.1)."""
+    seen, out, _ = after_accept(wire.data(wire.pdv(3, 0, bytes(16_378))))
+
+    assert ([len(one.data) for one in seen], out) == ([16_378], b"")
+
+
+def test_an_unanswered_request_takes_nothing_more():
+    """While the local answer is awaited (Sta3), data is a violation."""
+    layer = UpperLayer(LIMITS)
+    list(layer.receive(wire.request()))
+
+    list(layer.receive(wire.data(wire.pdv(1, 3, b"ab"))))
+
+    assert wire.abort(2, 2) == layer.take_output()
+
+
+@pytest.mark.parametrize(
+    ("maximum", "sizes"), [(8, [8] * 5), (12, [12, 10]), (0, [16]), (2**32 - 1, [16])]
+)
+def test_what_is_sent_keeps_to_the_peers_maximum_length(maximum, sizes):
+    """U17: a command set is split as the peer's maximum length asks for; 0 is no limit."""
+    _, _, layer = run(wire.request(maximum=maximum))
+    layer.take_output()
+
+    layer.send(1, b"0123456789")
+
+    out, found, value = layer.take_output(), [], b""
+    while out:
+        length = int.from_bytes(out[2:6], "big")
+        found.append(length)
+        assert (out[10], out[11]) == (1, 3 if length + 6 == len(out) else 1)
+        value, out = value + out[12 : length + 6], out[length + 6 :]
+    assert (sizes, b"0123456789") == (found, value)
+
+
+def test_nothing_is_sent_after_the_end():
+    """An answer to an association that has ended is refused, and a second abort is not sent."""
+    _, _, layer = after_accept(wire.abort(0, 0))
+
+    layer.abort(0, 0)
+
+    assert layer.take_output() == b""
+    with pytest.raises(RuntimeError):
+        layer.send(1, b"ab")
+
+
+def test_a_lost_connection_ends_what_was_open():
+    """A connection that closes ends an open association, and none that had ended."""
+    _, _, layer = after_accept()
+    assert layer.connection_closed()
+    assert not layer.connection_closed()
+    assert not UpperLayer(LIMITS).connection_closed()
+
+
+def test_the_table_is_whole():
+    """Every state but idle knows what to do with everything that can be received."""
+    assert {state: set(Received) for state in set(State) - {State.STA1}} == {
+        state: set(row) for state, row in TABLE.items()
+    }
+
+
+def split(whole, cuts):
+    at = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
+    return [whole[a:b] for a, b in pairwise(at)]
+
+
+EXAMPLES = [
+    b"",
+    wire.message(3, wire.store_command(), bytes(40), size=18),
+    wire.data(wire.pdv(1, 3, b"ab"), wire.pdv(3, 1, b""), wire.pdv(5, 0, bytes(50))),
+    wire.RELEASE_RQ,
+    wire.abort(2, 6),
+    wire.data(length=0xFFFFFFFF),
+    wire.data(wire.pdv(3, 3, b"", length=1)),
+    b"\x09",
+    wire.request(),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(st.sampled_from(EXAMPLES), st.binary(max_size=40)), max_size=5),
+    st.lists(st.integers(min_value=0, max_value=2000), max_size=20),
+)
+def test_any_split_of_the_stream_means_the_same(messages, cuts):
+    """However the peer's bytes are split on their way, the same happens and the same is sent."""
+    whole = wire.request() + b"".join(messages)
+
+    seen_whole, out_whole, layer_whole = run(whole)
+    seen_split, out_split, layer_split = run(*split(whole, cuts))
+
+    assert joined(seen_whole) == joined(seen_split)
+    assert (out_whole, layer_whole.state) == (out_split, layer_split.state)
+    assert layer_whole.in_pdu == layer_split.in_pdu
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_garbage_raises_nothing(garbage, in_request):
+    """Whatever bytes come, nothing is raised: the association goes on, or is aborted."""
+    sent = wire.pdu(1, bytes(68) + garbage) if in_request else garbage
+
+    _, out, layer = run(sent)
+
+    if layer.state is State.STA13:
+        assert out[0] in {3, 7}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=0, max_value=255))
+def test_a_damaged_request_raises_nothing(where, value):
+    """An A-ASSOCIATE-RQ with any one byte damaged is judged or aborted, and raises nothing."""
+    damaged = bytearray(wire.request())
+    damaged[6 + where % (len(damaged) - 6)] = value
+
+    _, out, layer = run(bytes(damaged))
+
+    assert layer.state in {State.STA6, State.STA13}
+    assert out[0] in {2, 3, 7}
