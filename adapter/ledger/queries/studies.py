@@ -68,7 +68,7 @@ def _newest(limit: int, after: str | None) -> Select[Any]:
             arrivals.c.study_instance_uid.is_not(None),
             ~exists().where(
                 newer.c.study_instance_uid == arrivals.c.study_instance_uid,
-                newer.c.id < arrivals.c.id,
+                newer.c.id > arrivals.c.id,
             ),
         )
         .order_by(arrivals.c.id.desc())
