@@ -53,6 +53,10 @@ format: $(DEV_STAMP)  ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
 
+.PHONY: docs
+docs: $(RUN_STAMP)  ## write the tables of docs/configuration.md anew
+	@$(BIN)/python docs/render_configuration.py
+
 LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --annotation-style line \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)

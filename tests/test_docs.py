@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The docs say what the code does: every setting is on the page, as the model has it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from adapter import settings as settings_module
+from adapter.models import AETitle, Destination, Source
+from adapter.processors.ae_title import AETitleSettings
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def load_renderer() -> Any:
+    path = DOCS / "render_configuration.py"
+    spec = importlib.util.spec_from_file_location("render_configuration", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+renderer = load_renderer()
+PAGE = renderer.PAGE.read_text(encoding="utf-8")
+SETTINGS = dict(renderer.settings())
+IN_ENVIRONMENT = [path for path in SETTINGS if "<id>" not in path]
+
+#: Another value than the default's, where `other_than` cannot make one up.
+OTHER_VALUES: dict[tuple[str, ...], Any] = {
+    ("data",): "/srv/adapter",
+    ("storage", "temporary"): "/srv/spool",
+    ("services", "platform", "metadataDicomSource"): ["00100020"],
+    ("services", "resultsService", "endpoint"): "http://results.example",
+    ("services", "resultsService", "root"): "/srv/results",
+    ("broker", "url"): "redis://redis.example:6379/0",
+    ("database", "url"): "postgresql+psycopg://ledger.example/adapter",
+}
+
+
+def other_than(default: Any) -> Any:
+    match default:
+        case bool():
+            return not default
+        case int():
+            return default + 1
+        case float():
+            return default / 2 or 1.0
+        case list():
+            return ["1.2.3"]
+        case str():
+            return "OTHER"
+    pytest.fail("give OTHER_VALUES a value for this setting")
+
+
+def test_the_configuration_page_is_what_the_settings_model_says() -> None:
+    """The page's tables are those that `make docs` writes."""
+    written = PAGE[PAGE.index(renderer.BEGIN) : PAGE.index(renderer.END) + len(renderer.END)]
+
+    assert written == renderer.render(), "run `make docs`"
+
+
+def test_every_setting_has_a_row_with_a_description() -> None:
+    """No setting is left out by the renderer, and none goes without a sentence."""
+    for path, field in SETTINGS.items():
+        section = " > ".join(["DicomAdapter", *path[:-1]])
+        table = PAGE.partition(f"### `{section}`\n")[2].partition("\n### ")[0]
+
+        assert f"| `{path[-1]}` |" in table, path
+        assert field.description, path
+        assert field.description in table, path
+
+
+def test_a_setting_nobody_wrote_down_would_be_missed() -> None:
+    """The model has more than sixty settings: the walk through it reaches the bottom."""
+    assert len(SETTINGS) > 60
+    assert ("dicom", "scp", "verification", "transferSyntaxes") in SETTINGS
+    assert ("pipelines", "<id>", "memoryMB") in SETTINGS
+
+
+@pytest.mark.parametrize("path", IN_ENVIRONMENT, ids=" > ".join)
+def test_the_environment_variable_on_the_page_is_the_one_that_works(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting takes another value from the variable that its row names."""
+    variable = renderer.environment_variable(path)
+    value = OTHER_VALUES.get(path) or other_than(
+        SETTINGS[path].get_default(call_default_factory=True)
+    )
+    assert f"`{variable}`" in PAGE
+
+    if path[-1] == "endpoint":  # which goes with a root only
+        monkeypatch.setenv(variable.replace("ENDPOINT", "ROOT"), "/srv/results")
+    monkeypatch.setenv(variable, value if isinstance(value, str) else json.dumps(value))
+    loaded: Any = settings_module.load().model_dump(mode="json", by_alias=True)
+
+    for key in path:
+        loaded = loaded[key]
+    assert loaded == value
+
+
+@pytest.mark.parametrize(
+    ("begins", "model"),
+    [
+        ("An **AE title**", AETitle),
+        ("Its `processorSettings`", AETitleSettings),
+        ("A **source**", Source),
+        ("A **destination**", Destination),
+    ],
+)
+def test_dynamic_configuration_is_on_the_page_too(begins: str, model: type[BaseModel]) -> None:
+    """Every key of an AE title, a source, a destination and the default processor is explained."""
+    table = PAGE[PAGE.index(begins) :].split("\n\n")[1]
+    written = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    keys = {str(field.alias) for field in model.model_fields.values()}
+
+    assert set(written) == {"pipeline-<name>" if key == "pipelines" else key for key in keys}
+
+
+def test_the_example_on_the_page_is_a_valid_settings_file(tmp_path: Path) -> None:
+    """What a reader copies from the page works."""
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    file = tmp_path / "appsettings.json"
+    file.write_text(example, encoding="utf-8")
+
+    loaded = settings_module.load(config=file)
+
+    assert loaded.pipelines["lung-1"].destinations == ["PACS"]
