@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import __version__
-from adapter.cli import configuration, roles
-from adapter.cli.output import complain
+from adapter.cli import configuration, demo, roles, send
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
+from adapter.terminal import complain
 
 app = typer.Typer(
     name="dicom-adapter",
@@ -32,10 +32,12 @@ app = typer.Typer(
 )
 app.command("check-config")(roles.check_config)
 app.command()(roles.up)
+app.command()(demo.demo)
 app.command()(roles.scp)
 app.command()(roles.worker)
 app.command()(roles.api)
 app.command()(roles.flower)
+app.command()(send.send)
 app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")
 app.add_typer(configuration.destinations, name="destination")

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.output import AsJson, print_json, print_table, say, warn
-from adapter.cli.which import opened
+from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
 from adapter.models import AETitle, EntityKind, Versioned
 from adapter.processors import registry
+from adapter.terminal import print_json, print_table, say, warn
 
 ae_titles = typer.Typer(help="AE titles that modalities send to.", no_args_is_help=True)
 sources = typer.Typer(help="Who may send: calling AE titles and addresses.", no_args_is_help=True)

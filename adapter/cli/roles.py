@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import threading
 from typing import Annotated, Any
@@ -16,13 +15,13 @@ import uvicorn
 
 from adapter import log, road
 from adapter import scp as scp_role
-from adapter.cli.output import AsJson, print_json, print_table, say, warn
-from adapter.cli.which import settings_of
+from adapter.cli.which import AsJson, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
-from adapter.embedded.supervisor import Supervisor
+from adapter.embedded.supervisor import Supervisor, end_by_interrupt
 from adapter.errors import ConfigurationError
 from adapter.settings import Settings
+from adapter.terminal import print_json, print_table, say, warn
 
 #: Seconds after which `up` says what is not ready yet.
 _READY_SECONDS = 60.0
@@ -71,8 +70,7 @@ def _doubts(settings: Settings) -> list[str]:
 def up(ctx: typer.Context) -> None:
     """Run everything on this machine until Ctrl-C or SIGTERM."""
     settings = settings_of(ctx)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    end_by_interrupt()
     supervisor = Supervisor(settings, tell=say)
     try:
         supervisor.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which adapter a command is about, opened for it."""
+"""What commands have in common: which adapter they are about, opened for them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from adapter.core import Adapter, open_adapter
 from adapter.errors import AdapterError
 from adapter.settings import Settings, load
+
+#: The option of every command that shows something.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
 @dataclass(frozen=True)

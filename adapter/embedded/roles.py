@@ -130,7 +130,7 @@ def roles(settings: Settings) -> list[Role]:
         Role(
             "scp",
             own_command("scp"),
-            partial(_accepts, settings.dicom.scp.host, settings.dicom.scp.port),
+            lambda _pid: accepts(settings.dicom.scp.host, settings.dicom.scp.port),
             stop_turn=0,
             stop_seconds=_SCP_STOP_SECONDS + 1,
             environment=_patience(settings, _SCP_STOP_SECONDS),
@@ -180,7 +180,8 @@ def local(host: str) -> str:
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def _accepts(host: str, port: int, _pid: int) -> bool:
+def accepts(host: str, port: int) -> bool:
+    """Tell whether somebody listens there."""
     try:
         socket.create_connection((local(host), port), timeout=_TRY_SECONDS).close()
     except OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -159,6 +160,12 @@ class Supervisor:
             for child in together:
                 child.await_end(begin + child.role.stop_seconds, self._hurry)
                 child.report()
+
+
+def end_by_interrupt() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: by KeyboardInterrupt."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _only_one(path: Path) -> IO[str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 #: Columns of a table that is not printed on a terminal: UIDs stay whole.
 _WIDE = 240
@@ -26,7 +23,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_json(document: Any) -> None:
     """Print a JSON document."""
-    typer.echo(json.dumps(document, indent=2, default=str))
+    console.file.write(json.dumps(document, indent=2, default=str) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:

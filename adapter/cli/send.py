@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`send`: a modality on the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adapter.cli.which import AsJson, settings_of
+from adapter.demo import modality
+from adapter.demo.modality import DicomFile, Peer
+from adapter.embedded.roles import local
+from adapter.errors import AdapterError
+from adapter.models import check_ae_title
+from adapter.story import count
+from adapter.terminal import errors, print_json, print_table, say
+
+
+def send(
+    ctx: typer.Context,
+    ae_title: Annotated[str, typer.Argument(metavar="AET", help="The called AE title.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True)],
+    *,
+    host: Annotated[str | None, typer.Option(help="By default this adapter's.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The same.")] = None,
+    calling: Annotated[str, typer.Option(help="The calling AE title.")] = "DICOMADAPTER",
+    as_json: AsJson = False,
+) -> None:
+    """Send files and folders by C-STORE, as they are; what was not answered is sent again."""
+    scp = settings_of(ctx).dicom.scp
+    try:
+        called, calling = check_ae_title(ae_title), check_ae_title(calling)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    peer = Peer(host or local(scp.host), port or scp.port, called, calling)
+    found = modality.find_files(paths)
+    if not found.files:
+        raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped)})")
+    stored, failures = _send(found.files, peer)
+    if as_json:
+        document = {"stored": stored, "skipped": found.skipped, "failed": failures}
+        print_json(document)
+    else:
+        say(f"{stored} of {count(len(found.files), 'file')} stored by {peer}")
+        if found.skipped:
+            say(f"skipped: {_skipped(found.skipped)}")
+        if failures:
+            rows = [(number, why) for why, number in failures.most_common()]
+            print_table(("failed", "why"), rows, "")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _send(files: list[DicomFile], peer: Peer) -> tuple[int, Counter[str]]:
+    failures: Counter[str] = Counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True) as progress:
+        task = progress.add_task(f"to {peer.called}", total=len(files))
+
+        def settled(_file: DicomFile, status: int | None, why: str) -> None:
+            if not modality.is_stored(status):
+                failures[why] += 1
+            progress.advance(task)
+
+        modality.send(files, peer, settled)
+    return len(files) - failures.total(), failures
+
+
+def _skipped(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items()) or "none"

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: the whole road once, on real DICOM files, with everything started for it.
+
+It ends well only if all of this is true: every file was stored, every group got its job, every job
+succeeded, every result arrived bit for bit, and spool and ledger account for each other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+
+from adapter.core import Adapter, open_adapter
+from adapter.demo import modality, proof, scene
+from adapter.demo.display import live_display, plain_display
+from adapter.demo.modality import DicomFile, Found
+from adapter.demo.progress import Line, Progress, look
+from adapter.demo.scene import Scene
+from adapter.embedded.supervisor import Supervisor
+from adapter.errors import AdapterError
+from adapter.models import ExportState, JobState
+from adapter.story import HEADINGS, count, export_line, job_line, tell
+from adapter.terminal import console, print_table, say
+
+#: A small real CT study of two series, which pydicom's wheel carries.
+DEFAULT_STUDY = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
+
+_START_SECONDS = 60.0
+#: Seconds without any change after which the demo gives up; a dead worker's lease is shorter.
+_STALL_SECONDS = 60.0
+_LOOK_SECONDS = 0.25
+
+
+@dataclass
+class Sending:
+    """What the modality has been answered so far."""
+
+    total: int
+    stored: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def settle(self, _file: DicomFile, status: int | None, why: str) -> None:
+        """Count a file that was answered or given up."""
+        if modality.is_stored(status):
+            self.stored += 1
+        else:
+            self.failures[why] += 1
+
+    @property
+    def line(self) -> Line:
+        """How far it has come."""
+        failed = sum(self.failures.values())
+        text = f"{self.stored} of {count(self.total, 'instance')} acknowledged"
+        return Line("received", f"{text}, {failed} refused" if failed else text)
+
+
+def run(study: Path | None, *, keep: bool) -> None:
+    """Run the demo.
+
+    Parameters
+    ----------
+    study : Path, optional
+        A folder (or file) of the user's own; several studies may be in it.
+    keep : bool
+        Whether the scratch folder stays.
+
+    Raises
+    ------
+    AdapterError
+        If anything did not go as it must.
+    """
+    begin = time.monotonic()
+    found = modality.find_files([study or DEFAULT_STUDY])
+    if not found.files:
+        raise AdapterError(f"there is no DICOM file to send in {study}")
+    folder = Path(tempfile.mkdtemp(prefix="dicom-adapter-demo-"))
+    try:
+        problems = _play(scene.build(folder), found)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if keep:
+        say(f"Kept, with copies of the images: {folder}")
+    if problems:
+        raise AdapterError("the demo failed:\n  " + "\n  ".join(problems))
+    say(f"The demo has passed, in {time.monotonic() - begin:.0f} s.")
+
+
+def _play(stage: Scene, found: Found) -> list[str]:
+    """Start everything, send, watch, and return what went wrong."""
+    settings = stage.settings
+    say(f"Starting everything in {settings.data.parent} ...")
+    say(
+        f"  the disk may fill up to {scene.WATERMARK_PERCENT:.0f} %, less {scene.RESERVE_GB} GB, "
+        "for this demo (by default 85 %, less 5 GB)"
+    )
+    with Supervisor(settings, extra=[stage.pacs], tell=lambda line: say(f"  {line}")) as supervisor:
+        begin = time.monotonic()
+        if not supervisor.wait_ready(_START_SECONDS):
+            missing = supervisor.missing()
+            tails = [
+                f"{name}: {line}" for name in missing for line in supervisor.log_of(name).tail()
+            ]
+            return [f"not ready after {_START_SECONDS:.0f} s: {', '.join(missing)}", *tails]
+        say(f"  ready after {time.monotonic() - begin:.1f} s: {', '.join(supervisor.pids)}")
+        adapter = open_adapter(settings)
+        try:
+            return _send_and_watch(stage, adapter, found)
+        finally:
+            adapter.close()
+            say("Stopping ...")
+
+
+def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
+    if adapter.storage_is_low():
+        return [f"the disk of {stage.settings.data} is full"]
+    stage.register(adapter)
+    say(
+        f"Registered AE title {scene.AE_TITLE} (groups close after {scene.TIMEOUT} s of quiet), "
+        f"source {scene.MODALITY}, destination {scene.DESTINATION}"
+    )
+    modality.echo(stage.peer)
+    skipped = ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
+    say(
+        f"Sending {count(len(found.files), 'file')} to {stage.peer}"
+        + (f" (skipped: {skipped})" if skipped else "")
+    )
+    sending = Sending(len(found.files))
+    with ThreadPoolExecutor(1, thread_name_prefix="modality") as pool:
+        sent = pool.submit(modality.send, found.files, stage.peer, sending.settle)
+        progress = _watch(adapter, sending, sent)
+        sent.result()
+    _tell_timelines(progress)
+    return _judge(stage, adapter, sending, progress)
+
+
+def _watch(adapter: Adapter, sending: Sending, sent: Future[None]) -> Progress:
+    """Show the progress until nothing more will happen, or nothing has happened for too long."""
+    changed, before = time.monotonic(), [sending.line]
+    with live_display() if console.is_terminal else plain_display() as show:
+        while True:
+            over = sent.done()  # asked first: what it stored is then in what is read next
+            progress = look(adapter)
+            lines = [sending.line, *progress.lines()]
+            show(lines)
+            if any(job.working for job in progress.jobs) or lines != before:
+                changed, before = time.monotonic(), lines
+            stalled = time.monotonic() - changed > _STALL_SECONDS
+            if stalled or (over and progress.is_over(sending.stored)):
+                return progress
+            time.sleep(_LOOK_SECONDS)
+
+
+def _tell_timelines(progress: Progress) -> None:
+    for timeline in progress.timelines:
+        say(f"Timeline of study {timeline.study_instance_uid}")
+        print_table(HEADINGS, tell(timeline), "nothing happened")
+
+
+def _judge(stage: Scene, adapter: Adapter, sending: Sending, progress: Progress) -> list[str]:
+    """Return everything that is not as it must be."""
+    problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
+    if not progress.is_over(sending.stored):
+        lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
+        problems.append(f"nothing has moved for {_STALL_SECONDS:.0f} s: {lines}")
+    if progress.quarantined:
+        problems.append(f"{count(progress.quarantined, 'file')} went to quarantine")
+    if len(progress.jobs) != len(progress.groups) or not progress.jobs:
+        problems.append(f"{len(progress.groups)} groups have {len(progress.jobs)} jobs")
+    problems += [job_line(job) for job in progress.jobs if job.state != JobState.SUCCEEDED]
+    problems += [
+        export_line(export) for export in progress.exports if export.state != ExportState.SUCCEEDED
+    ]
+    same, differences = proof.compare(
+        adapter.spool, [job.id for job in progress.jobs], stage.pacs_folder
+    )
+    problems += differences
+    if not same:
+        problems.append("no result arrived at the PACS")
+    elif not differences:
+        say(f"What arrived is what the pipeline wrote, bit for bit: {count(same, 'file')}")
+    return problems

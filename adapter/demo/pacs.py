@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's PACS: a Storage SCP that keeps what it receives, byte for byte.
+
+``python -m adapter.demo.pacs PORT FOLDER``.  A file is synced and has its name before Success is
+answered, so that nothing confirmed is lost when the process is killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom.dimse_primitives import C_STORE
+
+from adapter.errors import AdapterError
+from adapter.models import check_uid
+from adapter.spool import write_durably
+
+#: C-STORE statuses (PS3.4 Annex B.2.3).
+_SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+
+
+def store(event: evt.Event, folder: Path) -> int:
+    """Keep one instance under its SOP Instance UID, and return the status to answer."""
+    request = event.request
+    if not isinstance(request, C_STORE):
+        return _CANNOT_UNDERSTAND
+    try:
+        name = check_uid(str(request.AffectedSOPInstanceUID))
+    except ValueError:
+        return _CANNOT_UNDERSTAND
+    try:
+        write_durably(folder / f"{name}.dcm", event.encoded_dataset())
+    except OSError:
+        return _OUT_OF_RESOURCES
+    return _SUCCESS
+
+
+def serve(port: int, folder: Path) -> None:
+    """Receive until the process is ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too
+    ae = AE("DEMOPACS")
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(str(context.abstract_syntax), AllTransferSyntaxes)
+    ae.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, store, [folder])])
+
+
+def main() -> None:
+    """Run as a program."""
+    if len(sys.argv) != 3:
+        raise AdapterError("usage: python -m adapter.demo.pacs PORT FOLDER")
+    serve(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the demo's studies have come: read from the ledger, told in five lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from adapter.core import Adapter
+from adapter.ledger import quarantine
+from adapter.ledger.queries import find_timeline, list_studies
+from adapter.ledger.queries.facts import ExportDetail, Group, Job, Timeline
+from adapter.models import ExportState, GroupState, JobState
+from adapter.story import count
+
+#: A study may share a group with another one, and with it jobs and exports.
+F = TypeVar("F", Group, Job, ExportDetail)
+
+_JOB_ENDS = {JobState.SUCCEEDED, JobState.PARKED, JobState.DISCARDED}
+_EXPORT_ENDS = {
+    ExportState.SUCCEEDED,
+    ExportState.PARTIAL,
+    ExportState.PARKED,
+    ExportState.DISCARDED,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the display; `ticking` changes all the time and is for live displays only."""
+
+    name: str
+    text: str
+    ticking: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What stands in the ledger and the spool at one moment.
+
+    Attributes
+    ----------
+    waiting : int
+        Acknowledged files that are not registered yet.
+    quarantined : int
+        Acknowledged files that could not be processed.
+    now : datetime
+        The ledger's time.
+    """
+
+    timelines: list[Timeline]
+    waiting: int
+    quarantined: int
+    now: datetime
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups, each once."""
+        return _unique(group for timeline in self.timelines for group in timeline.groups)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs, each once."""
+        return _unique(job for timeline in self.timelines for job in timeline.jobs)
+
+    @property
+    def exports(self) -> list[ExportDetail]:
+        """The exports, each once."""
+        return _unique(export for timeline in self.timelines for export in timeline.exports)
+
+    @property
+    def accounted(self) -> int:
+        """Acknowledged files whose fate is known."""
+        known = sum(line.registered + sum(line.unwanted.values()) for line in self.timelines)
+        return known + self.quarantined
+
+    def is_over(self, acknowledged: int) -> bool:
+        """Tell whether nothing more will happen by itself to what was acknowledged."""
+        return (
+            not self.waiting
+            and self.accounted >= acknowledged
+            and all(group.state != GroupState.OPEN for group in self.groups)
+            and all(job.state in _JOB_ENDS for job in self.jobs)
+            and all(export.state in _EXPORT_ENDS for export in self.exports)
+        )
+
+    def lines(self) -> list[Line]:
+        """Return where groups, jobs and exports stand."""
+        registered = sum(timeline.registered for timeline in self.timelines)
+        series = sum(timeline.series for timeline in self.timelines)
+        studies = count(len(self.timelines), "study").replace("studys", "studies")
+        text = f"{count(registered, 'instance')} of {series} series, {studies}"
+        if self.quarantined:
+            text += f"; {self.quarantined} in quarantine"
+        found = [Line("registered", text)]
+        left = [
+            (group.due_at - self.now).total_seconds()
+            for group in self.groups
+            if group.state == GroupState.OPEN
+        ]
+        ticking = f"quiet time ends in {max(0.0, *left):.0f} s" if left else ""
+        found.append(Line("groups", _states(group.state for group in self.groups), ticking))
+        running = sum(job.working for job in self.jobs)
+        found.append(
+            Line("jobs", _states(job.state for job in self.jobs), "at work" if running else "")
+        )
+        stored = sum(export.stored for export in self.exports)
+        files = sum(export.files for export in self.exports)
+        text = _states(export.state for export in self.exports)
+        if files:
+            text += f"; {stored} of {count(files, 'file')} stored by the PACS"
+        return [*found, Line("exports", text)]
+
+
+def look(adapter: Adapter) -> Progress:
+    """Read how far everything has come."""
+    page = list_studies(adapter.ledger, limit=1000)
+    timelines = [find_timeline(adapter.ledger, study.study_instance_uid) for study in page.items]
+    return Progress(
+        timelines=[timeline for timeline in timelines if timeline is not None],
+        waiting=sum(1 for _ in adapter.spool.list_incoming()),
+        quarantined=len(quarantine.list_quarantined(adapter.ledger, limit=1000).items),
+        now=datetime.fromtimestamp(adapter.ledger.now(), UTC),
+    )
+
+
+def _states(states: Iterable[str]) -> str:
+    counts = Counter(states)
+    return ", ".join(f"{amount} {state}" for state, amount in counts.items()) or "none yet"
+
+
+def _unique(items: Iterable[F]) -> list[F]:
+    return list({item.id: item for item in items}.values())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's timeline as lines for people: when, about what, and what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from adapter.ledger.queries.facts import Event, Export, Job, Timeline
+
+HEADINGS = ("time (UTC)", "of", "what happened")
+
+
+def tell(timeline: Timeline) -> list[tuple[str, str, str]]:
+    """Return what happened to a study, oldest first, under `HEADINGS`."""
+    lines: list[tuple[datetime, str, str]] = []
+    for part in timeline.associations:
+        peer = f" from {part.peer}" if part.peer else ""
+        what = f"{part.calling_ae_title}{peer} begins to send to {part.called_ae_title}"
+        of = f"association {part.association}"
+        lines.append((part.first_received_at, of, what))
+        what = f"the last of {count(part.arrivals, 'file')} is received ({part.size} bytes)"
+        lines.append((part.last_received_at, of, what))
+    lines += [(event.at, _of(event), sentence(event)) for event in timeline.events]
+    lines.sort(key=lambda line: line[0])
+    return [(f"{at:%H:%M:%S.%f}"[:12], of, what) for at, of, what in lines]
+
+
+def sentence(event: Event) -> str:
+    """Return an event in words: its kind, and its facts."""
+    facts = ", ".join(
+        f"{key.replace('_', ' ')} {_value(value)}"
+        for key, value in event.detail.items()
+        if value is not None
+    )
+    kind = event.kind.replace("-", " ")
+    return f"{kind}: {facts}" if facts else kind
+
+
+def job_line(job: Job) -> str:
+    """Return where a job stands, in words."""
+    trouble = f" ({job.outcome}: {job.message})" if job.message and job.state != "succeeded" else ""
+    return f"job {job.name} is {job.state}{trouble}"
+
+
+def export_line(export: Export) -> str:
+    """Return where an export stands, in words."""
+    hold = f"; on hold: {export.hold.reason}" if export.hold else ""
+    trouble = f" ({export.message})" if export.message and export.state != "succeeded" else ""
+    return (
+        f"{export.stored} of {count(export.files, 'file')} stored at {export.destination}, "
+        f"{export.state}{trouble}{hold}"
+    )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number and its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _of(event: Event) -> str:
+    for name, value in (
+        ("export", event.export_id),
+        ("job", event.job_id),
+        ("group", event.group_id),
+        ("association", event.association),
+    ):
+        if value:
+            return f"{name} {value[:12] if name == 'association' else value[:8]}"
+    return ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " and ".join(map(str, value)) or "none"
+    return str(value)
