@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pipeline: runs the embedded platform's jobs, and publishes what each produced, once.
 
-Take results that were published before a crash as they are; else copy the group's files into a folder
-of this run, run the pipeline's command on them, check its output, and publish it by one rename.  Then
-one transaction: the files, their task, its exports, and the job's success.
+Results that were published before a crash are taken as they are.  Else the group's files are copied
+into a folder of this run, the pipeline's command works on them, its output is checked and published
+by one rename.  Then one transaction: the files, their task, its exports, and the job's success.
 
 ==================  ==========================================================  ===================
 outcome             the run                                                     then
@@ -11,7 +11,7 @@ outcome             the run                                                     
 succeeded           left valid DICOM files                                      exported
 exit-code           ended with another exit code than 0                         tried again
 timed-out           took longer than the pipeline's `timeoutSeconds`            tried again
-killed              was killed by a signal, e.g. for want of memory             tried again
+killed              was killed by a signal                                      tried again
 no-output           ended well and left nothing                                 parked
 invalid-output      left something that is no DICOM file                        parked
 could-not-start     did not begin: there is no such program                     parked
@@ -20,7 +20,10 @@ could-not-start     did not begin: there is no such program                     
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import closing
@@ -38,21 +41,25 @@ from adapter.spool import sync_directory
 from workers.clients.attempt import Attempt, read_results
 from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader
-from workers.clients.pipeline_process import Ending, How, run_command
+from workers.clients.pipeline_process import Command, Ending, How, run_command
+from workers.clients.platform import PayloadFile
 from workers.stage import Work
 from workers.submission import VISIBILITY_PAUSE, payload_files
 
 log = get_logger(__name__)
 
-#: Seconds until a run that found no room on the disk looks again.
+#: Seconds until a job that found no room on the disk is looked at again.
 ROOM_PAUSE = 5.0
 
-#: Bytes that a run leaves free beside its input and as much output.
+#: Bytes that a run has to leave free beside a copy of its input and as much output.
 SPARE_ROOM = 100_000_000
+
+#: Outcomes that another run may not have.
+MAY_PASS = frozenset({"exit-code", "timed-out", "killed"})
 
 
 def run(work: Work) -> dict[str, Any]:
-    """Run every job that is due."""
+    """Run every job that is due, and count the outcomes."""
     counts: Counter[str] = Counter()
     ledger, settings = work.adapter.ledger, work.adapter.settings
     with closing(HeaderReader(settings.notification)) as reader:
@@ -81,31 +88,183 @@ class Run:
         self._job = job
         self._reader = reader
         self._attempt = Attempt(self._adapter.spool.work_folder(job.id), lease.token)
-        self._patience = Patience(work, lease)
+        self._exit_code: int | None = None
 
     def take(self) -> str:
-        """Take the job to its end, or to its next try, and return the outcome.
+        """Take the job to its end or to its next try, and return the outcome.
 
         Raises
         ------
         LeaseLost
             If the job is no longer ours; nothing more was recorded.
         """
-        workers = self._adapter.settings.workers
-        if failure := jobs.deadly(self._job, workers.maximum_lease_expiries):
+        maximum = self._adapter.settings.workers.maximum_lease_expiries
+        if failure := jobs.deadly(self._job, maximum):
             return self._park(failure)
         try:
-            pipeline = find_pipeline(self._adapter.settings, self._job)
-            return self._adopt_or_run(pipeline)
-        except NotYetVisible as error:
-            if self._adapter.ledger.now() < self._job.created_at + workers.visibility_seconds:
-                return self._give_back(VISIBILITY_PAUSE)
-            return self._fail_try(pipeline, Failure("not-visible", str(error)))
+            return self._adopt_or_run(find_pipeline(self._adapter.settings, self._job))
         except PermanentError as error:
             return self._park(Failure(error.code, str(error), self._exit_code))
-        except TemporaryError as error:
-            return self._fail_try(pipeline, Failure("failed", str(error)))
-        except OSError as error:
-            return self._fail_try(pipeline, Failure("failed", f"file system: {error.strerror}"))
+        except (TemporaryError, OSError) as error:
+            return self._wait(error)
         finally:
             self._attempt.remove()
+
+    def _adopt_or_run(self, pipeline: Pipeline) -> str:
+        """Succeed with the results that are published already, or run for them."""
+        spool, job = self._adapter.spool, self._job
+        self._attempt.clear_others()
+        if spool.result_folder(job.id).exists():
+            sync_directory(spool.results)
+            return self._succeed(pipeline, read_results(spool.result_folder(job.id), self._reader))
+        files = payload_files(self._adapter, job)
+        if not self._has_room(files):
+            return self._give_back(ROOM_PAUSE)
+        self._attempt.prepare(files, metadata_path(spool, job.id))
+        jobs.begin_run(self._adapter.ledger, self._lease, job)
+        ending = run_command(
+            command_of(pipeline, job, self._attempt), Patience(self._work, self._lease)
+        )
+        self._exit_code = ending.code
+        if self._lease.lost.is_set():
+            raise LeaseLost(f"job {job.id} was lost while it ran")
+        failure = judge(ending, pipeline)
+        if failure is None:
+            return self._publish(pipeline)
+        if failure.outcome not in MAY_PASS:
+            return self._park(failure)
+        if self._work.stopping.is_set():
+            return self._give_back(0)
+        return self._fail_try(failure)
+
+    def _publish(self, pipeline: Pipeline) -> str:
+        """Publish the output, or take what another run published in the meantime."""
+        spool, job = self._adapter.spool, self._job
+        folder, results = self._attempt.collect(self._reader)
+        jobs.still_held(self._adapter.ledger, self._lease, job)
+        if not spool.publish_results(job.id, folder):
+            results = read_results(spool.result_folder(job.id), self._reader)
+        return self._succeed(pipeline, results)
+
+    def _succeed(self, pipeline: Pipeline, results: list[TaskFile]) -> str:
+        jobs.succeed(
+            self._adapter.ledger,
+            self._lease,
+            self._job,
+            results,
+            destinations=pipeline.destinations,
+            agent=self._adapter.settings.dicom.scu.ae_title,
+        )
+        self._work.bells.ring(EXPORT if pipeline.destinations else RECLAMATION)
+        return "succeeded"
+
+    def _has_room(self, files: list[PayloadFile]) -> bool:
+        """Tell whether the disk takes a copy of the input and as much output.
+
+        Not the receivers' watermark: what they stop at is there for the road to work itself free.
+        """
+        storage = self._adapter.settings.storage
+        space = self._adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
+        return space.free >= 2 * sum(file.size for file in files) + SPARE_ROOM
+
+    def _give_back(self, delay: float) -> str:
+        jobs.give_back(self._adapter.ledger, self._lease, self._job, delay=delay)
+        return "waits"
+
+    def _wait(self, error: TemporaryError | OSError) -> str:
+        """Let the job wait after an error that may pass; a file that is to appear costs no try."""
+        if isinstance(error, OSError):
+            return self._fail_try(Failure("failed", f"file system: {error.strerror}"))
+        if not isinstance(error, NotYetVisible):
+            return self._fail_try(Failure("failed", str(error)))
+        visible = self._adapter.settings.workers.visibility_seconds
+        if self._adapter.ledger.now() < self._job.created_at + visible:
+            return self._give_back(VISIBILITY_PAUSE)
+        return self._fail_try(Failure("not-visible", str(error)))
+
+    def _fail_try(self, failure: Failure) -> str:
+        pipeline = find_pipeline(self._adapter.settings, self._job)
+        jobs.fail_try(
+            self._adapter.ledger,
+            self._lease,
+            self._job,
+            failure,
+            retries=pipeline.maximum_retries,
+            delay=self._job.retry_delay,
+        )
+        return failure.outcome
+
+    def _park(self, failure: Failure) -> str:
+        jobs.park(self._adapter.ledger, self._lease, self._job, failure)
+        return failure.outcome
+
+
+class Patience:
+    """Tells when a run is not wanted any more: its job is lost, or its worker has to stop."""
+
+    def __init__(self, work: Work, lease: Lease) -> None:
+        self._work = work
+        self._lease = lease
+        self._until: float | None = None
+
+    def __call__(self) -> bool:
+        """Tell whether the run is not wanted any more."""
+        if self._lease.lost.is_set():
+            return True
+        if not self._work.stopping.is_set():
+            return False
+        if self._until is None:
+            seconds = self._work.adapter.settings.workers.stop_seconds / 2
+            self._until = time.monotonic() + seconds
+        return time.monotonic() >= self._until
+
+
+def command_of(pipeline: Pipeline, job: Job, attempt: Attempt) -> Command:
+    """Return the command of a run: its placeholders filled, and an environment without secrets."""
+    values = {
+        "input": str(attempt.input),
+        "output": str(attempt.output),
+        "job": job.id,
+        "python": sys.executable,
+    }
+    return Command(
+        arguments=[
+            re.sub(r"\{(input|output|job|python)\}", lambda found: values[found[1]], argument)
+            for argument in pipeline.command
+        ],
+        folder=attempt.folder,
+        environment={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+            "HOME": str(attempt.folder),
+            "TMPDIR": str(attempt.temporary),
+            **pipeline.environment,
+            "DICOM_ADAPTER_JOB_ID": job.id,
+            "DICOM_ADAPTER_INPUT": str(attempt.input),
+            "DICOM_ADAPTER_OUTPUT": str(attempt.output),
+            "DICOM_ADAPTER_METADATA": str(attempt.metadata),
+            "DICOM_ADAPTER_PIPELINE": job.pipeline_id,
+        },
+        seconds=pipeline.timeout_seconds,
+        memory=pipeline.memory_mb * 1_000_000,
+        stdout=attempt.job_folder / "stdout.txt",
+        stderr=attempt.job_folder / "stderr.txt",
+    )
+
+
+def judge(ending: Ending, pipeline: Pipeline) -> Failure | None:
+    """Return what is wrong with how a command ended; None if nothing is."""
+    code = ending.code
+    if ending.how == How.COULD_NOT_START:
+        program = pipeline.command[0]
+        return Failure("could-not-start", f"{program!r} could not be started: {ending.problem}")
+    if ending.how == How.TIMED_OUT:
+        return Failure("timed-out", f"killed after {pipeline.timeout_seconds:g} s (timeoutSeconds)")
+    if ending.how != How.ENDED or code is None:
+        return Failure("killed", f"killed together with what watched over it ({ending.how})")
+    if code < 0:
+        name = signal.strsignal(-code)
+        return Failure("killed", f"killed by signal {-code} ({name}); out of memory?", code)
+    if code > 0:
+        return Failure("exit-code", f"exit code {code}; stderr.txt of the job says more", code)
+    return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs: one pipeline's work on one group, from queued to its results.
 
-``queued -> created -> described -> uploaded -> started -> succeeded``; any of them ``-> parked``, and
-from there back to where it stood, or ``discarded``.  The drawing of all states is in `adapter.models`.
+``queued -> created -> described -> uploaded -> started -> succeeded``; any of them ``-> parked``,
+and from there back to where it stood, or ``discarded``.  All states are drawn in `adapter.models`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def deadly(job: Job, maximum_expiries: int) -> Failure | None:
     return Failure("kills-its-worker", f"{job.lease_expiries} workers died while they held the job")
 
 
-# -- claims -----------------------------------------------------------------------------------------
+# -- claims --------------------------------------------------------------------------------------
 
 
 def submission_due(lease_seconds: float) -> ColumnElement[bool]:
@@ -117,7 +117,7 @@ def _claim(ledger: Ledger, where: ColumnElement[bool], seconds: float) -> tuple[
     return lease, Job(**{field.name: getattr(rows[0], field.name) for field in fields(Job)})
 
 
-# -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the job -----------
+# -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the job --------
 
 
 def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState) -> Job:
@@ -237,7 +237,9 @@ def succeed(
             exit_code=0,
             updated_at=now(),
         )
-        tasks.create_task(connection, job.id, files, destinations, agent, job.priority)
+        tasks.create_task(
+            connection, job.id, files, destinations, agent=agent, priority=job.priority
+        )
         events.record(
             connection,
             "job-succeeded",
@@ -262,7 +264,7 @@ def _record_failure(connection: Connection, kind: str, job: Job, failure: Failur
 
 
 def _lock_group(connection: Connection, group: str) -> None:
-    """Let one transaction at a time judge a group's jobs, or two would each miss the other's step."""
+    """Let one transaction at a time judge a group's jobs: two would miss each other's step."""
     connection.execute(select(groups.c.id).where(groups.c.id == group).with_for_update())
 
 
@@ -275,7 +277,7 @@ def _submit_group(connection: Connection, group: str) -> None:
     )
 
 
-# -- what an operator asks for ----------------------------------------------------------------------
+# -- what an operator asks for -------------------------------------------------------------------
 
 
 def retry(ledger: Ledger, job: str) -> JobState:

@@ -42,6 +42,7 @@ def create_task(
     job: str,
     files: Sequence[TaskFile],
     destinations: Sequence[str],
+    *,
     agent: str,
     priority: int,
 ) -> str:

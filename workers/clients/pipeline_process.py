@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a command that nobody trusts: bounded, cut off from our secrets, and gone when we are.
+
+The command runs below a small program of ours (`workers.clients.launcher`), which kills everything
+of it when it has ended, takes too long, is not wanted any more, or its worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO
+
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+
+#: Seconds between questions whether a run is still wanted.
+_QUESTION = 0.2
+
+#: Seconds that the launcher gets to clear up before it is killed itself.
+_CLEAR_UP = 15.0
+
+
+class How(StrEnum):
+    """How a command came to its end."""
+
+    ENDED = "ended"  #: by itself; `code` says how
+    TIMED_OUT = "timed-out"  #: killed because its time was over
+    STOPPED = "stopped"  #: killed because it was not wanted any more
+    COULD_NOT_START = "could-not-start"  #: there is no such program, or it cannot be executed
+    LAUNCHER_DIED = "launcher-died"  #: killed because the program that watched over it was
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command and its bounds.
+
+    Attributes
+    ----------
+    arguments : sequence of str
+        The program, looked up on the PATH of `environment`, and its arguments.  There is no shell.
+    folder : Path
+        Its current directory; named in `environment`, too, so that its processes are known by it.
+    environment : mapping of str to str
+        All of its environment.
+    seconds : float
+        How long it may take.
+    memory : int
+        Bytes of address space that each of its processes may have.
+    stdout, stderr : Path
+        Where its output is kept: the first and the last 128 KiB of each stream.
+    """
+
+    arguments: Sequence[str]
+    folder: Path
+    environment: Mapping[str, str]
+    seconds: float
+    memory: int
+    stdout: Path
+    stderr: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a command ended: its exit code (negative: a signal's number), or why it did not start."""
+
+    how: How
+    code: int | None = None
+    problem: str = ""
+
+
+def run_command(command: Command, unwanted: Callable[[], bool]) -> Ending:
+    """Run a command to its end; nothing of it is left then.
+
+    Parameters
+    ----------
+    command : Command
+        What to run.
+    unwanted : callable
+        Asked several times a second; once it is true the command is killed.
+    """
+    order = {
+        "command": list(command.arguments),
+        "folder": str(command.folder),
+        "environment": dict(command.environment),
+        "seconds": command.seconds,
+        "memory": command.memory,
+        "stdout": str(command.stdout),
+        "stderr": str(command.stderr),
+        "parent": os.getpid(),
+    }
+    launcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_LAUNCHER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ},
+        start_new_session=True,  # a Ctrl-C in the terminal is for the worker
+    )
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    try:
+        with suppress(BrokenPipeError):
+            launcher.stdin.write(json.dumps(order).encode() + b"\n")
+            launcher.stdin.flush()
+        if not _answers(launcher.stdout, unwanted):
+            launcher.stdin.close()
+            with selectors.DefaultSelector() as selector:
+                selector.register(launcher.stdout, selectors.EVENT_READ)
+                selector.select(_CLEAR_UP)
+            launcher.kill()
+        answer = launcher.stdout.read()
+    finally:
+        with suppress(BrokenPipeError):
+            launcher.stdin.close()
+        launcher.stdout.close()
+        launcher.wait()
+    if not answer.endswith(b"\n"):
+        _kill_leftovers(str(command.folder))
+        return Ending(How.LAUNCHER_DIED)
+    document = json.loads(answer)
+    return Ending(How(document["how"]), document["code"], document["problem"])
+
+
+def _answers(stream: IO[bytes], unwanted: Callable[[], bool]) -> bool:
+    """Wait for the launcher's answer or its end; false if the command is not wanted any more."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while not selector.select(_QUESTION):
+            if unwanted():
+                return False
+    return True
+
+
+def _kill_leftovers(mark: str) -> None:
+    """Kill the processes that carry `mark` in their environment, after nobody watched over them."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
