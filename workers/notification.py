@@ -3,7 +3,7 @@
 
 Lease and count the attempt; read the headers under limits; ask the AE title's job processor; link
 into instances/; one transaction for the rows; tell the observers; unlink from incoming/.  A run
-that died anywhere is done again from the start: a file leaves incoming/ only after its row is there.
+that died anywhere is done again from the start: a file leaves incoming/ after its row is there.
 """
 
 from __future__ import annotations

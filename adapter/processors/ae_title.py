@@ -101,7 +101,7 @@ class AETitleJobProcessor(JobProcessor):
         value = uids.get(tag) or instance.values.get(tag)
         if not value:
             raise UnreadableInstance(
-                f"({tag >> 16:04X},{tag & 0xFFFF:04X}), which groups instances, is missing or empty",
+                f"({tag >> 16:04X},{tag & 0xFFFF:04X}), which groups them, is missing or empty",
                 "no-grouping-value",
             )
         return value

@@ -35,8 +35,8 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
     if found is None:
         raise ConfigurationError(
             [
-                f"processor: no job processor {ae_title.processor!r} is installed; "
-                f"there is {', '.join(processor_names())}"
+                f"processor: {ae_title.processor!r} is not installed; "
+                + f"there is {', '.join(processor_names())}"
             ]
         )
     plugin: type[JobProcessor] = found.load()
