@@ -32,7 +32,7 @@ def sentence(event: Event) -> str:
     facts = ", ".join(
         f"{key.replace('_', ' ')} {_value(value)}"
         for key, value in event.detail.items()
-        if value is not None
+        if value not in (None, 0, "", [], {})
     )
     kind = event.kind.replace("-", " ")
     return f"{kind}: {facts}" if facts else kind

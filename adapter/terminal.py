@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adapter.ledger.queries import Page
+
 #: Columns of a table that is not printed on a terminal: UIDs stay whole.
 _WIDE = 240
 
@@ -37,6 +39,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: st
         console.print(table)
     else:
         say(empty)
+
+
+def print_page(
+    page: Page[Any],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    empty: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Print a page of a list, and how to get the next one."""
+    if as_json:
+        print_json(page.model_dump(mode="json", by_alias=True))
+        return
+    print_table(columns, rows, empty)
+    if page.next is not None:
+        say(f"There are more: --after {page.next}")
 
 
 def plain(value: Any) -> str:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import __version__
-from adapter.cli import configuration, demo, roles, send
+from adapter.cli import configuration, demo, jobs, quarantine, roles, send, studies
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.terminal import complain
@@ -41,6 +41,9 @@ app.command()(send.send)
 app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")
 app.add_typer(configuration.destinations, name="destination")
+app.add_typer(studies.studies, name="studies")
+app.add_typer(jobs.jobs, name="jobs")
+app.add_typer(quarantine.quarantine, name="quarantine")
 
 
 def _version(asked: bool) -> None:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
-import uvicorn
 
+from adapter import api as rest
 from adapter import log, road
 from adapter import scp as scp_role
 from adapter.cli.which import AsJson, settings_of
@@ -129,7 +129,7 @@ def api(ctx: typer.Context) -> None:
     """Run the REST API alone."""
     settings = settings_of(ctx)
     log.configure()
-    uvicorn.run("adapter.api:app", host=settings.api.host, port=settings.api.port)
+    raise typer.Exit(rest.serve(settings))
 
 
 def flower(ctx: typer.Context) -> None:

@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapter.cli.which import AsJson, settings_of
 from adapter.demo import modality
-from adapter.demo.modality import DicomFile, Peer
+from adapter.demo.modality import DicomFile
 from adapter.embedded.roles import local
-from adapter.errors import AdapterError
-from adapter.models import check_ae_title
+from adapter.errors import AdapterError, ConfigurationError
+from adapter.ledger import configuration
+from adapter.models import Destination, EntityKind, check_ae_title
+from adapter.settings import Scu
 from adapter.story import count
 from adapter.terminal import errors, print_json, print_table, say
 
@@ -27,25 +29,37 @@ def send(
     *,
     host: Annotated[str | None, typer.Option(help="By default this adapter's.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The same.")] = None,
-    calling: Annotated[str, typer.Option(help="The calling AE title.")] = "DICOMADAPTER",
+    calling: Annotated[
+        str | None, typer.Option(help="The calling AE title; by default that of our SCU.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send files and folders by C-STORE, as they are; what was not answered is sent again."""
-    scp = settings_of(ctx).dicom.scp
-    try:
-        called, calling = check_ae_title(ae_title), check_ae_title(calling)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    peer = Peer(host or local(scp.host), port or scp.port, called, calling)
+    dicom = settings_of(ctx).dicom
+    body = {
+        "name": "peer",
+        "aeTitle": ae_title,
+        "hostIp": host or local(dicom.scp.host),
+        "port": port or dicom.scp.port,
+    }
+    peer = configuration.parse(EntityKind.DESTINATION, body)
+    assert isinstance(peer, Destination)
+    scu = dicom.scu
+    if calling is not None:
+        try:
+            scu = scu.model_copy(update={"ae_title": check_ae_title(calling)})
+        except ValueError as error:
+            raise ConfigurationError([f"--calling: {error}"]) from None
     found = modality.find_files(paths)
     if not found.files:
         raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped)})")
-    stored, failures = _send(found.files, peer)
+    stored, failures = _send(found.files, peer, scu)
     if as_json:
         document = {"stored": stored, "skipped": found.skipped, "failed": failures}
         print_json(document)
     else:
-        say(f"{stored} of {count(len(found.files), 'file')} stored by {peer}")
+        where = f"{peer.host_ip}:{peer.port}"
+        say(f"{stored} of {count(len(found.files), 'file')} stored by {peer.ae_title} at {where}")
         if found.skipped:
             say(f"skipped: {_skipped(found.skipped)}")
         if failures:
@@ -55,18 +69,18 @@ def send(
         raise typer.Exit(1)
 
 
-def _send(files: list[DicomFile], peer: Peer) -> tuple[int, Counter[str]]:
+def _send(files: list[DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
     failures: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True) as progress:
-        task = progress.add_task(f"to {peer.called}", total=len(files))
+        task = progress.add_task(f"to {peer.ae_title}", total=len(files))
 
         def settled(_file: DicomFile, status: int | None, why: str) -> None:
             if not modality.is_stored(status):
                 failures[why] += 1
             progress.advance(task)
 
-        modality.send(files, peer, settled)
+        modality.send(files, peer, scu, settled)
     return len(files) - failures.total(), failures
 
 

@@ -13,10 +13,14 @@ import typer
 
 from adapter.core import Adapter, open_adapter
 from adapter.errors import AdapterError
+from adapter.ledger.queries import LARGEST_PAGE
 from adapter.settings import Settings, load
 
 #: The option of every command that shows something.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+#: Those of every list that comes in pages.
+Limit = Annotated[int, typer.Option(min=1, max=LARGEST_PAGE, help="Rows on a page.")]
+After = Annotated[str | None, typer.Option(help="Go on after the page that ended with this.")]
 
 
 @dataclass(frozen=True)

@@ -126,15 +126,17 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
         f"Registered AE title {scene.AE_TITLE} (groups close after {scene.TIMEOUT} s of quiet), "
         f"source {scene.MODALITY}, destination {scene.DESTINATION}"
     )
-    modality.echo(stage.peer)
+    modality.echo(stage.adapter, stage.modality)
     skipped = ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
     say(
-        f"Sending {count(len(found.files), 'file')} to {stage.peer}"
+        f"Sending {count(len(found.files), 'file')} to {scene.AE_TITLE}"
         + (f" (skipped: {skipped})" if skipped else "")
     )
     sending = Sending(len(found.files))
     with ThreadPoolExecutor(1, thread_name_prefix="modality") as pool:
-        sent = pool.submit(modality.send, found.files, stage.peer, sending.settle)
+        sent = pool.submit(
+            modality.send, found.files, stage.adapter, stage.modality, sending.settle
+        )
         progress = _watch(adapter, sending, sent)
         sent.result()
     _tell_timelines(progress)

@@ -14,23 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.uid import UID
-from pynetdicom import AE, _config
-from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
 
-from adapter.dicom import VERIFICATION, read_file_meta
-from adapter.errors import AdapterError, UnreadableInstance
+from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION, read_file_meta
+from adapter.errors import TemporaryError, UnreadableInstance
+from adapter.models import Destination
+from adapter.scu.association import (
+    MAXIMUM_CONTEXTS,
+    Association,
+    Broken,
+    FileTrouble,
+    Rejected,
+    Unreachable,
+)
+from adapter.settings import Scu
 
 #: Media Storage Directory Storage, the SOP class of a DICOMDIR (PS3.10 section 8.6).
 _DIRECTORY = "1.2.840.10008.1.3.10"
-#: Presentation contexts of one association: their ids are the odd numbers of a byte (PS3.8).
-_MOST_CONTEXTS = 128
+#: The result of a rejection that will not pass (PS3.8 section 9.3.4).
+_FOR_GOOD = 1
+_ECHO = (VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)
 #: Seconds between tries, growing to the longest.
 _PAUSE, _LONGEST_PAUSE = 0.5, 5.0
-
-
-class Rejected(AdapterError):
-    """The peer does not want an association with us, and will not later either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,11 @@ class DicomFile:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+
+    @property
+    def context(self) -> tuple[str, str]:
+        """The presentation context that it needs: its SOP class in its transfer syntax."""
+        return self.sop_class_uid, self.transfer_syntax_uid
 
 
 @dataclass
@@ -85,19 +94,6 @@ def _walk(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Where to send, and under which names."""
-
-    host: str
-    port: int
-    called: str
-    calling: str
-
-    def __str__(self) -> str:
-        return f"{self.called} at {self.host}:{self.port}"
-
-
 #: Told of each file that is settled: the file, its C-STORE status or None, and why it failed.
 Settled = Callable[[DicomFile, int | None, str], None]
 
@@ -109,136 +105,103 @@ def is_stored(status: int | None) -> bool:
 
 def send(
     files: Iterable[DicomFile],
-    peer: Peer,
+    destination: Destination,
+    scu: Scu,
     settled: Settled,
     *,
     patience: float = 30.0,
-    timeout: float = 60.0,
 ) -> None:
     """Send files, and those that were not answered again, over as many associations as it takes.
 
     Parameters
     ----------
+    destination : Destination
+        Where to.
+    scu : Scu
+        Who sends, and how long the peer may take.
     settled : callable
         Told once of each file, when it is answered or given up.
     patience : float, seconds
         How long to try again without a single answer.
-    timeout : float, seconds
-        How long the peer may take for an answer.
 
     Raises
     ------
     Rejected
-        If the peer rejects the association for good.
+        If the peer does not want the association, now or later.
     """
     left = list(files)
     end = time.monotonic() + patience
     pause = _PAUSE
     while left:
         before = len(left)
-        left, why = _send_once(left, peer, settled, timeout)
+        left, why = _send_once(left, destination, scu, settled)
         if len(left) < before:
             end, pause = time.monotonic() + patience, _PAUSE
-        if not left:
-            return
-        if time.monotonic() + pause > end:
+        elif time.monotonic() + pause > end:
             for file in left:
                 settled(file, None, why)
             return
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def echo(peer: Peer, *, patience: float = 10.0, timeout: float = 10.0) -> None:
+def echo(destination: Destination, scu: Scu, *, patience: float = 10.0) -> None:
     """Wait until the peer takes our association and answers a C-ECHO.
 
     Raises
     ------
-    AdapterError
+    TemporaryError
         If it has not by the end of `patience` (seconds), saying why.
     """
     end = time.monotonic() + patience
     while True:
-        why = ""
-        ae = _application(peer, timeout)
-        ae.add_requested_context(VERIFICATION)
-        association = ae.associate(peer.host, peer.port, ae_title=peer.called)
-        if association.is_established:
-            answer = association.send_c_echo()
-            association.release()
-            if answer.get("Status") == 0:
-                return
-            why = "no Success to a C-ECHO"
-        why = why or _why(association)[1]
-        if time.monotonic() > end:
-            raise AdapterError(f"{peer}: {why}")
+        try:
+            with Association(destination, scu, [_ECHO]) as association:
+                if association.echo() == 0:
+                    return
+        except TemporaryError:
+            if time.monotonic() > end:
+                raise
         time.sleep(_PAUSE)
 
 
-def _application(peer: Peer, timeout: float) -> AE:
-    _config.STORE_SEND_CHUNKED_DATASET = True  # pynetdicom's way to send a file's bytes undecoded
-    ae = AE(peer.calling)
-    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
-    return ae
-
-
 def _send_once(
-    files: list[DicomFile], peer: Peer, settled: Settled, timeout: float
+    files: list[DicomFile], destination: Destination, scu: Scu, settled: Settled
 ) -> tuple[list[DicomFile], str]:
-    """Send files over one association; return what is left, and why it is."""
-    kinds = list(dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in files))
-    kinds = kinds[:_MOST_CONTEXTS]
-    now = [item for item in files if (item.sop_class_uid, item.transfer_syntax_uid) in kinds]
-    left = [item for item in files if (item.sop_class_uid, item.transfer_syntax_uid) not in kinds]
-    ae = _application(peer, timeout)
-    contexts = [build_context(sop_class, syntax) for sop_class, syntax in kinds]
-    association = ae.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.called)
-    if not association.is_established:
-        for_good, why = _why(association)
-        if for_good:
-            raise Rejected(f"{peer}: {why}")
-        return files, why
-    accepted = {
-        (str(context.abstract_syntax), str(context.transfer_syntax[0]))
-        for context in association.accepted_contexts
-    }
+    """Send files over one association; return those left to send, and why they are."""
+    contexts = list(dict.fromkeys(item.context for item in files))[:MAXIMUM_CONTEXTS]
+    now = [item for item in files if item.context in contexts]
+    later = [item for item in files if item.context not in contexts]
+    done = 0
     try:
-        for number, item in enumerate(now):
-            if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
-                name = UID(item.sop_class_uid).name, UID(item.transfer_syntax_uid).name
-                settled(item, None, f"the peer does not take {name[0]} in {name[1]}")
-                continue
-            status = _store(association, item)
-            if status is None:
-                return [*now[number:], *left], "the association was lost before an answer came"
-            settled(item, status, "" if is_stored(status) else f"status {status:04X}")
-    finally:
-        if association.is_established:
-            association.release()
-    return left, ""
-
-
-def _store(association: Association, item: DicomFile) -> int | None:
-    """Send one file; None if no answer came."""
-    try:
-        answer = association.send_c_store(item.path)
-    except (RuntimeError, ValueError):  # the association has gone in between
-        if association.is_established:
+        with Association(destination, scu, contexts) as association:
+            for item in now:
+                status, why = _store(association, item)
+                done += 1
+                settled(item, status, why)
+    except Rejected as rejected:
+        if rejected.code[0] == _FOR_GOOD:
             raise
-        return None
-    status = answer.get("Status")
-    return None if status is None else int(status)
+        return [*now[done:], *later], f"the peer {rejected}"
+    except FileTrouble as trouble:
+        settled(now[done], None, str(trouble))
+        return [*now[done + 1 :], *later], str(trouble)
+    except (Unreachable, Broken) as trouble:
+        return [*now[done:], *later], str(trouble)
+    return later, ""
 
 
-def _why(association: Association) -> tuple[bool, str]:
-    """Say why there is no association, and whether it is for good."""
-    if not association.is_rejected:
-        if association.is_aborted:
-            return False, "the association was aborted, or nobody answers at this address and port"
-        return False, "nobody answers at this address and port"
-    answer = association.acceptor.primitive
-    if answer is None:
-        return False, "the association was rejected"
-    result, source, reason = answer.result, answer.result_source, answer.diagnostic
-    words = f"the association was rejected: {answer.reason_str} ({result}/{source}/{reason})"
-    return result == 1, words
+def _store(association: Association, item: DicomFile) -> tuple[int | None, str]:
+    """Send one file; return the status of the answer, and why it is not stored."""
+    context = association.accepted.get(item.context)
+    if context is None:
+        sop_class, syntax = (UID(uid).name for uid in item.context)
+        return None, f"the peer does not take {sop_class} in {syntax}"
+    with item.path.open("rb", buffering=0) as file:
+        read_file_meta(file)
+        start, size = file.tell(), item.path.stat().st_size
+        status = association.store(
+            context, item.sop_class_uid, item.sop_instance_uid, file.fileno(), size - start
+        )
+    return status, "" if is_stored(status) else f"the peer refused it with status {status:04X}"

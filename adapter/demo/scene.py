@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from adapter.core import Adapter
-from adapter.demo.modality import Peer
 from adapter.embedded.roles import Role, accepts
 from adapter.ledger import configuration
 from adapter.models import AETitle, Destination, EntityKind, Source
 from adapter.processors import registry
-from adapter.settings import Settings, load
+from adapter.settings import Scu, Settings, load
 
 AE_TITLE = "DEMO"
 MODALITY = "MODALITY"
@@ -52,9 +51,15 @@ class Scene:
     pacs_folder: Path
 
     @property
-    def peer(self) -> Peer:
+    def adapter(self) -> Destination:
         """The adapter, as the modality sees it."""
-        return Peer(_HOST, self.settings.dicom.scp.port, AE_TITLE, MODALITY)
+        port = self.settings.dicom.scp.port
+        return Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=_HOST, port=port)
+
+    @property
+    def modality(self) -> Scu:
+        """The modality's side."""
+        return Scu(ae_title=MODALITY)
 
     @property
     def pacs(self) -> Role:

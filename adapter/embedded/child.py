@@ -104,7 +104,7 @@ class Child:
     def terminate(self) -> None:
         """Tell the process to end."""
         if self._process is not None:
-            self._process.terminate()
+            os.kill(self._process.pid, signal.SIGTERM)
 
     def await_end(self, deadline: float, hurry: threading.Event) -> None:
         """Wait for the process to end; kill it at a time (monotonic), or when it has to hurry."""

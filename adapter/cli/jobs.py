@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jobs`: each pipeline's work on each group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from adapter.cli.which import After, AsJson, Limit, opened
+from adapter.errors import AdapterError
+from adapter.ledger import jobs as verbs
+from adapter.ledger.queries import find_job, list_jobs
+from adapter.models import JobState
+from adapter.terminal import print_json, print_page, print_table, say
+
+jobs = typer.Typer(help="Each pipeline's work on each group.", no_args_is_help=True)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
+
+
+@jobs.command("list")
+def list_(
+    ctx: typer.Context,
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Limit = 100,
+    after: After = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs, the newest first."""
+    with opened(ctx) as adapter:
+        page = list_jobs(adapter.ledger, state=state, limit=limit, after=after)
+    columns = ("job", "name", "state", "instances", "pipeline", "tries", "outcome", "message")
+    rows = [
+        (
+            job.id,
+            job.name,
+            f"{job.state} (at work)" if job.working else job.state,
+            job.instances,
+            job.pipeline_id,
+            job.tries,
+            job.outcome,
+            job.message,
+        )
+        for job in page.items
+    ]
+    print_page(page, columns, rows, "no job", as_json=as_json)
+
+
+@jobs.command("show")
+def show(ctx: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
+    """Show a job, and where the output of its pipeline is."""
+    with opened(ctx) as adapter:
+        found = find_job(adapter.ledger, job)
+        if found is None:
+            raise AdapterError(f"there is no job {job}")
+        document = found.model_dump(mode="json", by_alias=True)
+        folder = adapter.spool.work_folder(found.id)
+        for name in ("stdout", "stderr"):
+            path = folder / f"{name}.txt"
+            document[name] = str(path) if path.exists() else None
+    if as_json:
+        print_json(document)
+    else:
+        print_table(("", "job"), document.items(), "")
+
+
+@jobs.command("retry")
+def retry(ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="JOB...")]) -> None:
+    """Let parked jobs go on where they stood, with all their tries."""
+    with opened(ctx) as adapter:
+        for job in ids:
+            say(f"job {job} is {verbs.retry(adapter.ledger, job)} again")
+
+
+@jobs.command("discard")
+def discard(
+    ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="JOB...")]
+) -> None:
+    """Give jobs up for good; their files are reclaimed when nothing else needs them."""
+    with opened(ctx) as adapter:
+        for job in ids:
+            verbs.discard(adapter.ledger, job)
+            say(f"job {job} is discarded")

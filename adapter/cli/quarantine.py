@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quarantine`: acknowledged files that could not be processed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from adapter.cli.which import After, AsJson, Limit, opened
+from adapter.errors import AdapterError
+from adapter.ledger import quarantine as verbs
+from adapter.terminal import print_json, print_page, print_table, say
+
+quarantine = typer.Typer(help="Files that could not be processed.", no_args_is_help=True)
+
+
+@quarantine.command("list")
+def list_(
+    ctx: typer.Context,
+    reason: Annotated[str | None, typer.Option(help="Only those for this reason.")] = None,
+    limit: Limit = 100,
+    after: After = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the quarantined files, the last received first."""
+    with opened(ctx) as adapter:
+        page = verbs.list_quarantined(adapter.ledger, reason=reason, limit=limit, after=after)
+    columns = ("file", "received", "from", "to", "reason", "message")
+    rows = [
+        (
+            file.id,
+            f"{file.received_at:%Y-%m-%d %H:%M:%S}",
+            file.calling_ae_title,
+            file.called_ae_title,
+            file.reason,
+            file.message,
+        )
+        for file in page.items
+    ]
+    print_page(page, columns, rows, "nothing is in quarantine", as_json=as_json)
+
+
+@quarantine.command("show")
+def show(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Its id.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a quarantined file, why it is there, and where its bytes are."""
+    with opened(ctx) as adapter:
+        found = verbs.find_quarantined(adapter.ledger, file)
+        if found is None:
+            raise AdapterError(f"{file} is not in quarantine")
+        document = found.model_dump(mode="json", by_alias=True)
+        document["path"] = str(adapter.spool.quarantine_path(found.id))
+    if as_json:
+        print_json(document)
+    else:
+        print_table(("", "file"), document.items(), "")
+
+
+@quarantine.command("discard")
+def discard(
+    ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="FILE...")]
+) -> None:
+    """Give quarantined files up; their bytes are deleted."""
+    with opened(ctx) as adapter:
+        done = verbs.discard(adapter.ledger, ids)
+    for file in done:
+        say(f"{file} is discarded")
+    missing = [file for file in ids if file not in done]
+    if missing:
+        raise AdapterError(f"not in quarantine: {', '.join(missing)}")

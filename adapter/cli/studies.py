@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`studies`: what was received, and a study's timeline."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from adapter import story
+from adapter.cli.which import After, AsJson, Limit, opened
+from adapter.errors import AdapterError
+from adapter.ledger.queries import find_timeline, list_studies
+from adapter.terminal import print_json, print_page, print_table, say
+
+studies = typer.Typer(help="What was received, and what became of it.", no_args_is_help=True)
+
+
+@studies.command("list")
+def list_(
+    ctx: typer.Context, limit: Limit = 100, after: After = None, as_json: AsJson = False
+) -> None:
+    """List the studies, the last received first."""
+    with opened(ctx) as adapter:
+        page = list_studies(adapter.ledger, limit=limit, after=after)
+    columns = ("study", "last received", "AE titles", "series", "instances", "groups", "jobs")
+    rows = [
+        (
+            study.study_instance_uid,
+            f"{study.last_received_at:%Y-%m-%d %H:%M:%S}",
+            study.called_ae_titles,
+            study.series,
+            study.instances,
+            study.groups,
+            study.jobs,
+            study.exports,
+        )
+        for study in page.items
+    ]
+    print_page(page, (*columns, "exports"), rows, "no study was received yet", as_json=as_json)
+
+
+@studies.command("show")
+def show(
+    ctx: typer.Context,
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Its Study Instance UID.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a study's timeline: associations, groups and why they closed, jobs, exports."""
+    with opened(ctx) as adapter:
+        timeline = find_timeline(adapter.ledger, uid)
+    if timeline is None:
+        raise AdapterError(f"nothing of the study {uid} was received")
+    if as_json:
+        print_json(timeline.model_dump(mode="json", by_alias=True))
+        return
+    say(
+        f"{story.count(timeline.instances, 'instance')} in {timeline.series} series, "
+        f"{timeline.size} bytes; in quarantine: {sum(timeline.quarantined.values())}, "
+        f"unwanted: {sum(timeline.unwanted.values())}"
+    )
+    print_table(story.HEADINGS, story.tell(timeline), "nothing happened yet")
+    for job in timeline.jobs:
+        say(story.job_line(job))
+    for export in timeline.exports:
+        say(story.export_line(export))
+        for file in export.unconfirmed:
+            say(f"  not confirmed: {file.sop_instance_uid}: {file.reason or 'not tried yet'}")
