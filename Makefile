@@ -39,7 +39,7 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 
 .PHONY: test
 test: $(DEV_STAMP) test-peers  ## run the tests
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts

@@ -12,7 +12,8 @@ from kombu import Queue
 #: all three of the same name.
 STAGES = ("notification", "grouping", "submission", "pipeline", "export", "reclamation")
 
-task_queues = [Queue(stage) for stage in STAGES]
+# On the anonymous exchange a queue's own name is its address: no binding that could be lost.
+task_queues = [Queue(stage, routing_key=stage) for stage in STAGES]
 task_routes = {stage: {"queue": stage} for stage in STAGES}
 task_create_missing_queues = False  # a typo in a queue's name fails instead of vanishing
 task_default_queue = STAGES[0]
@@ -42,5 +43,10 @@ broker_transport_options = {
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 10,
+    # A bell that cannot be delivered is given up at once: kombu's default tries for six seconds.
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.1,
     "priority_steps": [0],
 }
