@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""REST: health for machines, and what happened to a study for people.  It only reads.
+
+::
+
+    server.py   the process: a socket, a signal, uvicorn
+    access.py   the adapter, opened as soon as its ledger answers, and the tick beside it
+    app.py      the routes; problems.py, what goes wrong told as RFC 9457 has it
+    health.py   green, yellow or red, and why
+
+It answers without a ledger too: `/health/live` always, everything else with 503.
+"""
+
+from adapter.api.server import serve
+
+__all__ = ["serve"]

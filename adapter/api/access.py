@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter behind the API: opened as soon as its ledger answers, however late that is."""
+
+from __future__ import annotations
+
+import threading
+
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter import heartbeat
+from adapter.core import Adapter, open_adapter
+from adapter.errors import AdapterError, TemporaryError
+from adapter.log import get_logger
+from adapter.road import Bells, Tick, make_app
+from adapter.settings import Settings
+
+log = get_logger(__name__)
+
+ROLE = "api"
+
+
+class NotOpen(TemporaryError):
+    """The adapter could not be opened yet; the text says why."""
+
+
+class Access:
+    """Opens the adapter from a thread of its own, and ticks as every role does.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which adapter is meant.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bells = Bells(make_app(settings))
+        self._adapter: Adapter | None = None
+        self._reason = "the adapter is being opened"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._open, name="open", daemon=True)
+        self._tick: Tick | None = None
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter.
+
+        Raises
+        ------
+        NotOpen
+            If it could not be opened yet.
+        """
+        if self._adapter is None:
+            raise NotOpen(self._reason)
+        return self._adapter
+
+    def start(self) -> None:
+        """Begin to open the adapter."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop ticking and close the adapter."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+        if self._tick is not None:
+            self._tick.stop()
+        if self._adapter is not None:
+            heartbeat.remove(self._adapter.spool, ROLE)
+            self._adapter.close()
+
+    def _open(self) -> None:
+        while not self._stop.is_set():
+            try:
+                adapter = open_adapter(self.settings)
+            except AdapterError as error:
+                self._explain(str(error))
+            except (SQLAlchemyError, CommandError, OSError) as error:
+                # Their text may quote addresses and statements: the type says enough.
+                self._explain(f"the ledger cannot be opened ({type(error).__name__})")
+            else:
+                self._adapter = adapter
+                self._beat()
+                self._tick = Tick(adapter, self.bells, also=self._beat)
+                self._tick.start()
+                return
+            self._stop.wait(self.settings.workers.tick_seconds)
+
+    def _explain(self, reason: str) -> None:
+        if reason != self._reason:
+            log.error("the adapter cannot be opened", reason=reason)
+        self._reason = reason
+
+    def _beat(self) -> None:
+        if self._adapter is not None:
+            heartbeat.write(self._adapter.spool, ROLE, port=self.settings.api.port)

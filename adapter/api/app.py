@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routes of the REST API.  They only read; OpenAPI describes them at /openapi.json."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from adapter.api import health, problems
+from adapter.api.access import Access
+from adapter.ledger import Ledger, queries
+from adapter.ledger.queries import LARGEST_PAGE, Page
+from adapter.ledger.queries.facts import Export, ExportDetail, Job, Study, Timeline
+from adapter.models import ExportState, JobState
+
+F = TypeVar("F")
+
+
+def create_app(access: Access) -> FastAPI:
+    """Return the application that answers for one adapter."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        access.start()
+        yield
+        await run_in_threadpool(access.stop)
+
+    app = FastAPI(
+        title="dicom-adapter",
+        description="A durable gateway between DICOM imaging and AI pipelines.",
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere; a hospital's network does not.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.access = access
+    problems.install(app)
+    app.include_router(_health)
+    app.include_router(_api)
+    return app
+
+
+def _access(request: Request) -> Access:
+    access: Access = request.app.state.access
+    return access
+
+
+def _ledger(request: Request) -> Ledger:
+    return _access(request).adapter.ledger
+
+
+AccessOf = Annotated[Access, Depends(_access)]
+LedgerOf = Annotated[Ledger, Depends(_ledger)]
+Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Rows on a page.")]
+After = Annotated[str | None, Query(max_length=128, description="The `next` of the page before.")]
+
+# -- health --------------------------------------------------------------------------------
+
+_health = APIRouter(prefix="/health", tags=["health"])
+
+
+@_health.get("/live")
+async def live() -> dict[str, str]:
+    """Answer that this process serves."""
+    return {"status": "live"}
+
+
+@_health.get("/ready", responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
+def ready(access: AccessOf) -> dict[str, str]:
+    """Tell whether ledger and spool are there, belong together and have this release's schema."""
+    if reasons := health.unready(access):
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
+    return {"status": "ready"}
+
+
+@_health.get("/status", responses={503: {"model": health.Health, "description": "Red."}})
+def status(access: AccessOf, response: Response) -> health.Health:
+    """Tell how the adapter is: green, yellow or red (then with 503), and why."""
+    found = health.examine(access)
+    if found.status == "red":
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return found
+
+
+# -- what happened -------------------------------------------------------------------------
+
+_api = APIRouter(
+    prefix="/api",
+    responses=problems.documented(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+_missing = problems.documented(HTTPStatus.NOT_FOUND)
+
+
+@_api.get("/studies", tags=["studies"])
+def list_studies(ledger: LedgerOf, limit: Limit = 100, after: After = None) -> Page[Study]:
+    """List the studies; the one that an instance was received for last comes first."""
+    return queries.list_studies(ledger, limit=limit, after=after)
+
+
+@_api.get("/studies/{study_instance_uid}", tags=["studies"], responses=_missing)
+def show_study(ledger: LedgerOf, study_instance_uid: str) -> Timeline:
+    """Tell what happened to a study, from its associations to its exports."""
+    return _found(queries.find_timeline(ledger, study_instance_uid), "study")
+
+
+@_api.get("/jobs", tags=["jobs"])
+def list_jobs(
+    ledger: LedgerOf, state: JobState | None = None, limit: Limit = 100, after: After = None
+) -> Page[Job]:
+    """List the jobs, newest first."""
+    return queries.list_jobs(ledger, state=state, limit=limit, after=after)
+
+
+@_api.get("/jobs/{job_id}", tags=["jobs"], responses=_missing)
+def show_job(ledger: LedgerOf, job_id: str) -> Job:
+    """Show a job."""
+    return _found(queries.find_job(ledger, job_id), "job")
+
+
+@_api.get("/exports", tags=["exports"])
+def list_exports(
+    ledger: LedgerOf,
+    state: ExportState | None = None,
+    destination: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = 100,
+    after: After = None,
+) -> Page[Export]:
+    """List the exports, newest first."""
+    return queries.list_exports(
+        ledger, state=state, destination=destination, limit=limit, after=after
+    )
+
+
+@_api.get("/exports/{export_id}", tags=["exports"], responses=_missing)
+def show_export(ledger: LedgerOf, export_id: str) -> ExportDetail:
+    """Show an export, and which of its files the destination has not confirmed."""
+    return _found(queries.find_export(ledger, export_id), "export")
+
+
+def _found(facts: F | None, kind: str) -> F:
+    if facts is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"there is no such {kind}")
+    return facts

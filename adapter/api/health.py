@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health: what runs, what waits, what an operator has to look at; green, yellow or red, and why.
+
+=======  ==========================================================================================
+red      the ledger does not answer or has another schema, the spool is not there or not this
+         ledger's, or its disk is above the watermark: nothing is received or nothing moves on
+yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
+         Redis is away, or a role that was there is silent
+green    none of these
+=======  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter import heartbeat
+from adapter.api.access import Access, NotOpen
+from adapter.core import Adapter
+from adapter.errors import SpoolError
+from adapter.ledger import queries
+from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
+from adapter.road import NOTIFICATION, STAGES
+from adapter.spool import DiskSpace, Spool
+
+Colour = Literal["green", "yellow", "red"]
+
+
+class Process(Facts):
+    """One process of a role, as its heartbeat tells."""
+
+    host: str
+    pid: int
+    alive: bool = Field(description="Whether it was heard of lately.")
+    silent_seconds: float
+    facts: dict[str, Any] = Field(description="What the role says about itself.")
+
+
+class Disk(Facts):
+    """The spool's disk."""
+
+    total: int = Field(description="Bytes.")
+    free: int = Field(description="Bytes.")
+    low: bool = Field(description="Whether it is above the watermark: nothing is received.")
+
+
+class Health(Facts):
+    """The state of the whole adapter; what cannot be known just now is null."""
+
+    status: Colour
+    reasons: list[str] = Field(description="Why it is not green.")
+    services: dict[str, list[Process]] = Field(description="Processes, by role.")
+    active_dimse_connections: int = Field(description="Associations that the receivers serve.")
+    ledger: bool
+    broker: bool
+    disk: Disk | None
+    queues: dict[str, int] | None = Field(description="Bells that wait, by stage.")
+    unfinished: dict[str, Unfinished] | None = Field(description="Work not done, by stage.")
+    attention: Attention | None
+
+
+def unready(access: Access) -> list[str]:
+    """Return what keeps the adapter from working; nothing if it is ready."""
+    try:
+        adapter = access.adapter
+        problems = [] if adapter.ledger.is_current() else ["the ledger has another schema"]
+        if adapter.ledger.spool_id != adapter.spool.id:
+            problems.append("the ledger belongs to another spool")
+    except NotOpen as error:
+        return [str(error)]
+    except SQLAlchemyError:
+        return ["the ledger does not answer"]
+    except (SpoolError, OSError):
+        return ["the spool is not there"]
+    return problems
+
+
+@dataclass
+class _Report:
+    """What is being found out."""
+
+    red: list[str] = field(default_factory=list)
+    yellow: list[str] = field(default_factory=list)
+    services: dict[str, list[Process]] = field(default_factory=dict)
+    disk: DiskSpace | None = None
+    unfinished: dict[str, Unfinished] | None = None
+    attention: Attention | None = None
+
+
+def examine(access: Access) -> Health:
+    """Find out how the adapter is."""
+    report = _Report(red=unready(access))
+    queues = access.bells.waiting()
+    if queues is None:
+        report.yellow.append("Redis is away: work goes on with some delay")
+    with suppress(NotOpen):
+        _look_at_spool(report, access.adapter)
+        _look_at_ledger(report, access.adapter)
+    status: Colour = "red" if report.red else "yellow" if report.yellow else "green"
+    return Health(
+        status=status,
+        reasons=report.red + report.yellow,
+        services=report.services,
+        active_dimse_connections=sum(
+            int(process.facts.get("active_associations", 0))
+            for process in report.services.get("scp", [])
+            if process.alive
+        ),
+        ledger=report.attention is not None,
+        broker=queues is not None,
+        disk=None
+        if report.disk is None
+        else Disk(total=report.disk.total, free=report.disk.free, low=report.disk.low),
+        queues=queues,
+        unfinished=report.unfinished,
+        attention=report.attention,
+    )
+
+
+def _look_at_spool(report: _Report, adapter: Adapter) -> None:
+    storage = adapter.settings.storage
+    with suppress(OSError):
+        report.disk = adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
+        if report.disk.low:
+            report.red.append("the spool's disk is above the watermark: nothing is received")
+    report.services = _services(adapter.spool)
+    report.yellow += [
+        f"{role} is silent"
+        for role, processes in report.services.items()
+        if not any(process.alive for process in processes)
+    ]
+
+
+def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
+    try:
+        by_stage = queries.unfinished(adapter.ledger, adapter.settings)
+        attention = queries.attention(adapter.ledger)
+        now = adapter.ledger.now()
+    except SQLAlchemyError:
+        return  # what `unready` says already
+    by_stage[NOTIFICATION] = _incoming(adapter.spool, now)
+    report.unfinished = {stage: by_stage[stage] for stage in STAGES}
+    # The ledger knows the size of a file only when its header could be read.
+    quarantined = Kept(amount=attention.quarantined.amount, size=_quarantined_bytes(adapter.spool))
+    report.attention = attention.model_copy(update={"quarantined": quarantined})
+    report.yellow += [
+        f"{kept.amount} {name}"
+        for name, kept in (
+            ("jobs are parked", attention.parked_jobs),
+            ("exports are parked", attention.parked_exports),
+            ("exports are partial", attention.partial_exports),
+            ("files are in quarantine", quarantined),
+        )
+        if kept.amount
+    ]
+    report.yellow += [f"destination {hold.destination} is on hold" for hold in attention.holds]
+
+
+def _services(spool: Spool) -> dict[str, list[Process]]:
+    found: dict[str, list[Process]] = {}
+    for beat in heartbeat.read_all(spool):
+        process = Process(
+            host=str(beat.get("host")),
+            pid=int(beat.get("pid", 0)),
+            alive=beat["age"] < heartbeat.SILENCE_SECONDS,
+            silent_seconds=beat["age"],
+            facts={key: beat[key] for key in beat.keys() - {"role", "host", "pid", "at", "age"}},
+        )
+        found.setdefault(str(beat.get("role")), []).append(process)
+    return found
+
+
+def _incoming(spool: Spool, now: float) -> Unfinished:
+    times = [arrival.received_at for arrival in spool.list_incoming()]
+    return Unfinished(
+        amount=len(times), oldest_seconds=max(0.0, now - min(times)) if times else None
+    )
+
+
+def _quarantined_bytes(spool: Spool) -> int:
+    size = 0
+    for arrival in spool.list_quarantine():
+        with suppress(OSError):
+            size += spool.quarantine_path(str(arrival)).stat().st_size
+    return size

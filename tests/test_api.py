@@ -1,0 +1,529 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The REST API: health, and what happened to a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from adapter import heartbeat
+from adapter.api import server
+from adapter.api.access import Access
+from adapter.api.app import create_app
+from adapter.api.problems import Problem
+from adapter.core import Adapter
+from adapter.errors import ConfigurationError
+from adapter.ledger import schema
+from adapter.road import STAGES
+from adapter.settings import Settings
+from tests.support_ledger import (
+    LONG_AGO,
+    STUDY,
+    add_ae_title,
+    add_arrival,
+    add_export,
+    add_group,
+    add_job,
+    add_row,
+    add_task,
+    change_rows,
+)
+
+CANARY = "CANARY^NAME"
+
+
+class Redis:
+    """Bells of a Redis that is there, or away."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, int] | None = dict.fromkeys(STAGES, 0)
+        self.rung: list[str] = []
+
+    def waiting(self, stages: Any = STAGES) -> dict[str, int] | None:
+        return None if self.queues is None else {stage: self.queues[stage] for stage in stages}
+
+    def ring(self, *stages: str) -> bool:
+        self.rung += stages
+        return True
+
+
+@pytest.fixture
+def redis() -> Redis:
+    return Redis()
+
+
+@pytest.fixture
+def access(settings: Settings, redis: Redis) -> Access:
+    access = Access(settings)
+    access.bells = redis  # type: ignore[assignment]
+    return access
+
+
+@pytest.fixture
+def client(access: Access, adapter: Adapter) -> Iterator[TestClient]:
+    with TestClient(create_app(access), raise_server_exceptions=False) as client:
+        eventually(lambda: client.get("/health/ready").status_code == 200)
+        yield client
+
+
+@pytest.fixture
+def version(adapter: Adapter) -> int:
+    return add_ae_title(adapter)
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
+        time.sleep(0.02)
+    return result
+
+
+@contextmanager
+def broken_ledger(adapter: Adapter, access: Access) -> Iterator[None]:
+    """Take the ledger away, as a database server that stops does."""
+    file = adapter.settings.data / "ledger.sqlite"
+    hidden = file.with_suffix(".away")
+    access.adapter.ledger.close()
+    for path in (file, *file.parent.glob("ledger.sqlite-*")):
+        path.rename(hidden.with_suffix(path.suffix + ".away"))
+    file.mkdir()
+    try:
+        yield
+    finally:
+        file.rmdir()
+        for path in file.parent.glob("*.away"):
+            path.rename(file.with_suffix(path.with_suffix("").suffix))
+        access.adapter.ledger.close()
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+def test_a_working_adapter_is_green(client: TestClient, adapter: Adapter) -> None:
+    """With nothing to complain about the status is green, and says how much of everything is."""
+    status = client.get("/health/status")
+
+    assert status.status_code == 200
+    body = status.json()
+    assert (body["status"], body["reasons"]) == ("green", [])
+    assert (body["ledger"], body["broker"]) == (True, True)
+    assert body["disk"]["total"] > body["disk"]["free"] > 0
+    assert body["disk"]["low"] is False
+    assert list(body["unfinished"]) == list(STAGES)
+    assert body["queues"] == dict.fromkeys(STAGES, 0)
+    assert body["attention"]["parkedJobs"] == {"amount": 0, "size": 0}
+
+
+def test_the_api_beats_and_ticks_like_every_role(
+    client: TestClient, adapter: Adapter, version: int, redis: Redis
+) -> None:
+    """Work that nobody was rung for is found by the API's tick; its heartbeat is in the status."""
+    job = add_job(adapter, add_group(adapter, version, state="closed"))
+    assert job
+
+    eventually(lambda: "submission" in redis.rung)
+
+    (process,) = client.get("/health/status").json()["services"]["api"]
+    assert (process["pid"], process["alive"]) == (os.getpid(), True)
+
+
+def test_the_receivers_associations_are_summed_up(client: TestClient, adapter: Adapter) -> None:
+    """The associations of all live receivers count; those of a silent one do not."""
+    for host, ago, number in (("a", 0, 3), ("b", 0, 4), ("gone", 60, 5)):
+        beat = {"role": "scp", "host": host, "pid": 1, "at": time.time() - ago}
+        file = adapter.spool.status / f"scp-{host}.json"
+        file.write_text(json.dumps({**beat, "active_associations": number}))
+
+    body = client.get("/health/status").json()
+
+    assert body["activeDimseConnections"] == 7
+    assert [p["alive"] for p in body["services"]["scp"]] == [True, True, False]
+    assert body["status"] == "green"
+
+
+def test_a_role_whose_processes_are_all_silent_is_yellow(
+    client: TestClient, adapter: Adapter
+) -> None:
+    """A receiver that was killed is missed."""
+    heartbeat.write(adapter.spool, "scp")
+    (file,) = adapter.spool.status.glob("scp-*.json")
+    beat = json.loads(file.read_text())
+    file.write_text(json.dumps({**beat, "at": beat["at"] - 60}))
+
+    body = client.get("/health/status").json()
+
+    assert (body["status"], body["reasons"]) == ("yellow", ["scp is silent"])
+
+
+def _park_job(adapter: Adapter, version: int) -> None:
+    add_job(adapter, add_group(adapter, version, state="closed"), state="parked")
+
+
+def _park_export(adapter: Adapter, version: int, state: str = "parked") -> None:
+    job = add_job(adapter, add_group(adapter, version, state="submitted"), state="succeeded")
+    add_export(adapter, add_task(adapter, job), state=state)
+
+
+def _partial_export(adapter: Adapter, version: int) -> None:
+    _park_export(adapter, version, "partial")
+
+
+def _quarantine(adapter: Adapter, version: int) -> None:
+    add_arrival(adapter, version, state="quarantined", study=None, reason="not-dicom")
+
+
+def _hold(adapter: Adapter, version: int) -> None:
+    until = adapter.ledger.now() + 60
+    values = {"since": LONG_AGO, "until": until, "failures": 1, "reason": "refused"}
+    add_row(adapter, schema.holds, destination="PACS", **values)
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (_park_job, "1 jobs are parked"),
+        (_park_export, "1 exports are parked"),
+        (_partial_export, "1 exports are partial"),
+        (_quarantine, "1 files are in quarantine"),
+        (_hold, "destination PACS is on hold"),
+    ],
+)
+def test_what_waits_for_an_operator_is_yellow(
+    client: TestClient,
+    adapter: Adapter,
+    version: int,
+    cause: Callable[[Adapter, int], None],
+    reason: str,
+) -> None:
+    """Parked, partial and quarantined work and destinations on hold turn the status yellow."""
+    cause(adapter, version)
+
+    body = client.get("/health/status").json()
+
+    assert (body["status"], body["reasons"]) == ("yellow", [reason])
+
+
+def test_the_bytes_of_unreadable_quarantined_files_count(
+    client: TestClient, adapter: Adapter, version: int
+) -> None:
+    """A file whose header could not be read has no size in the ledger; the spool has."""
+    data = b"x" * 1000
+    add_arrival(adapter, version, state="quarantined", study=None, reason="r", data=data)
+
+    attention = client.get("/health/status").json()["attention"]
+
+    assert attention["quarantined"] == {"amount": 1, "size": 1000}
+
+
+def test_redis_away_is_yellow(client: TestClient, redis: Redis) -> None:
+    """Without Redis work only waits a little longer; its queues are unknown."""
+    redis.queues = None
+
+    status = client.get("/health/status")
+
+    assert status.status_code == 200
+    body = status.json()
+    assert (body["status"], body["broker"], body["queues"]) == ("yellow", False, None)
+
+
+def test_a_redis_that_is_not_there_is_found_out_quickly(
+    settings: Settings, adapter: Adapter
+) -> None:
+    """A broker that refuses connections holds the status up for less than two seconds."""
+    broker = settings.broker.model_copy(update={"url": "redis://127.0.0.1:1/0"})
+    access = Access(settings.model_copy(update={"broker": broker}))
+    began = time.monotonic()
+
+    assert access.bells.waiting() is None
+    assert time.monotonic() - began < 2
+
+
+def test_a_full_disk_is_red(settings: Settings, adapter: Adapter, redis: Redis) -> None:
+    """When nothing can be received any more the status is red, and the answer is 503."""
+    storage = settings.storage.model_copy(update={"reserve_space_gb": 1e9})
+    access = Access(settings.model_copy(update={"storage": storage}))
+    access.bells = redis  # type: ignore[assignment]
+    with TestClient(create_app(access)) as client:
+        eventually(lambda: client.get("/health/ready").status_code == 200)
+
+        status = client.get("/health/status")
+
+    assert status.status_code == 503
+    assert status.json()["status"] == "red"
+    assert status.json()["disk"]["low"] is True
+
+
+def test_what_waits_in_incoming_is_notifications_work(
+    client: TestClient, adapter: Adapter, version: int
+) -> None:
+    """Files that were acknowledged and not registered count, with the age of the oldest."""
+    for number in (1, 2):
+        add_arrival(adapter, version, number, state="received", study=None)
+
+    unfinished = client.get("/health/status").json()["unfinished"]["notification"]
+
+    assert unfinished["amount"] == 2
+    assert 3500 < unfinished["oldestSeconds"] < 3700
+
+
+def test_without_a_ledger_the_api_lives_and_says_so(
+    client: TestClient, access: Access, adapter: Adapter
+) -> None:
+    """A ledger that goes away and comes back: live throughout, 503 meanwhile, then ready again."""
+    with broken_ledger(adapter, access):
+        live = client.get("/health/live")
+        ready = client.get("/health/ready")
+        status = client.get("/health/status")
+        studies = client.get("/api/studies")
+
+    assert live.status_code == 200
+    assert (ready.status_code, ready.json()["detail"]) == (503, "the ledger does not answer")
+    assert status.status_code == 503
+    assert (status.json()["status"], status.json()["ledger"]) == ("red", False)
+    assert status.json()["disk"] is not None
+    assert studies.status_code == 503
+    assert studies.headers["content-type"] == "application/problem+json"
+    assert studies.headers["retry-after"] == "5"
+    assert client.get("/health/ready").status_code == 200
+    assert client.get("/api/studies").status_code == 200
+
+
+def test_the_api_starts_without_a_ledger_and_opens_it_when_it_comes(settings: Settings) -> None:
+    """An API that starts before its ledger answers 503, and 200 as soon as the ledger is there."""
+    settings.data.mkdir(parents=True)
+    in_the_way = settings.data / "ledger.sqlite"
+    in_the_way.mkdir()
+    with TestClient(create_app(Access(settings))) as client:
+        eventually(lambda: "OperationalError" in client.get("/health/ready").text)
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/api/jobs").status_code == 503
+        assert client.get("/health/status").json()["unfinished"] is None
+
+        in_the_way.rmdir()
+
+        eventually(lambda: client.get("/health/ready").status_code == 200)
+        assert client.get("/api/jobs").status_code == 200
+
+
+def test_a_missing_or_foreign_spool_is_not_ready(client: TestClient, adapter: Adapter) -> None:
+    """Ready means that the spool is there and that it is this ledger's."""
+    name = adapter.spool.root / "id"
+    own = name.read_text()
+
+    name.unlink()
+    gone = client.get("/health/ready")
+    name.write_text("another")
+    foreign = client.get("/health/ready")
+    name.write_text(own)
+
+    assert (gone.status_code, gone.json()["detail"]) == (503, "the spool is not there")
+    assert foreign.json()["detail"] == "the ledger belongs to another spool"
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_a_ledger_of_another_release_is_not_ready(client: TestClient, adapter: Adapter) -> None:
+    """Ready means that the schema is the one that this code was written for."""
+    with adapter.ledger.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+
+    assert client.get("/health/ready").json()["detail"] == "the ledger has another schema"
+
+
+# -- what happened ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def story(adapter: Adapter, version: int) -> dict[str, str]:
+    """A study with a job and an export, and a second one."""
+    group = add_group(adapter, version, state="submitted")
+    add_arrival(adapter, version, 1, group_id=group)
+    add_arrival(adapter, version, 2, study="1.2.3")
+    job = add_job(adapter, group, state="succeeded")
+    export = add_export(adapter, add_task(adapter, job), state="partial", receipts={1: "stored"})
+    return {"job": job, "export": export}
+
+
+def test_lists_come_in_pages(client: TestClient, story: dict[str, str]) -> None:
+    """`limit` cuts a page, and its `next` leads on to the rest."""
+    first = client.get("/api/studies", params={"limit": 1}).json()
+    second = client.get("/api/studies", params={"limit": 1, "after": first["next"]}).json()
+
+    assert [s["studyInstanceUID"] for s in first["items"]] == ["1.2.3"]
+    assert [s["studyInstanceUID"] for s in second["items"]] == [STUDY]
+    assert second["next"] is None
+
+
+def test_a_study_is_told_from_association_to_export(
+    client: TestClient, story: dict[str, str]
+) -> None:
+    """The timeline of a study is the one of the ledger's questions."""
+    body = client.get(f"/api/studies/{STUDY}").json()
+
+    assert [a["callingAeTitle"] for a in body["associations"]] == ["MODALITY"]
+    assert [j["id"] for j in body["jobs"]] == [story["job"]]
+    assert [u["sopInstanceUID"] for u in body["exports"][0]["unconfirmed"]] == [f"{STUDY}.9.2"]
+
+
+def test_jobs_and_exports_are_filtered_and_shown(client: TestClient, story: dict[str, str]) -> None:
+    """State and destination narrow a list; one of them is shown by its id."""
+
+    def ids(path: str, **params: str) -> list[str]:
+        return [item["id"] for item in client.get(path, params=params).json()["items"]]
+
+    assert ids("/api/jobs", state="succeeded") == [story["job"]]
+    assert ids("/api/jobs", state="parked") == []
+    assert ids("/api/exports", state="partial", destination="PACS") == [story["export"]]
+    assert ids("/api/exports", destination="ARCHIVE") == []
+    assert client.get(f"/api/jobs/{story['job']}").json()["studies"] == [STUDY]
+    assert client.get(f"/api/exports/{story['export']}").json()["stored"] == 1
+
+
+@pytest.mark.parametrize("path", ["/api/studies/1.9", "/api/jobs/1", "/api/exports/1", "/nothing"])
+def test_what_is_not_there_is_a_problem(client: TestClient, path: str) -> None:
+    """404 is told as RFC 9457 has it."""
+    answer = client.get(path)
+
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert Problem.model_validate(answer.json()).status == answer.status_code == 404
+
+
+def test_a_wrong_parameter_is_named_and_not_repeated(client: TestClient) -> None:
+    """A value that is refused may be patient data that somebody mistyped: it is not sent back."""
+    answer = client.get("/api/jobs", params={"state": CANARY, "limit": 1001})
+
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert [error.split(":")[0] for error in answer.json()["errors"]] == [
+        "query.state",
+        "query.limit",
+    ]
+    assert CANARY not in answer.text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/api/studies", "/api/jobs/1", "/health/status"])
+def test_nothing_can_be_changed(client: TestClient, method: str, path: str) -> None:
+    """The API only reads."""
+    answer = client.request(method, path)
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_an_unexpected_failure_does_not_tell_its_text(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of an exception stays inside, whatever it is."""
+
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise ValueError(CANARY)
+
+    monkeypatch.setattr("adapter.ledger.queries.list_studies", fail)
+
+    answer = client.get("/api/studies")
+
+    assert (answer.status_code, answer.json()["title"]) == (500, "Internal Server Error")
+    assert CANARY not in answer.text
+
+
+def test_openapi_describes_every_route(client: TestClient) -> None:
+    """The description is served, names each route, and needs no page from elsewhere."""
+    paths = client.get("/openapi.json").json()["paths"]
+
+    assert set(paths) == {
+        "/health/live",
+        "/health/ready",
+        "/health/status",
+        "/api/studies",
+        "/api/studies/{study_instance_uid}",
+        "/api/jobs",
+        "/api/jobs/{job_id}",
+        "/api/exports",
+        "/api/exports/{export_id}",
+    }
+    assert client.get("/docs").status_code == 404
+
+
+def test_no_patient_data_is_told(client: TestClient, adapter: Adapter, version: int) -> None:
+    """Bytes of instances never reach an answer: a canary in the files is in none of them."""
+    group = add_group(adapter, version, state="submitted")
+    add_arrival(adapter, version, 1, data=CANARY.encode(), group_id=group)
+    add_arrival(adapter, version, 2, data=CANARY.encode(), state="quarantined", reason="r")
+    job = add_job(adapter, group)
+    paths = ["/health/status", "/api/studies", f"/api/studies/{STUDY}", f"/api/jobs/{job}"]
+
+    assert not [path for path in paths if CANARY in client.get(path).text]
+
+
+# -- the process -----------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None:
+    """It listens where the settings say, ends with 0 at a signal, and takes its heartbeat away."""
+    port = free_port()
+    code = "from adapter import api, settings; raise SystemExit(api.serve(settings.load()))"
+    environment = {
+        **os.environ,
+        "DICOMADAPTER_DATA": str(tmp_path),
+        "DICOMADAPTER__API__PORT": str(port),
+        "DICOMADAPTER__BROKER__URL": "redis://127.0.0.1:1/0",
+    }
+    root = Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=root) as process:
+        try:
+
+            def ready() -> bool:
+                with suppress(httpx.TransportError):
+                    return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+                return False
+
+            eventually(ready, 30)
+            beats = list((tmp_path / "spool" / "status").glob("api-*.json"))
+            process.send_signal(number)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+    assert len(beats) == 1
+    assert not beats[0].exists()
+
+
+def test_a_port_that_is_taken_is_a_configuration_error(settings: Settings) -> None:
+    """The error names the setting, the port and the reason."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        api = settings.api.model_copy(update={"port": taken.getsockname()[1]})
+
+        with pytest.raises(ConfigurationError, match=r"DicomAdapter > api: .* in use"):
+            server.serve(settings.model_copy(update={"api": api}))
+
+
+def test_rows_of_another_release_do_not_break_the_status(
+    client: TestClient, adapter: Adapter, version: int
+) -> None:
+    """A heartbeat and a row with unknown words are shown as they are."""
+    (adapter.spool.status / "x.json").write_text('{"at": 1, "role": "x"}')
+    (adapter.spool.status / "y.json").write_text("{")
+    add_arrival(adapter, version, state="quarantined", study=None, reason="new-reason")
+    change_rows(adapter, schema.arrivals, message="text")
+
+    assert client.get("/health/status").json()["services"]["x"][0]["alive"] is False
