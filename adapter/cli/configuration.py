@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
+from adapter.echo import echo
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
 from adapter.models import AETitle, EntityKind, Versioned
 from adapter.processors import registry
-from adapter.terminal import print_json, print_table, say, warn
+from adapter.terminal import complain, print_json, print_table, say, warn
 
 ae_titles = typer.Typer(help="AE titles that modalities send to.", no_args_is_help=True)
 sources = typer.Typer(help="Who may send: calling AE titles and addresses.", no_args_is_help=True)
@@ -293,3 +295,18 @@ def show_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = Fa
 def remove_destination(ctx: typer.Context, name: KeyArgument) -> None:
     """Remove a destination; its open exports are parked when they are next tried."""
     _remove(ctx, EntityKind.DESTINATION, name)
+
+
+@destinations.command("echo")
+def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
+    """Send a C-ECHO to a destination, and say in plain words what came of it."""
+    with opened(ctx) as adapter:
+        found = _find(adapter, EntityKind.DESTINATION, name)
+        answer = echo(found.entity, adapter.settings)
+    if as_json:
+        print_json({"name": name, **asdict(answer)})
+    elif answer.ok:
+        say(f"{answer.text} ({answer.seconds:.2f} s)")
+    if not answer.ok:
+        complain(answer.text)
+        raise typer.Exit(1)
