@@ -48,10 +48,11 @@ def configure(*, json: bool | None = None, level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Libraries log one line per bell or request; only their warnings are news.
-    for name in ("celery", "kombu", "pynetdicom", "pydicom", "uvicorn.access", "httpx", "alembic"):
+    for name in ("celery", "kombu", "uvicorn.access", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # pydicom's warnings and pynetdicom's dumps may quote values of data elements.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    # Their complaints quote what a peer sent: values of data elements, AE titles, UIDs.
+    for name in ("pydicom", "pynetdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

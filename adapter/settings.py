@@ -92,7 +92,35 @@ class Scp(Section):
     artim_seconds: Seconds = Field(
         10.0, description="Seconds a peer has to ask for an association (PS3.8 section 9.1.5)."
     )
+    pdu_seconds: Seconds = Field(
+        30.0, description="Seconds in which a PDU that has begun has to be there in full."
+    )
     idle_seconds: Seconds = Field(60.0, description="Seconds an association may be silent.")
+    processes: int = Field(
+        0, ge=0, le=64, description="Processes that receive; 0 is one for each core, at most 4."
+    )
+    maximum_associations_per_peer: int = Field(
+        20, ge=1, le=1000, description="Associations at a time from one address (2/3/2)."
+    )
+    maximum_half_open: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Connections without an association at a time, in each process; one more ends "
+        "the oldest.",
+    )
+    maximum_pdu_bytes: int = Field(
+        131072, ge=4096, le=16_777_216, description="Maximum PDU length offered, in bytes."
+    )
+    maximum_request_bytes: int = Field(
+        262_144, ge=4096, le=1_048_576, description="Longest A-ASSOCIATE-RQ taken, in bytes."
+    )
+    maximum_command_bytes: int = Field(
+        65536, ge=1024, le=1_048_576, description="Longest DIMSE command set taken, in bytes."
+    )
+    maximum_instance_bytes: PositiveInt = Field(
+        4_294_967_296, description="Longest data set taken, in bytes; a longer one gets A700."
+    )
     bell_instances: PositiveInt = Field(
         100, description="Instances after which notification is rung at once."
     )
@@ -137,10 +165,10 @@ class Scu(Section):
     )
     connect_seconds: Seconds = Field(10.0, description="Seconds to connect to a destination.")
     association_seconds: Seconds = Field(
-        30.0, description="Seconds a destination has to answer an association request."
+        30.0, description="Seconds a destination has to answer an association request or release."
     )
     response_seconds: Seconds = Field(
-        60.0, description="Seconds a destination has to answer a C-STORE, or to take more data."
+        60.0, description="Seconds a destination has to answer a C-STORE, or to take the next 1 MiB."
     )
     export: ScuExport = Field(default_factory=ScuExport, description="Tasks and their retries.")
 
@@ -203,6 +231,12 @@ class ResultsService(Section):
         None, description="Folder under which a remote Results Service's uris are files."
     )
     request_seconds: Seconds = Field(300.0, description="Seconds that a request may take.")
+    report_minimum_seconds: Seconds = Field(
+        2.5, description="Seconds after which a report that was not taken is first repeated."
+    )
+    report_maximum_seconds: Seconds = Field(
+        300.0, description="Seconds that the delay between repeated reports grows to."
+    )
 
     @model_validator(mode="after")
     def _root_goes_with_endpoint(self) -> ResultsService:

@@ -214,6 +214,21 @@ def test_what_is_sent_keeps_to_the_peers_maximum_length(maximum, sizes):
     assert (sizes, b"0123456789") == (found, value)
 
 
+def test_only_the_end_of_a_deflated_data_set_may_be_odd():
+    """D9: a fragment of odd length is taken where a deflated data set ends."""
+    for control, number in ((2, 5), (0, 3), (1, 3), (3, 3)):
+        layer = UpperLayer(LIMITS)
+        for _ in layer.receive(wire.request()):
+            layer.accept(answer(), odd_endings=[3])
+        layer.take_output()
+        assert run(wire.data(wire.pdv(number, control, b"abc")), layer=layer)[1] == wire.abort(2, 2)
+
+    layer = UpperLayer(LIMITS)
+    for _ in layer.receive(wire.request()):
+        layer.accept(answer(), odd_endings=[3])
+    assert run(wire.data(wire.pdv(3, 2, b"abc")), layer=layer)[0][0].data == b"abc"
+
+
 def test_nothing_is_sent_after_the_end():
     """An answer to an association that has ended is refused, and a second abort is not sent."""
     _, _, layer = after_accept(wire.abort(0, 0))

@@ -3,16 +3,20 @@
 
 ::
 
-    wire -> transport -> reception (acceptance, configuration) -> store (peek) -> spool/incoming
-                              |                                     |
-                              +---------------> reports <-----------+--> bell
-                                                   |
-                                                 beside: bell, ledger, heartbeat
+    connection     a socket and its deadlines; server: all of them; slots: their number
+        |
+    association    upper_layer (pdus, negotiation) and dimse (command_sets): bytes and no I/O
+        |
+    reception      acceptance, configuration: judges an association, gives it a sink
+        |
+    store          peek, and the spool: durable, or withdrawn
+        |
+    beside         bells, events (reports), heartbeat: what no C-STORE waits for
 
-The transport is `adapter.scp.pynetdicom_server`; no other module knows which one it is, but `main`,
-which puts the parts together.
+`main` puts the parts together, `processes` runs several of them on one port.
 """
 
-from adapter.scp.main import Scp, serve
+from adapter.scp.main import Scp
+from adapter.scp.processes import serve
 
 __all__ = ["Scp", "serve"]

@@ -27,7 +27,6 @@ from adapter.scp.command_sets import (
     C_STORE_RQ,
     COMMAND_DATA_SET_TYPE,
     COMMAND_FIELD,
-    DOES_NOT_MATCH_SOP_CLASS,
     ERROR_COMMENT,
     MESSAGE_ID,
     MESSAGE_ID_BEING_RESPONDED_TO,
@@ -84,7 +83,7 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A C-STORE request; its data set follows."""
+    """A C-STORE request; its data set follows.  Whether its UIDs are any is the sink's business."""
 
     context_id: int
     message_id: int
@@ -192,8 +191,7 @@ class MessageReader:
         if field is None or message_id is None or field & RESPONSE:
             raise ProtocolViolation(SERVICE_USER, NO_REASON, "command-without-answer")
         follows = number(elements, COMMAND_DATA_SET_TYPE) not in {None, NO_DATA_SET}
-        abstract_syntax = self._contexts[context_id]
-        if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not follows:
+        if field == C_ECHO_RQ and self._contexts[context_id] == VERIFICATION and not follows:
             return Echo(context_id, message_id)
         sop_class = _uid(elements, AFFECTED_SOP_CLASS_UID)
         sop_instance = _uid(elements, AFFECTED_SOP_INSTANCE_UID)
@@ -201,12 +199,8 @@ class MessageReader:
             found = UNRECOGNIZED_OPERATION, "unrecognized-operation"
         elif not follows or sop_class is None or sop_instance is None:
             found = MISTYPED_ARGUMENT, "incomplete-command"
-        elif not sop_class or not sop_instance:
-            found = DOES_NOT_MATCH_SOP_CLASS, "invalid-uid"
         elif sop_class not in self._storage_classes:
             found = SOP_CLASS_NOT_SUPPORTED, "sop-class-not-supported"
-        elif sop_class != abstract_syntax:
-            found = DOES_NOT_MATCH_SOP_CLASS, "sop-class-of-another-context"
         else:
             return Store(context_id, message_id, sop_class, sop_instance)
         return Refused(
@@ -215,17 +209,22 @@ class MessageReader:
 
 
 def _uid(elements: Mapping[int, bytes], element: int) -> str | None:
-    """Return a UID without its padding: nothing if it is malformed, None if it is missing."""
+    """Return the text of a UID without its padding, valid or not; None if it is missing."""
     value = elements.get(element)
     if value is None:
         return None
     text = value.decode("latin-1").rstrip("\0 ")
     if not 0 < len(text) <= _UID_LENGTH:
         raise ProtocolViolation(SERVICE_USER, NO_REASON, "uid-length")
+    return text
+
+
+def _is_uid(text: str) -> bool:
     try:
-        return check_uid(text)
+        check_uid(text)
     except ValueError:
-        return ""
+        return False
+    return True
 
 
 def encode_response(
@@ -255,10 +254,12 @@ def encode_response(
         COMMAND_DATA_SET_TYPE: us(NO_DATA_SET),
         STATUS: us(status),
     }
-    if sop_class:
-        elements[AFFECTED_SOP_CLASS_UID] = padded(sop_class, b"\0")
-    if sop_instance:
-        elements[AFFECTED_SOP_INSTANCE_UID] = padded(sop_instance, b"\0")
+    for element, uid in (
+        (AFFECTED_SOP_CLASS_UID, sop_class),
+        (AFFECTED_SOP_INSTANCE_UID, sop_instance),
+    ):
+        if _is_uid(uid):  # what is none is not sent back
+            elements[element] = padded(uid, b"\0")
     if comment:
         elements[ERROR_COMMENT] = padded(comment[:64], b" ")
     return encode_command(elements)

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SCP as a role: its parts put together, started and stopped."""
+"""The SCP of one process: its parts put together, started and stopped."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
+import socket
 
 from adapter.core import open_adapter, open_spool
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.log import get_logger
 from adapter.scp.beside import BellRinger, Beside
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.pynetdicom_server import Server
 from adapter.scp.reception import Reception
 from adapter.scp.reports import Reports
+from adapter.scp.server import Server
+from adapter.scp.slots import Slots
 from adapter.settings import Settings
 from adapter.spool import Spool
 
@@ -31,6 +30,10 @@ class Scp:
     ----------
     settings : Settings
         Which adapter is meant.
+    listener : socket, optional
+        What to accept from, if other processes share it.
+    slots : Slots, optional
+        The places for associations, if other processes share them.
 
     Attributes
     ----------
@@ -38,18 +41,25 @@ class Scp:
         The port it listens on, once it is started.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket | None = None,
+        slots: Slots | None = None,
+    ) -> None:
         self._settings = settings
         self.port = 0
-        spool = _spool(settings)
+        spool = open_or_make_spool(settings)
         configuration = LiveConfiguration(spool)
         self.reports = Reports()
         self._bell = BellRinger(settings)
-        self.reception = Reception(settings, spool, configuration, self.reports, self._bell.poke)
+        self.reception = Reception(
+            settings, spool, configuration, self.reports, self._bell.poke, slots=slots
+        )
         self._beside = Beside(
             settings, spool, configuration, self.reports, lambda: self.reception.active
         )
-        self._server = Server(settings.dicom.scp, self.reception)
+        self._server = Server(settings.dicom.scp, self.reception, listener)
 
     def start(self) -> None:
         """Listen; the configuration in force is the ledger's, or the copy's if there is no ledger.
@@ -83,26 +93,11 @@ class Scp:
         self._server.stop(self._settings.workers.stop_seconds if grace is None else grace)
         self._bell.stop()
         self._beside.stop()
+        self.reception.close()
         log.info("stopped", **self.reports.counts())
 
 
-def serve(settings: Settings) -> int:
-    """Run the SCP until SIGTERM or SIGINT, and return the exit code."""
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    scp = Scp(settings)
-    scp.start()
-    stopping.wait()
-    scp.stop()
-    return 0
-
-
-def _spool(settings: Settings) -> Spool:
+def open_or_make_spool(settings: Settings) -> Spool:
     """Return the spool; the first role of a new adapter makes it, and needs the ledger for that."""
     try:
         return open_spool(settings)

@@ -7,9 +7,9 @@ A transport asks `admit` and then talks to the sink; it needs nothing else of th
 from __future__ import annotations
 
 import ipaddress
-import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from adapter.log import get_logger
@@ -17,6 +17,7 @@ from adapter.scp import acceptance, reports
 from adapter.scp.acceptance import AssociationRequest, Rejected
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.reports import Reports, printable
+from adapter.scp.slots import Slots
 from adapter.scp.store import StoreSink, Surroundings
 from adapter.settings import Settings
 from adapter.spool import Spool
@@ -39,6 +40,8 @@ class Reception:
         Where events and counts go.
     poke : callable
         Tells the bell ringer of one more instance.
+    slots : Slots, optional
+        The places for associations, if other processes share them.
     """
 
     def __init__(
@@ -48,19 +51,29 @@ class Reception:
         configuration: LiveConfiguration,
         reported: Reports,
         poke: Callable[[], None],
+        *,
+        slots: Slots | None = None,
     ) -> None:
         self._settings = settings
         self._spool = spool
         self._configuration = configuration
         self._reports = reported
-        self._surroundings = Surroundings(spool, reported, self._storage_low, poke)
-        self._lock = threading.Lock()
-        self._active = 0
+        self._surroundings = Surroundings(
+            spool, reported, self._storage_low, poke, settings.dicom.scp.maximum_instance_bytes
+        )
+        scp = settings.dicom.scp
+        self._slots = slots or Slots(
+            scp.maximum_number_of_associations, scp.maximum_associations_per_peer
+        )
 
     @property
     def active(self) -> int:
-        """How many associations are open."""
-        return self._active
+        """How many associations of this process are open."""
+        return self._slots.taken
+
+    def close(self) -> None:
+        """Give the places for associations up."""
+        self._slots.close()
 
     def admit(self, request: AssociationRequest) -> StoreSink | Rejected:
         """Judge a request: return the association's sink, or how to reject it.
@@ -68,25 +81,23 @@ class Reception:
         Every sink has to be closed, whatever becomes of the association.
         """
         request = replace(request, peer_address=_plain(request.peer_address))
-        with self._lock:  # so that the limit holds for requests that come at once
-            decision = acceptance.decide(
-                request,
-                self._configuration.snapshot,
-                self._settings.dicom.scp,
-                active=self._active,
-                storage_low=self._storage_low,
-            )
-            if not isinstance(decision, Rejected):
-                self._active += 1
+        # Taken before anything is judged, so that the limit holds for requests that come at once.
+        slot = self._slots.take(request.peer_address)
+        scp = self._settings.dicom.scp
+        decision = acceptance.decide(
+            request,
+            self._configuration.snapshot,
+            scp,
+            active=scp.maximum_number_of_associations if slot is None else 0,
+            storage_low=self._storage_low,
+        )
+        give_back = partial(self._slots.give_back, slot)
         if isinstance(decision, Rejected):
-            self._report(request, decision)
+            give_back()
+            self.reject(request, decision)
             return decision
         self._reports.count("accepted")
-        return StoreSink(self._surroundings, decision, request.peer_address, self._ended)
-
-    def _ended(self) -> None:
-        with self._lock:
-            self._active -= 1
+        return StoreSink(self._surroundings, decision, request.peer_address, give_back)
 
     def _storage_low(self) -> bool:
         storage = self._settings.storage
@@ -95,7 +106,8 @@ class Reception:
         except OSError:  # a spool that cannot be asked cannot be written either
             return True
 
-    def _report(self, request: AssociationRequest, rejected: Rejected) -> None:
+    def reject(self, request: AssociationRequest, rejected: Rejected) -> None:
+        """Count a rejection, and tell of it."""
         detail: dict[str, Any] = {
             "calling": printable(request.calling_ae),
             "called": printable(request.called_ae),

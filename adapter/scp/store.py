@@ -102,12 +102,15 @@ class Surroundings:
         Tells whether the disk is too full to receive.
     poke : callable
         Tells the bell ringer of one more instance; never waits.
+    instance_bytes : int, optional
+        The longest data set that is taken.
     """
 
     spool: Spool
     reports: Reports
     storage_low: Callable[[], bool]
     poke: Callable[[], None]
+    instance_bytes: int = 4_294_967_296
 
 
 class StoreSink:
@@ -153,20 +156,22 @@ class StoreSink:
         """Count a C-ECHO."""
         self._echoes += 1
 
-    def close(self, how: str) -> None:
+    def close(self, how: str, cause: str = "") -> None:
         """Sum the association up; an instance that is still on its way is withdrawn.
 
         Parameters
         ----------
         how : {"released", "aborted", "lost"}
             How it ended; ``"lost"`` means without a word.
+        cause : str, optional
+            Why, if it was not released.
         """
         if self._closed:
             return
         self._closed = True
         if self._receive is not None:
             self._receive.discard()
-        summary = self._summary(how)
+        summary = self._summary(how) | ({"cause": cause} if cause else {})
         self.surroundings.reports.event(
             reports.ASSOCIATION, association=self.association, **summary
         )
@@ -311,8 +316,10 @@ class Receive:
             self._head += fragment[: PEEK_BYTES - len(self._head)]
             if len(self._head) == PEEK_BYTES:
                 self._peek(complete=False)
-        self._open_file.write(fragment)
         self._size += len(fragment)
+        if self._size > self._sink.surroundings.instance_bytes:
+            raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
+        self._open_file.write(fragment)
 
     def _publish(self) -> None:
         if not self._peeked:

@@ -18,7 +18,7 @@ were received, before the rest of its PDU is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from struct import Struct
@@ -193,6 +193,7 @@ class UpperLayer:
         self._context_id = 0
         self._command = False
         self._last = False
+        self._odd_endings: frozenset[int] = frozenset()
 
     @property
     def in_pdu(self) -> bool:
@@ -261,7 +262,7 @@ class UpperLayer:
         left = self._pdu_left - 4 - length
         if value < 0 or left < 0 or 0 < left < _HEADER_LENGTH:
             return self._violation(Received.INVALID)
-        if value % 2:
+        if value % 2 and not (control == _LAST and context_id in self._odd_endings):
             return self._violation(Received.UNEXPECTED)
         self._pdu_left, self._value_left = left, value
         self._context_id = context_id
@@ -324,10 +325,23 @@ class UpperLayer:
         self.state = State.STA1
         return action is Action.AA_4
 
+    def artim_expired(self) -> None:
+        """Take note that the peer took too long to ask for an association, or to close (AA-2)."""
+        self.state = State.STA1
+
     # -- from this side ----------------------------------------------------------------------
 
-    def accept(self, answer: A_ASSOCIATE_AC) -> None:
-        """Accept the association (AE-7)."""
+    def accept(self, answer: A_ASSOCIATE_AC, odd_endings: Collection[int] = ()) -> None:
+        """Accept the association (AE-7).
+
+        Parameters
+        ----------
+        answer : A_ASSOCIATE_AC
+            What to say.
+        odd_endings : collection of int, optional
+            Contexts whose data sets may end with a fragment of odd length, against Annex E.1.
+        """
+        self._odd_endings = frozenset(odd_endings)
         self._move(State.STA3, State.STA6, answer.encode())
 
     def reject(self, result: int, source: int, reason: int) -> None:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One association: the upper layer, DIMSE and the reception put together; still without a socket.
+
+::
+
+    bytes -> upper layer -> message reader -> sink
+    bytes <- upper layer <- responses      <-+
+"""
+
+from __future__ import annotations
+
+from adapter.dicom import DEFLATED
+from adapter.log import get_logger
+from adapter.scp.acceptance import Rejected
+from adapter.scp.command_sets import SUCCESS
+from adapter.scp.dimse import (
+    DataSet,
+    Echo,
+    Message,
+    MessageReader,
+    ProtocolViolation,
+    Refused,
+    Store,
+    encode_response,
+)
+from adapter.scp.negotiation import check_request, make_answer, read_request
+from adapter.scp.reception import Reception
+from adapter.scp.storage_classes import storage_classes
+from adapter.scp.store import Answer, Receive, StoreCommand, StoreSink
+from adapter.scp.upper_layer import (
+    NO_REASON,
+    SERVICE_USER,
+    Aborted,
+    Fragment,
+    Indication,
+    Limits,
+    Released,
+    Requested,
+    UpperLayer,
+)
+from adapter.settings import Scp
+
+log = get_logger(__name__)
+
+
+class Association:
+    """What a connection brings, and what it is answered.
+
+    Parameters
+    ----------
+    settings : Scp
+        The limits.
+    reception : Reception
+        Who decides.
+    peer_address : str
+        The peer's IP address.
+
+    Attributes
+    ----------
+    layer : UpperLayer
+        Where it stands, and what is to be sent.
+    released : bool
+        Whether the peer released it.
+    """
+
+    def __init__(self, settings: Scp, reception: Reception, peer_address: str) -> None:
+        self._settings = settings
+        self._reception = reception
+        self._peer_address = peer_address
+        self.layer = UpperLayer(Limits(settings.maximum_request_bytes, settings.maximum_pdu_bytes))
+        self.released = False
+        self._sink: StoreSink | None = None
+        self._reader: MessageReader | None = None
+        self._receive: Receive | None = None
+        self._request: Store | Refused | None = None  # whose data set is on its way
+
+    @property
+    def established(self) -> bool:
+        """Whether there is an association: it was accepted and has not ended."""
+        return self._sink is not None
+
+    def receive(self, data: memoryview) -> None:
+        """Take what the peer sent; what it is to be answered is then the layer's output."""
+        for indication in self.layer.receive(data):
+            if isinstance(indication, Fragment):
+                self._read(indication)
+            else:
+                self._control(indication)
+
+    def abort(self, cause: str, *, source: int = SERVICE_USER) -> None:
+        """End it from this side, e.g. because the peer is too slow."""
+        self.layer.abort(source, NO_REASON)
+        self._end("aborted", cause)
+
+    def give_up(self) -> None:
+        """Take note that the peer has not asked for an association in time."""
+        self.layer.artim_expired()
+        self._end("lost", "no A-ASSOCIATE-RQ in time")
+
+    def connection_closed(self) -> None:
+        """Take note that the connection is no more."""
+        if self.layer.connection_closed():
+            self._end("lost", "connection closed")
+
+    # -- the upper layer's indications ---------------------------------------------------------
+
+    def _control(self, indication: Indication) -> None:
+        if isinstance(indication, Requested):
+            self._negotiate(indication)
+        elif isinstance(indication, Released):
+            self.layer.release()
+            self.released = True
+            self._end("released")
+        elif isinstance(indication, Aborted):
+            whose = "by the peer" if indication.by_peer else "protocol violation"
+            self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
+        else:
+            log.warning("no association", peer=self._peer_address, cause="protocol version")
+
+    def _negotiate(self, indication: Requested) -> None:
+        pdu = indication.request
+        request = read_request(pdu, self._peer_address)
+        impossible = check_request(pdu, request)
+        if impossible is not None:
+            self._reception.reject(request, impossible)
+        decision = impossible or self._reception.admit(request)
+        if isinstance(decision, Rejected):
+            self.layer.reject(decision.result, decision.source, decision.reason)
+            return
+        self._sink = decision
+        contexts = decision.accepted.contexts
+        accepted = {number: cx.abstract_syntax for number, cx in contexts.items() if cx.accepted}
+        stored = storage_classes(self._settings.additional_sop_classes)
+        self._reader = MessageReader(accepted, stored, self._settings.maximum_command_bytes)
+        # A deflated data set has no natural length, and not every sender pads it (PS3.5 Annex A.5).
+        deflated = [number for number, cx in contexts.items() if cx.transfer_syntax in DEFLATED]
+        maximum_length = self._settings.maximum_pdu_bytes
+        self.layer.accept(make_answer(pdu, contexts.values(), maximum_length), deflated)
+
+    def _end(self, how: str, cause: str = "") -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close(how, cause)
+        elif cause:
+            log.info("no association", peer=self._peer_address, cause=cause)
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _read(self, fragment: Fragment) -> None:
+        if self._reader is None or self._sink is None:
+            return
+        try:
+            message = self._reader.read(fragment)
+        except ProtocolViolation as violation:
+            self.layer.abort(violation.source, violation.reason)
+            self._end("aborted", violation.cause)
+            return
+        if isinstance(message, DataSet):
+            if self._receive is not None:
+                self._receive.data(message.data)
+            if message.last:
+                self._finish(self._sink)
+        elif message is not None:
+            self._begin(self._sink, message)
+
+    def _begin(self, sink: StoreSink, message: Message) -> None:
+        if isinstance(message, Echo):
+            sink.echo()
+            self.layer.send(message.context_id, encode_response(message, SUCCESS))
+        elif isinstance(message, Store):
+            self._request = message
+            self._receive = sink.begin(self._command(sink, message))
+        elif isinstance(message, Refused):
+            self._request = message
+            if not message.data_set_follows:
+                self._finish(sink)
+
+    def _finish(self, sink: StoreSink) -> None:
+        request, receive = self._request, self._receive
+        self._request = self._receive = None
+        if request is None:
+            return
+        if receive is not None:
+            answer = receive.finish()
+        elif isinstance(request, Refused):
+            answer = Answer(request.status, request.cause)
+            sink.settle(self._command(sink, request), answer, None)
+        self.layer.send(request.context_id, encode_response(request, answer.status, answer.comment))
+
+    @staticmethod
+    def _command(sink: StoreSink, request: Store | Refused) -> StoreCommand:
+        context = sink.accepted.contexts[request.context_id]
+        return StoreCommand(request.sop_class_uid, request.sop_instance_uid, context)

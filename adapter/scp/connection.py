@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection: the socket under an association, and the deadlines that no peer can move.
+
+==================  ================================================================================
+deadline            what it ends
+==================  ================================================================================
+``artimSeconds``    TLS handshake and A-ASSOCIATE-RQ, from the first byte on: closed without a word;
+                    and the wait for the peer to close what has ended (PS3.8 section 9.1.5)
+``pduSeconds``      a PDU that has begun, however slowly it trickles: A-ABORT 2/0
+``idleSeconds``     silence of an association: A-ABORT 0/0; and a peer that does not read
+==================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from adapter.log import get_logger
+from adapter.scp.association import Association
+from adapter.scp.reception import Reception
+from adapter.scp.upper_layer import SERVICE_PROVIDER, State
+from adapter.settings import Scp
+
+log = get_logger(__name__)
+
+#: Bytes taken from the socket at a time, at most.
+RECEIVE_BYTES = 262_144
+
+
+class Connection:
+    """One connection, from accept to close.
+
+    Parameters
+    ----------
+    sock : socket
+        What was accepted.
+    address : str
+        The peer's IP address.
+    settings : Scp
+        Deadlines and limits.
+    reception : Reception
+        Who decides.
+    tls : ssl.SSLContext, optional
+        Speak TLS.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        settings: Scp,
+        reception: Reception,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._socket = sock
+        self._address = address
+        self._settings = settings
+        self._tls = tls
+        self._association = Association(settings, reception, address)
+        self._layer = self._association.layer
+        self._opened = time.monotonic()
+        self._pdu_began: float | None = None
+        self._pdus_begun = 0
+        self._stopping = False
+
+    def run(self, progress: Callable[[Connection, bool], None]) -> None:
+        """Serve until the connection is closed.
+
+        Parameters
+        ----------
+        progress : callable
+            Told whether there is an association, whenever that has changed.
+        """
+        try:
+            self._converse(progress)
+        except OSError as error:
+            self._association.connection_closed()
+            log.debug("connection lost", peer=self._address, error=type(error).__name__)
+        except Exception:  # the protocol boundary: one peer's trouble is nobody else's
+            log.exception("connection failed", peer=self._address)
+            self._association.abort("internal error")
+            with suppress(OSError):
+                self._send(self._layer.take_output())
+        finally:
+            self._association.connection_closed()
+            with suppress(OSError):
+                self._socket.close()
+
+    def stop(self) -> None:
+        """Let the association end with A-ABORT, from another thread."""
+        self._stopping = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def drop(self) -> None:
+        """Let the connection end at once, from another thread."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    # -- in its own thread ---------------------------------------------------------------------
+
+    def _converse(self, progress: Callable[[Connection, bool], None]) -> None:
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._tls is not None:
+            self._shake_hands(self._tls)
+        # Anonymous memory: a peer that sends little has little of it.
+        buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES))
+        association, layer, established = self._association, self._layer, False
+        deadline = self._opened + self._settings.artim_seconds
+        while not layer.ended:
+            count = self._receive(buffer, deadline)
+            if count and count < RECEIVE_BYTES:
+                # More is on its way, held back by Nagle's algorithm until this is acknowledged:
+                # not every peer sets TCP_NODELAY, and each PDU would wait 40 ms.
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if count is None or (not count and self._stopping):
+                self._expire()
+            elif count:
+                association.receive(buffer[:count])
+            else:
+                association.connection_closed()
+            self._send(layer.take_output())
+            if association.established is not established:
+                established = not established
+                progress(self, established)
+            deadline = self._next_deadline()
+        if layer.state is State.STA13:
+            self._await_close(buffer)
+
+    def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        self._socket.settimeout(self._settings.artim_seconds)
+        self._socket = tls.wrap_socket(
+            self._socket, server_side=True, do_handshake_on_connect=False
+        )
+        self._socket.do_handshake()
+
+    def _receive(self, buffer: memoryview, deadline: float) -> int | None:
+        """Return how many bytes have come, or None if none came in time."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
+        self._socket.settimeout(left)
+        try:
+            return self._socket.recv_into(buffer)
+        except TimeoutError:
+            return None
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self._socket.settimeout(self._settings.idle_seconds)
+            self._socket.sendall(data)
+
+    def _next_deadline(self) -> float:
+        now, layer = time.monotonic(), self._layer
+        if layer.state is State.STA2:
+            return self._opened + self._settings.artim_seconds
+        if not layer.in_pdu:
+            self._pdu_began = None
+            return now + self._settings.idle_seconds
+        if self._pdu_began is None or self._pdus_begun != layer.pdus_begun:
+            self._pdu_began, self._pdus_begun = now, layer.pdus_begun
+        return self._pdu_began + self._settings.pdu_seconds
+
+    def _expire(self) -> None:
+        if self._layer.state is State.STA2:
+            self._association.give_up()
+        elif self._stopping:
+            self._association.abort("the receiver stops")
+        elif self._layer.in_pdu:
+            self._association.abort("PDU not whole in time", source=SERVICE_PROVIDER)
+        else:
+            self._association.abort("idle")
+
+    def _await_close(self, buffer: memoryview) -> None:
+        """Let the peer read the last word: closing over unread bytes would take it back."""
+        if not self._association.released:
+            self._socket.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + self._settings.artim_seconds
+        while not self._stopping and self._receive(buffer, deadline):
+            pass

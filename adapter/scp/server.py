@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SCP on the wire: listens, and gives each connection a thread of its own.
+
+It decides nothing about associations.  What it bounds is connections that have none: they are
+cheap to make, so when there are too many the oldest goes, and whoever asks for an association at
+once gets through.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import struct
+import threading
+import time
+
+from adapter.log import get_logger
+from adapter.scp.connection import Connection
+from adapter.scp.reception import Reception
+from adapter.settings import Scp
+
+log = get_logger(__name__)
+
+#: Connections that may wait to be accepted.
+_BACKLOG = 512
+#: Seconds between looks at whether to stop.
+_LOOK_SECONDS = 0.2
+#: Seconds that associations get to send their A-ABORT at the end.
+_ABORT_SECONDS = 2.0
+
+
+def listen(settings: Scp) -> socket.socket:
+    """Return a socket that listens, on both IPv6 and IPv4 if no address is set.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be listened on.
+    """
+    for host in [settings.host] if settings.host else ["::", "0.0.0.0"]:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            if settings.host:
+                raise
+            continue
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((host, settings.port))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            if settings.host or error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise
+        else:
+            return sock
+    raise OSError(errno.EADDRNOTAVAIL, "neither IPv6 nor IPv4 is there")
+
+
+class Server:
+    """Serves the connections of one process.
+
+    Parameters
+    ----------
+    settings : Scp
+        Where to listen, deadlines and limits.
+    reception : Reception
+        Who decides.
+    listener : socket, optional
+        What to accept from, if other processes share it.
+    tls : ssl.SSLContext, optional
+        Speak TLS.
+    """
+
+    def __init__(
+        self,
+        settings: Scp,
+        reception: Reception,
+        listener: socket.socket | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._settings = settings
+        self._reception = reception
+        self._listener = listener
+        self._tls = tls
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._all: dict[Connection, threading.Thread] = {}
+        self._half_open: dict[Connection, None] = {}  # without an association, the oldest first
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> int:
+        """Listen, and return the port.
+
+        Raises
+        ------
+        OSError
+            If the address cannot be listened on.
+        """
+        self._listener = self._listener or listen(self._settings)
+        # The kernel wakes waiting processes in turn, and only one for each connection, if they wait
+        # in accept itself; so its time limit is the kernel's too.
+        _accept_at_most(self._listener, _LOOK_SECONDS)
+        self._thread = threading.Thread(target=self._accept, name="scp-listener", daemon=True)
+        self._thread.start()
+        return int(self._listener.getsockname()[1])
+
+    def stop(self, grace: float) -> None:
+        """Stop listening; after `grace` seconds abort the associations that have not ended."""
+        if self._thread is None:
+            return
+        self._stopping.set()
+        self._thread.join()
+        self._thread = None
+        if self._listener is not None:
+            self._listener.close()
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._all) <= len(self._half_open), timeout=grace)
+            for connection in self._all:
+                connection.stop()
+            self._changed.wait_for(lambda: not self._all, timeout=_ABORT_SECONDS)
+            threads = list(self._all.values())
+            for connection in self._all:
+                connection.drop()
+        for thread in threads:
+            thread.join(timeout=_ABORT_SECONDS)
+
+    def _accept(self) -> None:
+        complained = 0.0
+        while self._listener is not None and not self._stopping.is_set():
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:  # e.g. EMFILE: what is open goes on, and the peer waits
+                if time.monotonic() > complained:
+                    complained = time.monotonic() + 60
+                    log.warning(
+                        "cannot accept", error=errno.errorcode.get(error.errno or 0, "error")
+                    )
+                self._stopping.wait(_LOOK_SECONDS)
+                continue
+            self._begin(Connection(sock, address[0], self._settings, self._reception, self._tls))
+
+    def _begin(self, connection: Connection) -> None:
+        thread = threading.Thread(
+            target=self._serve, args=(connection,), name="scp-association", daemon=True
+        )
+        with self._changed:
+            self._all[connection] = thread
+            self._without_association(connection)
+        thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.run(self._progress)
+        finally:
+            with self._changed:
+                self._half_open.pop(connection, None)
+                self._all.pop(connection, None)
+                self._changed.notify_all()
+
+    def _progress(self, connection: Connection, established: bool) -> None:
+        with self._changed:
+            if established:
+                self._half_open.pop(connection, None)
+            else:
+                self._without_association(connection)
+            self._changed.notify_all()
+
+    def _without_association(self, connection: Connection) -> None:
+        self._half_open[connection] = None
+        if len(self._half_open) > self._settings.maximum_half_open:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.drop()
+
+
+def _accept_at_most(listener: socket.socket, seconds: float) -> None:
+    listener.setblocking(True)
+    whole = int(seconds)
+    micros = int((seconds - whole) * 1_000_000)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", whole, micros))

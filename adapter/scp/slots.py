@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The places for associations: a limit that holds over all processes of one SCP.
+
+A place is a byte of a file, locked by the process whose association has it.  The kernel frees the
+locks of a process that dies, so no place is ever lost.  Who has a place stands beside it, for the
+limit of each peer.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import mmap
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Bytes of an address; IPv4 addresses are kept as IPv4-mapped ones.
+_RECORD = 16
+_NOBODY = bytes(_RECORD)
+
+
+class Slots:
+    """Places for associations; made before the processes that share them.
+
+    Parameters
+    ----------
+    total : int
+        How many there are.
+    per_peer : int
+        How many one address may have.
+    """
+
+    def __init__(self, total: int, per_peer: int) -> None:
+        self._total = total
+        self._per_peer = per_peer
+        # It lives as long as a process has it open; locks belong to processes, not to threads.
+        self._file = tempfile.TemporaryFile(prefix="dicom-adapter-slots-")  # noqa: SIM115
+        self._file.truncate(total * _RECORD)
+        self._peers = mmap.mmap(self._file.fileno(), total * _RECORD)
+        self._mine: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """How many places this process has."""
+        return len(self._mine)
+
+    def take(self, address: str) -> int | None:
+        """Take a place for a peer; None if there is none, or none for this peer."""
+        peer = _packed(address)
+        with self._lock, self._alone():
+            same = [slot for slot in range(self._total) if self._peer(slot) == peer]
+            if len(same) >= self._per_peer and self._held(same) >= self._per_peer:
+                return None
+            for slot in range(self._total):
+                if slot not in self._mine and self._try(slot):
+                    self._mine.add(slot)
+                    self._write(slot, peer)
+                    return slot
+        return None
+
+    def give_back(self, slot: int | None) -> None:
+        """Give a place back; None is no place."""
+        with self._lock:
+            if slot is None or self._file.closed:
+                return
+            self._mine.discard(slot)
+            self._write(slot, _NOBODY)
+            self._unlock(slot)
+
+    def close(self) -> None:
+        """Close the file; places that are still taken are lost."""
+        with self._lock:
+            self._mine.clear()
+            self._peers.close()
+            self._file.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other processes from taking a place meanwhile."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._total)
+        try:
+            yield
+        finally:
+            self._unlock(self._total)
+
+    def _peer(self, slot: int) -> bytes:
+        return self._peers[slot * _RECORD : (slot + 1) * _RECORD]
+
+    def _write(self, slot: int, peer: bytes) -> None:
+        self._peers[slot * _RECORD : (slot + 1) * _RECORD] = peer
+
+    def _held(self, slots: list[int]) -> int:
+        """Count the places that somebody has; what a dead process left is cleared."""
+        held = 0
+        for slot in slots:
+            if slot not in self._mine and self._try(slot):
+                self._write(slot, _NOBODY)
+                self._unlock(slot)
+            else:
+                held += 1
+        return held
+
+    def _try(self, slot: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+        except OSError as error:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                return False
+            raise
+        return True
+
+    def _unlock(self, slot: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, slot)
+
+
+def _packed(address: str) -> bytes:
+    peer = ipaddress.ip_address(address.partition("%")[0])
+    return peer.packed.rjust(_RECORD, b"\xff")
