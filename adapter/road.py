@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from adapter.core import Adapter
-from adapter.ledger import exports, groups, jobs, reclamation, schema
+from adapter.ledger import exports, groups, jobs, reclamation, reports, schema
 from adapter.log import get_logger
 from adapter.settings import Settings
 
@@ -71,7 +71,10 @@ def due_stages(adapter: Adapter) -> list[str]:
         GROUPING: [(schema.groups, groups.close_due(lease))],
         SUBMISSION: [(schema.jobs, jobs.submission_due(lease))],
         PIPELINE: [(schema.jobs, jobs.run_due(lease))],
-        EXPORT: [(schema.exports, exports.export_due(lease)), (schema.tasks, exports.report_due())],
+        EXPORT: [
+            (schema.exports, exports.export_due(settings.dicom.scu, settings.workers)),
+            (schema.tasks, reports.report_due()),
+        ],
         RECLAMATION: reclamation.due_questions(settings.storage, settings.workers),
     }
     old = time.time() - settings.workers.tick_seconds

@@ -24,15 +24,16 @@ import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adapter.errors import NotYetVisible, SpoolError
+from adapter.errors import NotYetVisible, PermanentError, SpoolError
 from adapter.models import ArrivalId
 
 #: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
@@ -60,6 +61,59 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def open_beneath(root: Path, relative: str) -> int:
+    """Open a regular file below a folder for reading, following no link anywhere in its path.
+
+    Parameters
+    ----------
+    root : Path
+        The folder; it may itself be reached through links.
+    relative : str
+        The file's path below it, which may come from a peer.
+
+    Returns
+    -------
+    int
+        The file's descriptor, for the caller to close.
+
+    Raises
+    ------
+    NotYetVisible
+        If there is no such file (yet).
+    PermanentError
+        If the path is absolute, climbs, passes a link, or names no regular file.
+    """
+    parts = PurePosixPath(relative).parts
+    if not parts or "\0" in relative or ".." in parts or parts[0].startswith("/"):
+        raise PermanentError("the path leaves its folder", "bad-path")
+    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = -1
+    try:
+        descriptor = os.open(root, folder)
+        for part in parts[:-1]:
+            parent, descriptor = descriptor, -1
+            try:
+                descriptor = os.open(part, folder | os.O_NOFOLLOW, dir_fd=parent)
+            finally:
+                os.close(parent)
+        # Not blocking: a FIFO would hold its reader for ever.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(parts[-1], flags, dir_fd=descriptor)
+    except FileNotFoundError:
+        raise NotYetVisible("a file is missing, or not visible yet") from None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG}:
+            raise PermanentError("the path is no plain path to a file", "bad-path") from None
+        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise PermanentError("not a regular file", "bad-path")
+    return file
 
 
 def _shard(association: str) -> str:

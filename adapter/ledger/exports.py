@@ -1,32 +1,396 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports: a task's way to each destination, its receipts, and the destinations on hold."""
+"""Exports: a task's way to each destination, and a receipt for every file that it was answered for.
+
+::
+
+    pending -> sending -> succeeded | partial
+    sending -> pending    a retry, or its destination cannot be reached
+    pending, sending -> parked -> pending | discarded
+
+A try ends by what is confirmed then: more than the failure threshold missing is a failed try; at or
+below it the rest still gets its tries, and what then remains is `partial`.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, exists, or_
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from adapter.ledger.leases import due, free
-from adapter.ledger.schema import exports, holds, now, tasks
-from adapter.models import ExportState, ReportState
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from adapter.errors import PermanentError
+from adapter.ledger import events, holds, leases, receipts, reports
+from adapter.ledger.database import Ledger
+from adapter.ledger.leases import Lease, due, free
+from adapter.ledger.receipts import File, Receipt
+from adapter.ledger.schema import exports, now, task_files, tasks
+from adapter.ledger.schema import holds as holds_table
+from adapter.ledger.verdicts import Tally, Trouble, verdict
+from adapter.models import ExportState
+from adapter.settings import Scu, ScuExport, Workers
 
 #: The longest an export legally waits for its next try (seconds).
 LONGEST_WAIT = 7 * 86400.0
 
+_ENDED = (ExportState.SUCCEEDED, ExportState.DISCARDED)
+_CLAIMS = 0x0A0D1C0E  # any number, the same in every process
 
-def export_due(lease_seconds: float) -> ColumnElement[bool]:
-    """Return the condition that an export can be claimed: due, free, its destination not on hold."""
-    on_hold = exists().where(holds.c.destination == exports.c.destination, holds.c.until > now())
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export as it stood when it was claimed, and its lease."""
+
+    lease: Lease
+    id: str
+    destination: str
+    tries: int
+    again: bool  #: whether a worker died while it held the export
+    task: str
+    job: str | None
+    remote: bool
+    task_age: float
+
+
+# -- claims --------------------------------------------------------------------------------------
+
+
+def export_due(scu: Scu, workers: Workers) -> ColumnElement[bool]:
+    """Return the condition that an export can be claimed.
+
+    It is due and free, and its destination neither on hold nor sent to as much as it may be.  What
+    failed of a remote task is not due: it waits to be delivered again.
+    """
+    remote = exists().where(tasks.c.id == exports.c.task_id, tasks.c.remote)
     return and_(
         exports.c.state.in_((ExportState.PENDING, ExportState.SENDING)),
         due(exports.c.due_at, LONGEST_WAIT),
-        free(exports, lease_seconds),
-        ~on_hold,
+        free(exports, workers.lease_seconds),
+        or_(~exports.c.failed, ~remote),
+        ~holds.on_hold(),
+        func.lower(exports.c.destination).not_in(_full(scu, workers)),
     )
 
 
-def report_due() -> ColumnElement[bool]:
-    """Return the condition that a remote Results Service is owed a task's answer now."""
-    return and_(
-        tasks.c.report == ReportState.DUE,
-        or_(tasks.c.report_due_at.is_(None), tasks.c.report_due_at <= now()),
+def _full(scu: Scu, workers: Workers) -> Select[Any]:
+    """Return the destinations that are sent to as much as they may be, in lower case.
+
+    No destination has more than half of the slots, over all workers, and one that is being probed
+    has one.
+    """
+    sending = exports.alias("sending")
+    name = func.lower(sending.c.destination)
+    probed = name.in_(select(func.lower(holds_table.c.destination)))
+    slots = max(1, scu.maximum_number_of_associations // 2)
+    return (
+        select(name)
+        .where(
+            sending.c.state == ExportState.SENDING,
+            sending.c.lease_token.is_not(None),
+            ~free(sending, workers.lease_seconds),
+        )
+        .group_by(name)
+        .having(func.count() >= case((probed, 1), else_=slots))
     )
+
+
+def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
+    """Lease the first export that can be claimed; None if there is none."""
+    with ledger.write() as connection:
+        _one_at_a_time(connection)
+        while True:
+            lease, rows = leases.claim(
+                connection,
+                exports,
+                export_due(scu, workers),
+                order=[exports.c.priority.desc(), exports.c.created_at, exports.c.id],
+                limit=1,
+                seconds=workers.lease_seconds,
+                values={"state": ExportState.SENDING, "updated_at": now()},
+            )
+            if not rows:
+                return None
+            export = _claimed(connection, lease, rows[0])
+            if rows[0].lease_expiries < workers.maximum_lease_expiries:
+                return export
+            died = f"{rows[0].lease_expiries} workers died while they held it"
+            _park(connection, export, Trouble("kills-its-worker", died), scu.export)
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Keep other claims out until this transaction ends: they would not see each other's lease."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIMS})
+
+
+def _claimed(connection: Connection, lease: Lease, row: Row[Any]) -> Export:
+    task = connection.execute(
+        select(tasks, (now() - tasks.c.created_at).label("age")).where(tasks.c.id == row.task_id)
+    ).one()
+    return Export(
+        lease=lease,
+        id=row.id,
+        destination=row.destination,
+        tries=row.tries,
+        again=row.lease_expiries > 0,
+        task=row.task_id,
+        job=task.job_id,
+        remote=task.remote,
+        task_age=task.age,
+    )
+
+
+def files_to_send(ledger: Ledger, export: Export) -> list[File]:
+    """Return the files that are not confirmed and may pass, those tried least first."""
+    with ledger.read() as connection:
+        return receipts.to_send(connection, export.id, export.task)
+
+
+def tally(ledger: Ledger, export: Export) -> Tally:
+    """Count a task's files as the destination has them."""
+    with ledger.read() as connection:
+        return receipts.count(connection, export.id, export.task)
+
+
+# -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the export -----
+
+
+def answered(ledger: Ledger, export: Export) -> None:
+    """Record that the destination accepted an association for an export."""
+    with ledger.write() as connection:
+        leases.change(connection, export.lease, export.id, waiting_since=None, updated_at=now())
+        holds.lift(connection, export.destination)
+        _record(connection, "export-started", export, run=export.tries + 1)
+
+
+def describe(ledger: Ledger, export: Export, found: Sequence[tuple[int, str, str, str]]) -> None:
+    """Record the UIDs of files: number, SOP class, SOP instance and transfer syntax."""
+    with ledger.write() as connection:
+        leases.change(connection, export.lease, export.id, updated_at=now())
+        for number, sop_class, sop_instance, transfer_syntax in found:
+            connection.execute(
+                update(task_files)
+                .where(
+                    task_files.c.task_id == export.task,
+                    task_files.c.number == number,
+                    task_files.c.sop_instance_uid.is_(None),
+                )
+                .values(
+                    sop_class_uid=sop_class,
+                    sop_instance_uid=sop_instance,
+                    transfer_syntax_uid=transfer_syntax,
+                )
+            )
+
+
+def confirm(ledger: Ledger, export: Export, results: Sequence[Receipt]) -> None:
+    """Write receipts."""
+    with ledger.write() as connection:
+        leases.change(connection, export.lease, export.id, updated_at=now())
+        receipts.write(connection, export.id, results)
+
+
+def give_back(ledger: Ledger, export: Export, *, delay: float = 0.0) -> ExportState:
+    """Give an export back without a try; it is due again after `delay` seconds."""
+    with ledger.write() as connection:
+        _wait(connection, export, delay)
+    return ExportState.PENDING
+
+
+def unreachable(ledger: Ledger, export: Export, why: str, policy: ScuExport) -> ExportState:
+    """Give an export back without a try and put its destination on hold."""
+    with ledger.write() as connection:
+        _one_at_a_time(connection)
+        _wait(connection, export, 0.0)
+        for row in holds.extend(connection, export.destination, why, policy):
+            impatient = _claimed(connection, export.lease, row)
+            _park_row(connection, impatient, Trouble("destination-unreachable", why), policy)
+    return ExportState.PENDING
+
+
+def conclude(
+    ledger: Ledger,
+    export: Export,
+    policy: ScuExport,
+    *,
+    why: str | None = None,
+    trouble: Trouble | None = None,
+) -> ExportState:
+    """End a try and return the state that the export is in now.
+
+    Parameters
+    ----------
+    why : str, optional
+        How the try ended, if it was cut short.
+    trouble : Trouble, optional
+        Why another try is of no use.
+    """
+    with ledger.write() as connection:
+        count = receipts.count(connection, export.id, export.task)
+        if trouble is not None:
+            count = Tally(count.files, count.stored, 0)
+        tries = export.tries + 1
+        state, failed = verdict(count, tries, policy, remote=export.remote)
+        reason, message = None, None
+        if state != ExportState.SUCCEEDED:
+            reason = trouble.reason if trouble else _REASONS[failed]
+            words = trouble.message if trouble else why
+            words = words or receipts.most_common_reason(connection, export.id, export.task)
+            missing = count.files - count.stored
+            message = f"{missing} of {count.files} files are not confirmed"
+            message = f"{message}: {words}"[:500] if words else message
+        leases.finish(
+            connection,
+            export.lease,
+            export.id,
+            state=state,
+            failed=failed,
+            tries=tries,
+            due_at=now() + min(policy.retry_delay_seconds, LONGEST_WAIT),
+            waiting_since=None,
+            reason=reason,
+            message=message,
+            updated_at=now(),
+        )
+        facts = {"files": count.files, "stored": count.stored, "tries": tries}
+        _record(connection, _EVENTS[state], export, failed=failed, reason=reason, **facts)
+        if export.remote:
+            reports.decide(connection, export.task, policy)
+    return state
+
+
+def park(ledger: Ledger, export: Export, trouble: Trouble, policy: ScuExport) -> ExportState:
+    """Park an export until an operator retries or discards it; a remote task of it has failed."""
+    with ledger.write() as connection:
+        _park(connection, export, trouble, policy)
+    return ExportState.PARKED
+
+
+_REASONS = {True: "too-many-failed", False: "some-failed"}
+_EVENTS = {
+    ExportState.SUCCEEDED: "export-succeeded",
+    ExportState.PARTIAL: "export-partial",
+    ExportState.PENDING: "export-failed-try",
+    ExportState.PARKED: "export-parked",
+}
+
+
+def _wait(connection: Connection, export: Export, delay: float) -> None:
+    leases.finish(
+        connection,
+        export.lease,
+        export.id,
+        state=ExportState.PENDING,
+        due_at=now() + min(delay, LONGEST_WAIT),
+        updated_at=now(),
+    )
+
+
+def _park(connection: Connection, export: Export, trouble: Trouble, policy: ScuExport) -> None:
+    leases.finish(connection, export.lease, export.id, updated_at=now())
+    _park_row(connection, export, trouble, policy)
+
+
+def _park_row(connection: Connection, export: Export, trouble: Trouble, policy: ScuExport) -> None:
+    """Park an export that nobody holds."""
+    connection.execute(
+        update(exports)
+        .where(exports.c.id == export.id)
+        .values(
+            state=ExportState.PARKED,
+            failed=True,
+            reason=trouble.reason,
+            message=trouble.message[:500],
+            updated_at=now(),
+        )
+    )
+    _record(connection, "export-parked", export, reason=trouble.reason, tries=export.tries)
+    if export.remote:
+        final = trouble.reason == "unknown-destination"
+        reports.decide(connection, export.task, policy, final=final)
+
+
+def _record(connection: Connection, kind: str, export: Export, **detail: Any) -> None:
+    job = None if export.remote else export.job
+    events.record(
+        connection, kind, job=job, export=export.id, destination=export.destination, **detail
+    )
+
+
+# -- what an operator asks for -------------------------------------------------------------------
+
+
+def retry(ledger: Ledger, export: str) -> None:
+    """Let an export try again what is not confirmed, at once and with all its tries.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such export, or it does not stand still.
+    """
+    with ledger.write() as connection:
+        if not _retry(connection, exports.c.id == export):
+            raise _refusal(connection, export, "only a parked or partial export can be retried")
+
+
+def retry_destination(ledger: Ledger, destination: str) -> list[str]:
+    """Let every parked or partial export to a destination try again; return their ids."""
+    with ledger.write() as connection:
+        return _retry(connection, holds.same_name(exports.c.destination, destination))
+
+
+def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> None:
+    """Give an export up for good; one that is being sent is stopped by the loss of its lease.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such export, or it has ended already.
+    """
+    with ledger.write() as connection:
+        row = connection.execute(
+            update(exports)
+            .where(exports.c.id == export, exports.c.state.not_in(_ENDED))
+            .values(
+                state=ExportState.DISCARDED, updated_at=now(), lease_token=None, lease_until=None
+            )
+            .returning(exports)
+        ).first()
+        if row is None:
+            raise _refusal(connection, export, "an export that has ended cannot be discarded")
+        events.record(connection, "export-discarded", export=export, destination=row.destination)
+        reports.decide(connection, row.task_id, policy or ScuExport())
+
+
+def _retry(connection: Connection, which: ColumnElement[bool]) -> list[str]:
+    remote = exists().where(tasks.c.id == exports.c.task_id, tasks.c.remote)
+    still = or_(
+        exports.c.state.in_((ExportState.PARKED, ExportState.PARTIAL)),
+        and_(exports.c.state == ExportState.PENDING, exports.c.failed, remote),
+    )
+    rows = reports.reopen(connection, and_(which, still))
+    for row in rows:
+        reports.reopen_report(connection, row.task_id)
+        holds.probe_now(connection, row.destination)
+        events.record(connection, "export-retried", export=row.id, destination=row.destination)
+    return [row.id for row in rows]
+
+
+def _refusal(connection: Connection, export: str, rule: str) -> PermanentError:
+    state = connection.execute(select(exports.c.state).where(exports.c.id == export)).scalar()
+    if state is None:
+        return PermanentError(f"there is no export {export}", "no-such-export")
+    return PermanentError(f"export {export} is {state}: {rule}", "wrong-state")

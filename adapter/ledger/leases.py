@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, case, or_, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Table, and_, case, or_, select, update
 from sqlalchemy.exc import OperationalError
 
 from adapter.errors import LeaseLost
@@ -45,7 +45,7 @@ class Lease:
     lost: threading.Event = field(default_factory=threading.Event)
 
 
-def free(table: Table, seconds: float) -> ColumnElement[bool]:
+def free(table: FromClause, seconds: float) -> ColumnElement[bool]:
     """Return the condition that nobody holds a row, or its holder's lease ran out."""
     until = table.c.lease_until
     return or_(until.is_(None), until < now(), until > now() + 10 * seconds)

@@ -207,6 +207,7 @@ tasks = Table(
     Column("report_success", Boolean),
     Column("report_retry_later", Boolean),
     Column("report_due_at", Double),
+    Column("report_failures", Integer, nullable=False, server_default="0"),  # unanswered reports
     Column("created_at", Double, nullable=False),
     Index("ix_tasks_job_id", "job_id"),
     Index("ix_tasks_report", "report"),

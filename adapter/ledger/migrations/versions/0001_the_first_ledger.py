@@ -77,6 +77,7 @@ def upgrade() -> None:
         sa.Column("report_success", sa.Boolean(), nullable=True),
         sa.Column("report_retry_later", sa.Boolean(), nullable=True),
         sa.Column("report_due_at", sa.Double(), nullable=True),
+        sa.Column("report_failures", sa.Integer(), server_default="0", nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
     )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C-ECHO to a destination: does it answer us, and if not, what is wrong, in plain words."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from adapter.models import Destination
+from adapter.scu.association import (
+    CALLED_NOT_RECOGNISED,
+    CALLING_NOT_RECOGNISED,
+    Association,
+    Broken,
+    Rejected,
+    Unreachable,
+)
+from adapter.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What became of a C-ECHO.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether the destination answered with Success.
+    text : str
+        The same in plain words, with what to do about it.
+    seconds : float
+        How long it took.
+    """
+
+    ok: bool
+    text: str
+    seconds: float
+
+
+def echo(destination: Destination, settings: Settings) -> Echo:
+    """Ask a destination for Verification and say what came of it; it never raises for a peer.
+
+    References
+    ----------
+    PS3.4 Annex A.
+    """
+    start = time.monotonic()
+    try:
+        ok, text = _ask(destination, settings)
+    except Rejected as rejected:
+        ok, text = False, f"{destination.name} {rejected}{_advice(rejected, destination, settings)}"
+    except Broken as broken:
+        ok, text = False, f"{destination.name} {broken}"
+    except Unreachable as unreachable:
+        ok, text = False, f"{unreachable}; check host and port, and whether the peer runs"
+    return Echo(ok, text, time.monotonic() - start)
+
+
+def _ask(destination: Destination, settings: Settings) -> tuple[bool, str]:
+    context = VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN
+    with Association(destination, settings.dicom.scu, [context]) as association:
+        if context not in association.accepted:
+            return False, (
+                f"{destination.name} accepts associations but refused Verification; "
+                "it may still take C-STORE"
+            )
+        status = association.echo()
+    if status:
+        return False, f"{destination.name} answered with status {status:04X}"
+    return True, (
+        f"{destination.name} answered as {destination.ae_title} "
+        f"at {destination.host_ip}:{destination.port}"
+    )
+
+
+def _advice(rejected: Rejected, destination: Destination, settings: Settings) -> str:
+    """Return what to do about a rejection, if we know."""
+    if rejected.code == CALLING_NOT_RECOGNISED:
+        return f"; add our AE title {settings.dicom.scu.ae_title} at the peer"
+    if rejected.code == CALLED_NOT_RECOGNISED:
+        return f"; the peer does not call itself {destination.ae_title}, check its AE title"
+    return ""

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export: each task's files to each of its destinations, and the answers that are owed for them.
+
+One export at a time: claim it, look at its files, send what is not confirmed, and write down what
+was answered as it comes; then judge the try.  A destination that cannot be reached costs no try.
+Where tasks come from is ``workers.clients.results_service``'s.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from adapter import road
+from adapter.core import Adapter
+from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.ledger import configuration, exports, leases, reports
+from adapter.ledger.exports import Export
+from adapter.ledger.receipts import Receipt
+from adapter.ledger.verdicts import Trouble, over_threshold
+from adapter.log import get_logger
+from adapter.models import Destination, EntityKind, ExportState, Outcome
+from adapter.scu.association import (
+    CALLED_NOT_RECOGNISED,
+    CALLING_NOT_RECOGNISED,
+    Broken,
+    Rejected,
+    Unreachable,
+)
+from workers.clients.results_service import results_service
+from workers.clients.store_scu import Outgoing, examine, store
+from workers.receipt_book import ReceiptBook
+from workers.stage import Work
+
+log = get_logger(__name__)
+
+#: Rejections that no further try will change (PS3.8 Table 9-21).
+_HOPELESS = {
+    CALLING_NOT_RECOGNISED: "calling-ae-not-recognised",
+    CALLED_NOT_RECOGNISED: "called-ae-not-recognised",
+}
+#: Looks at a file that is not visible yet, in the time that a shared volume has to show it.
+_LOOKS = 20
+
+
+def run(work: Work) -> dict[str, Any]:
+    """Export what is due, and report what is owed, until there is nothing more."""
+    done: Counter[str] = Counter()
+    settings = work.adapter.settings
+    while not work.stopping.is_set():
+        reported = _report(work, done)
+        export = exports.claim(work.adapter.ledger, settings.dicom.scu, settings.workers)
+        if export is None:
+            if not reported:
+                break
+            continue
+        try:
+            with leases.kept(work.adapter.ledger, export.lease):
+                state = _export(work, export)
+        except LeaseLost:
+            log.warning("an export was taken over by another worker", export=export.id)
+            state = None
+        done[state or "lost"] += 1
+        if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
+            work.bells.ring(road.RECLAMATION)
+    return dict(done)
+
+
+# -- one export ----------------------------------------------------------------------------------
+
+
+def _export(work: Work, export: Export) -> ExportState:
+    """Make one try of an export and return the state that it is in then."""
+    ledger, policy = work.adapter.ledger, work.adapter.settings.dicom.scu.export
+    trouble, why = None, None
+    try:
+        _send(work, export, find_destination(work.adapter, export.destination))
+    except _Stopped:
+        return exports.give_back(ledger, export)
+    except NotYetVisible:
+        seconds = work.adapter.settings.workers.visibility_seconds
+        return exports.give_back(ledger, export, delay=seconds / _LOOKS)
+    except PermanentError as error:
+        return exports.park(ledger, export, Trouble(error.code, str(error)), policy)
+    except Unreachable as unreachable:
+        return exports.unreachable(ledger, export, str(unreachable), policy)
+    except Rejected as rejected:
+        why = f"the destination {rejected}"
+        if rejected.code in _HOPELESS:
+            trouble = Trouble(_HOPELESS[rejected.code], why)
+    except Broken as broken:
+        why = f"the destination {broken}"
+    return exports.conclude(ledger, export, policy, why=why, trouble=trouble)
+
+
+class _Stopped(Exception):
+    """The worker is told to stop."""
+
+
+def find_destination(adapter: Adapter, name: str) -> Destination:
+    """Return a destination by its name, as written or else without regard to case.
+
+    Raises
+    ------
+    PermanentError
+        If there is none.
+    """
+    known: dict[str, Destination] = {
+        found.entity.name: found.entity
+        for found in configuration.current(adapter.ledger, EntityKind.DESTINATION)
+    }
+    folded = {key.casefold(): entity for key, entity in known.items()}
+    destination = known.get(name) or folded.get(name.casefold())
+    if destination is None:
+        raise PermanentError(f"there is no destination {name}", "unknown-destination")
+    return destination
+
+
+def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
+    """Return the files to send.
+
+    Raises
+    ------
+    NotYetVisible
+        If one is missing, and a shared volume may still have to show it.
+    PermanentError
+        If so many cannot be sent that the task is bound to fail; it then sends nothing.
+    """
+    anchor, root = _folders(adapter, export)
+    young = export.task_age < adapter.settings.workers.visibility_seconds
+    files, unfit = [], []
+    for file in exports.files_to_send(adapter.ledger, export):
+        words = None
+        try:
+            files.append(
+                examine(root, file.path, file.number, tries=file.tries, repeat=export.again)
+            )
+        except NotYetVisible:
+            if young or not anchor.is_dir():
+                raise
+            words = "file missing"
+        except PermanentError as error:
+            words = str(error)
+        except OSError as error:
+            words = f"the file cannot be read (errno {error.errno})"
+        if words is not None:
+            unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, words))
+    if unfit:
+        exports.confirm(adapter.ledger, export, unfit)
+    if export.remote and files:
+        exports.describe(adapter.ledger, export, [_uids(file) for file in files])
+    count = exports.tally(adapter.ledger, export)
+    lost = count.files - count.stored - count.hopeful
+    if over_threshold(lost, count.files, adapter.settings.dicom.scu.export.failure_threshold):
+        words = unfit[0].reason if unfit else "see its files"
+        raise PermanentError(
+            f"{lost} of {count.files} files cannot be sent: {words}", "unfit-files"
+        )
+    return files
+
+
+def _uids(file: Outgoing) -> tuple[int, str, str, str]:
+    return file.number, file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid
+
+
+def _folders(adapter: Adapter, export: Export) -> tuple[Path, Path]:
+    """Return a folder that is there unless a volume is away, and the one that paths are below."""
+    if not export.remote:
+        return adapter.spool.results, adapter.spool.result_folder(export.job or "")
+    root = adapter.settings.services.results_service.root
+    if root is None:
+        raise PermanentError("services > resultsService > root is not set", "no-root")
+    return root, root
+
+
+def _send(work: Work, export: Export, destination: Destination) -> None:
+    """Send what is not confirmed; what is answered is in the ledger when this returns or raises."""
+    ledger, files = work.adapter.ledger, _files(work.adapter, export)
+    told = False
+
+    def answered() -> None:
+        nonlocal told
+        if not told:
+            exports.answered(ledger, export)
+            told = True
+
+    sending = store(files, destination, work.adapter.settings.dicom.scu, answered=answered)
+    with ReceiptBook(ledger, export) as book, closing(sending):
+        for sent, receipt in enumerate(sending, start=1):
+            book.add(receipt)
+            if export.lease.lost.is_set():
+                raise LeaseLost(f"another worker holds export {export.id}")
+            if work.stopping.is_set() and sent < len(files):
+                raise _Stopped
+
+
+# -- reports -------------------------------------------------------------------------------------
+
+
+def _report(work: Work, done: Counter[str]) -> bool:
+    """Deliver the report that is due first; False if none was taken.
+
+    A Results Service that does not answer holds one thread of a worker, and once in a run.
+    """
+    ledger, settings = work.adapter.ledger, work.adapter.settings
+    service = settings.services.results_service
+    if done["unreported"] or not _reporting.acquire(blocking=False):
+        return False
+    try:
+        report = reports.claim_report(ledger, 2 * service.request_seconds)
+        if report is None:
+            return False
+        try:
+            results_service(settings).report(report)
+        except TemporaryError as error:
+            log.warning("a report was not taken", task=report.task, problem=str(error))
+            reports.not_taken(ledger, report, service)
+            done["unreported"] += 1
+            return False
+        reports.taken(ledger, report)
+        done["reported"] += 1
+        return True
+    finally:
+        _reporting.release()
+
+
+_reporting = threading.Lock()
