@@ -20,7 +20,7 @@ from redis import Redis
 from adapter import heartbeat
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
-from adapter.dicom import part10_header
+from adapter.dicom import part10_header, read_file_meta
 from adapter.embedded import broker
 from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
@@ -210,6 +210,13 @@ def write_study(folder: Path, count: int, **same: Any) -> list[Path]:
         path.write_bytes(header + encode(ds))
         paths.append(path)
     return paths
+
+
+def data_set_bytes(path: Path) -> bytes:
+    """Return a DICOM file's data set as it stands, without its file meta information."""
+    with path.open("rb") as file:
+        read_file_meta(file)
+        return file.read()
 
 
 class Pacs:

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from adapter.core import Adapter
-from adapter.road import GROUPING, NOTIFICATION, RECLAMATION, STAGES, Bells, Tick, due_stages
-from adapter.road import make_app
+from adapter.road import (
+    GROUPING,
+    NOTIFICATION,
+    RECLAMATION,
+    STAGES,
+    Bells,
+    Tick,
+    due_stages,
+    make_app,
+)
 from tests.support_road import Association, add_ae_title, make_instance
 from tests.support_stack import Stack
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter.verify import verify
 from pydicom.uid import generate_uid
 from redis.exceptions import RedisError
 
-from adapter.ledger.schema import arrivals, exports, groups, jobs
+from adapter.ledger.schema import arrivals, exports, groups, jobs, meta
 from adapter.road import STAGES
-from adapter.verify import verify
 from tests.support_road import eventually, rows
 from tests.support_stack import Pacs, Stack, dcmtk, stored, write_study
 
 pytestmark = dcmtk
 
-#: Notes each of its runs, then copies its input: a run that is killed can be told from one that ends.
+#: Notes each of its runs, then copies its input.
 PIPELINE = {
     "name": "Slow copy",
     "command": ["sh", "-c", 'date >> "{runs}"; sleep 1; cp {input}/* {output}'],
@@ -75,7 +75,7 @@ def assert_exactly_once(stack: Stack, instances: int) -> None:
 
 
 def test_a_stopped_notification_splits_nothing(stack: Stack, pacs: Pacs, tmp_path: Path) -> None:
-    """500 instances in four associations, notification away for longer than the timeout: one job."""
+    """500 instances over four associations, notification away beyond the timeout: one job."""
     others = "worker:" + ",".join(stage for stage in STAGES if stage != "notification")
     stack.start("redis", "scp", others, "worker:notification")
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
@@ -173,8 +173,6 @@ def left(stack: Stack, stage: str) -> bool:
 
 def housekept(stack: Stack) -> float:
     """Return when the last sweep was."""
-    from adapter.ledger.schema import meta
-
     (row,) = rows(stack.adapter, meta, meta.c.name == "housekept")
     return float(row.value)
 

@@ -22,6 +22,7 @@ from adapter.errors import LeaseLost
 from adapter.road import EXPORT, STAGES, Bells, Tick, make_app
 from adapter.settings import Settings, load
 from workers import export, grouping, notification, pipeline, reclamation, submission
+from workers.clients.results_service import Poller
 from workers.stage import Work
 
 logger = log.get_logger(__name__)
@@ -92,9 +93,7 @@ class Beside:
     def __init__(self, name: str, stages: list[str]) -> None:
         self._facts = {"worker": name, "stages": stages}
         self._tick = Tick(work().adapter, work().bells, also=self._beat)
-        self._poller = (
-            export.Poller(work()) if EXPORT in stages and export.polls(settings()) else None
-        )
+        self._poller = Poller(work().adapter, work().bells) if EXPORT in stages else None
 
     def start(self) -> None:
         """Start the threads."""
