@@ -22,7 +22,7 @@ from pydicom import Dataset, config
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from adapter.errors import UnreadableInstance
@@ -260,7 +260,7 @@ def _read_elements(
     uid = UID(syntax)
     source = _inflate(file, limits.inflated_bytes) if syntax in DEFLATED else file
     last = max(tags)
-    wanted = [Tag(tag) for tag in tags]
+    wanted: list[BaseTag | int] = [Tag(tag) for tag in tags]
     try:
         with config.disable_value_validation():
             data_set = read_dataset(

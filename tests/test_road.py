@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter.verify import verify
 from pydicom.uid import generate_uid
 
 from adapter.ledger.schema import arrivals, exports, groups, jobs
+from adapter.verify import verify
 from tests.support_road import eventually, rows
 from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
 

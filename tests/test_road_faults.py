@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter.verify import verify
 from pydicom.uid import generate_uid
 from redis.exceptions import RedisError
 
 from adapter.ledger.schema import arrivals, exports, groups, jobs, meta
 from adapter.road import STAGES
+from adapter.verify import verify
 from tests.support_road import eventually, rows
 from tests.support_stack import Pacs, Stack, dcmtk, stored, write_study
 

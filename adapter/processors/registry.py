@@ -34,10 +34,7 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
     )
     if found is None:
         raise ConfigurationError(
-            [
-                f"processor: {ae_title.processor!r} is not installed; "
-                + f"there is {', '.join(processor_names())}"
-            ]
+            [f"processor: {ae_title.processor!r} is none of {', '.join(processor_names())}"]
         )
     plugin: type[JobProcessor] = found.load()
     try:
