@@ -33,8 +33,8 @@ ROLE = "scp"
 
 #: Seconds between looks at the ledger, and between heartbeats.
 PERIOD = 1.0
-#: Seconds that the other threads are waited for at the end.
-_STOP_SECONDS = 3.0
+#: Seconds that a thread is waited for at the end; one that hangs dies with the process.
+_STOP_SECONDS = 1.0
 
 
 class BellRinger:
@@ -65,7 +65,7 @@ class BellRinger:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join(_STOP_SECONDS)
+        self._thread.join(_STOP_SECONDS / 4)  # a lost bell costs a tick
 
     def poke(self) -> None:
         """Say that one more instance is stored."""
@@ -167,9 +167,13 @@ class Beside:
     def _visit_ledger(self) -> None:
         try:
             self._configuration.refresh(self._ledger)
+            self._looked.set()  # before events, which may be many
+            self._reports.flush(self._ledger)
+        except SQLAlchemyError:
+            self._ledger.close()  # so that the next visit connects to what is there then
+            raise
         finally:
             self._looked.set()
-        self._reports.flush(self._ledger)
 
     def _beat(self) -> None:
         heartbeat.write(

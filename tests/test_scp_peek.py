@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The look at the start of a data set."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+from pathlib import Path
+
+import pydicom.data
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import dcmread
+
+from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
+from adapter.errors import UnreadableInstance
+from adapter.scp.peek import PEEK_BYTES, UnreadableStart, leading_uids
+
+IVLE, EVLE, EVBE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+SYNTAXES = (IVLE, EVLE, EVBE, DEFLATED, "1.2.840.10008.1.2.4.50", "1.2.3.4")
+
+
+def implicit(group, number, value, length=None):
+    return struct.pack("<HHI", group, number, len(value) if length is None else length) + value
+
+
+def explicit(group, number, vr, value, length=None):
+    length = len(value) if length is None else length
+    if vr in {b"SQ", b"UN", b"OB"}:
+        return struct.pack("<HH2sHI", group, number, vr, 0, length) + value
+    return struct.pack("<HH2sH", group, number, vr, length) + value
+
+
+CLASS = explicit(8, 0x16, b"UI", b"1.2.3\0")
+INSTANCE = explicit(8, 0x18, b"UI", b"1.2.3.44")
+NEXT = explicit(8, 0x20, b"DA", b"20260101")
+BOTH = {SOP_CLASS_UID: "1.2.3", SOP_INSTANCE_UID: "1.2.3.44"}
+UNDEFINED = 0xFFFFFFFF
+ITEM_END, SEQUENCE_END = implicit(0xFFFE, 0xE00D, b""), implicit(0xFFFE, 0xE0DD, b"")
+
+
+def test_real_files_agree_with_pydicom():
+    """In every data set of pydicom's wheel the UIDs found are the ones that pydicom reads."""
+    compared, unreadable = 0, set()
+    for path in sorted(Path(pydicom.data.__file__).parent.rglob("*.dcm")):
+        with path.open("rb") as file:
+            try:
+                syntax = read_file_meta(file).get(0x0010, "")
+            except UnreadableInstance:
+                continue
+            data = file.read()
+        if not syntax or syntax == DEFLATED:
+            continue
+        with warnings.catch_warnings(action="ignore"):  # some files are broken on purpose
+            expected = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], force=True)
+        try:
+            found = leading_uids(data[:PEEK_BYTES], syntax, complete=len(data) <= PEEK_BYTES)
+        except UnreadableStart:
+            unreadable.add(path.name)
+            continue
+        assert found.get(SOP_CLASS_UID) == expected.get("SOPClassUID"), path
+        assert found.get(SOP_INSTANCE_UID) == expected.get("SOPInstanceUID"), path
+        compared += 1
+    assert compared > 50
+    # Two hold a single private sequence, one is implicit VR in a syntax that is explicit.
+    assert unreadable == {"UN_sequence.dcm", "priv_SQ.dcm", "SC_rgb_jpeg.dcm"}
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (CLASS + INSTANCE + NEXT, BOTH),
+        (explicit(8, 0, b"UL", b"\x2a\0\0\0") + CLASS + INSTANCE, BOTH),
+        (explicit(8, 5, b"CS", b"ISO_IR 100") + CLASS + INSTANCE + NEXT, BOTH),
+        (NEXT.replace(b"\x20\0", b"\x16\0", 1), {SOP_CLASS_UID: "20260101"}),
+        # a sequence before them (0008,0006), with and without lengths, nested, and empty
+        (explicit(8, 6, b"SQ", implicit(0xFFFE, 0xE000, CLASS)) + CLASS + INSTANCE, BOTH),
+        (explicit(8, 6, b"SQ", b"") + CLASS + INSTANCE, BOTH),
+        (
+            explicit(8, 6, b"SQ", b"", UNDEFINED)
+            + implicit(0xFFFE, 0xE000, explicit(8, 0x16, b"UI", b"9.9.9\0"), UNDEFINED)
+            + explicit(8, 6, b"SQ", b"", UNDEFINED)
+            + implicit(0xFFFE, 0xE000, explicit(8, 0x18, b"UI", b"9.9\0"))
+            + SEQUENCE_END
+            + ITEM_END
+            + SEQUENCE_END
+            + CLASS
+            + INSTANCE,
+            BOTH,
+        ),
+        # nothing can be said: left to notification
+        (explicit(8, 6, b"UN", b"", UNDEFINED) + b"\xff" * 40, {}),
+        (explicit(8, 1, b"UL", b"\0\0\0\0"), {}),
+    ],
+)
+def test_explicit_forms(head, found):
+    """The outermost UIDs are found behind whatever may stand before them."""
+    assert leading_uids(head, EVLE, complete=True) == found
+
+
+def test_nothing_is_said_about_what_the_peek_cuts_off():
+    """A data set that goes on behind the peek is not called unreadable for it."""
+    head = CLASS + INSTANCE
+    for end in range(1, len(head)):
+        assert leading_uids(head[:end], EVLE, complete=False).items() <= BOTH.items()
+
+
+@pytest.mark.parametrize(
+    ("head", "syntax"),
+    [
+        (b"", EVLE),
+        (b"", DEFLATED),
+        (b"", "1.2.3.4"),
+        (b"\xff" * 100, IVLE),
+        (b"\xff" * 100, EVLE),
+        (b"\0" * 100, IVLE),
+        (b"\0" * 100, EVLE),
+        (b"GET / HTTP/1.1\r\n\r\n", IVLE),
+        (b"GET / HTTP/1.1\r\n\r\n", EVLE),
+        (b"\x08\0", IVLE),
+        (CLASS + INSTANCE[:-1], EVLE),
+        (CLASS[:11], EVLE),
+        (explicit(8, 6, b"SQ", b"", UNDEFINED), EVLE),
+        (implicit(8, 0x16, b"1.2.3\0"), EVLE),
+        (explicit(0x10, 0x10, b"PN", b"A^B "), EVLE),
+        (CLASS, EVBE),
+        (SEQUENCE_END, EVLE),
+    ],
+)
+def test_unreadable_starts(head, syntax):
+    """Nothing, garbage, the wrong encoding and a torn element are no start of an instance."""
+    with pytest.raises(UnreadableStart):
+        leading_uids(head, syntax, complete=True)
+
+
+@given(st.binary(max_size=200), st.sampled_from(SYNTAXES), st.booleans())
+def test_garbage_never_does_anything_else(head, syntax, complete):
+    """Whatever the bytes are: UIDs, or `UnreadableStart`."""
+    with contextlib.suppress(UnreadableStart):
+        assert set(leading_uids(head, syntax, complete=complete)) <= set(BOTH)
