@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from struct import pack
+import select
+import socket
+from contextlib import suppress
+from struct import pack, unpack
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -117,3 +120,102 @@ def echo_response(message_id=1):
         0x0002: uid(VERIFICATION), 0x0100: us(0x8030), 0x0120: us(message_id),
         0x0800: us(0x0101), 0x0900: us(0),
     })))  # fmt: skip
+
+
+class Caller:
+    """A peer that sends what it is told to, right or wrong, to a port of this machine."""
+
+    def __init__(self, port, receive_buffer=None):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(10)
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except ConnectionError:
+            self.socket.close()
+            raise
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, *parts):
+        """Send, as far as the other side lets us."""
+        with suppress(ConnectionError):
+            for part in parts:
+                self.socket.sendall(part)
+
+    def trickle(self, stream, pause):
+        """Send byte by byte until all is sent or the other side has had enough."""
+        with suppress(ConnectionError):
+            for byte in stream:
+                if select.select([self.socket], [], [], pause)[0]:
+                    return
+                self.socket.sendall(bytes((byte,)))
+
+    def pdu(self):
+        """Return the next PDU, nothing at the end."""
+        head = self._exactly(6)
+        return head + self._exactly(int.from_bytes(head[2:], "big")) if head else b""
+
+    def rest(self):
+        """Return everything until the other side closes."""
+        found = bytearray()
+        with suppress(ConnectionError):
+            while chunk := self.socket.recv(65536):
+                found += chunk
+        return bytes(found)
+
+    def associate(self, **changes):
+        """Ask for an association, and return the answer."""
+        self.send(request(**changes))
+        return self.pdu()
+
+    def echo(self):
+        """Verify an open association."""
+        self.send(message(ECHO, echo_command()))
+        return self.pdu() == echo_response()
+
+    def release(self):
+        self.send(RELEASE_RQ)
+        return self.pdu() == RELEASE_RP
+
+    def status(self):
+        """Return the status of the next response."""
+        answer = self.pdu()
+        assert answer[:1] == b"\4", answer
+        where = answer.index(pack("<HHI", 0, 0x0900, 2)) + 8
+        return unpack("<H", answer[where : where + 2])[0]
+
+    def _exactly(self, count):
+        found = b""
+        while len(found) < count:
+            chunk = self.socket.recv(count - len(found))
+            if not chunk:
+                return b""
+            found += chunk
+        return found
+
+
+def results(answer):
+    """Return the result of each context in an A-ASSOCIATE-AC, by context id."""
+    assert answer[:1] == b"\2", answer
+    found, at = {}, 74
+    while at < len(answer):
+        kind, length = unpack(">BxH", answer[at : at + 4])
+        if kind == 0x21:
+            found[answer[at + 4]] = answer[at + 6]
+        at += 4 + length
+    return found
+
+
+def data_set(sop_instance="1.2.3.4.5", sop_class=CT_IMAGE, pixels=0):
+    """Return a data set in Explicit VR Little Endian: two UIDs, and so many bytes of pixel data."""
+    found = b""
+    for number, text in ((0x0016, sop_class), (0x0018, sop_instance)):
+        found += pack("<HH2sH", 8, number, b"UI", len(uid(text))) + uid(text)
+    return found + pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, pixels) + bytes(pixels)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 
 from adapter.core import open_adapter, open_spool
 from adapter.errors import ConfigurationError, SpoolError
@@ -34,6 +35,8 @@ class Scp:
         What to accept from, if other processes share it.
     slots : Slots, optional
         The places for associations, if other processes share them.
+    tls : ssl.SSLContext, optional
+        Speak TLS.
 
     Attributes
     ----------
@@ -46,6 +49,7 @@ class Scp:
         settings: Settings,
         listener: socket.socket | None = None,
         slots: Slots | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
         self.port = 0
@@ -59,7 +63,7 @@ class Scp:
         self._beside = Beside(
             settings, spool, configuration, self.reports, lambda: self.reception.active
         )
-        self._server = Server(settings.dicom.scp, self.reception, listener)
+        self._server = Server(settings.dicom.scp, self.reception, listener, tls)
 
     def start(self) -> None:
         """Listen; the configuration in force is the ledger's, or the copy's if there is no ledger.
