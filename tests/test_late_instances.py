@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Late instances: what comes while an earlier part of its study is still being tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydicom.uid import generate_uid
+
+from adapter.core import Adapter
+from adapter.errors import TemporaryError
+from adapter.ledger.schema import groups, jobs
+from tests.support_road import (
+    Association,
+    add_ae_title,
+    let_time_pass,
+    make_instance,
+    make_work,
+    rows,
+)
+from workers import grouping, notification, submission
+from workers.clients.platform import PayloadFile
+from workers.stage import Work
+
+
+class Platform:
+    """A platform that is away at first, and then remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.payloads: dict[str, set[str]] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
+
+    def create(self, job: Any) -> str:
+        if self.away:
+            raise TemporaryError("away", delay=0.01)
+        return str(job.id)
+
+    def describe(self, job: Any, metadata: dict[str, str]) -> None:
+        self.metadata[job.id] = metadata
+
+    def upload(self, job: Any, files: list[PayloadFile]) -> None:
+        self.payloads[job.id] = {file.path.stem for file in files}
+
+    def start(self, job: Any) -> None:
+        assert job.id in self.payloads
+
+
+@pytest.fixture
+def work(adapter: Adapter) -> Iterator[Work]:
+    """What the stages work with."""
+    made = make_work(adapter)
+    yield made
+    made.headers.close()
+
+
+def test_an_instance_that_comes_during_a_retry_is_in_a_job_of_its_own(
+    adapter: Adapter, work: Work
+) -> None:
+    """Each acknowledged instance is in exactly one job, and the second job names the first."""
+    platform, version = Platform(), add_ae_title(adapter)
+    ds = make_instance()
+    first = Association(adapter, version).store(ds)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+    submission.submit_due(work, platform)
+    (waiting,) = rows(adapter, jobs)
+    assert (waiting.state, waiting.tries) == ("queued", 1)
+
+    ds.SOPInstanceUID = generate_uid()
+    late = Association(adapter, version).store(ds)
+    notification.run(work)
+    platform.away = False
+    with adapter.ledger.write() as connection:
+        connection.execute(jobs.update().values(due_at=0))
+    submission.submit_due(work, platform)
+    with adapter.ledger.write() as connection:
+        connection.execute(
+            groups.update().where(groups.c.state == "open").values(look_at=0, due_at=0)
+        )
+    grouping.run(work)
+    submission.submit_due(work, platform)
+
+    assert sorted(platform.payloads.values(), key=sorted) == [{first}, {late}]
+    by_generation = sorted(platform.metadata.values(), key=lambda data: data["Generation"])
+    assert [data["Generation"] for data in by_generation] == ["1", "2"]
+    assert "EarlierJobs" not in by_generation[0]
+    assert by_generation[1]["EarlierJobs"] == waiting.id
