@@ -26,6 +26,8 @@ log = get_logger(__name__)
 _BACKLOG = 512
 #: Seconds between looks at whether to stop.
 _LOOK_SECONDS = 0.2
+#: Seconds that another process gets to accept the next connection.
+_TURN_SECONDS = 0.002
 #: Seconds that associations get to send their A-ABORT at the end.
 _ABORT_SECONDS = 2.0
 
@@ -86,6 +88,7 @@ class Server:
         self._settings = settings
         self._reception = reception
         self._listener = listener
+        self._shared = listener is not None
         self._tls = tls
         self._stopping = threading.Event()
         self._changed = threading.Condition()
@@ -145,6 +148,8 @@ class Server:
                 self._stopping.wait(_LOOK_SECONDS)
                 continue
             self._begin(Connection(sock, address[0], self._settings, self._reception, self._tls))
+            if self._shared:
+                self._stopping.wait(_TURN_SECONDS)
 
     def _begin(self, connection: Connection) -> None:
         thread = threading.Thread(
