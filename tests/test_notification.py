@@ -214,6 +214,7 @@ def test_other_bytes_overwrite_when_the_ae_title_says_so(adapter: Adapter, work:
 
     (kept,) = rows(adapter, arrivals, arrivals.c.state == "registered")
     assert kept.id == newest
+    assert rows(adapter, groups)[0].instances == 1
     assert {row.reason for row in rows(adapter, arrivals, arrivals.c.state == "unwanted")} == {
         "overwritten"
     }

@@ -11,9 +11,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Double,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
+from adapter.errors import LeaseLost
 from adapter.ledger import events, leases
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
@@ -189,73 +200,53 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
     """Put an instance into its open group, or the next generation; the same again opens nothing."""
     instance = decision.instance
     arrival = ArrivalId.parse(instance.arrival)
-    same = _registered(connection, instance)
-    opened = connection.execute(
-        select(groups.c.id).where(
-            groups.c.version == arrival.version,
-            groups.c.key == decision.key,
-            groups.c.state == GroupState.OPEN,
-        )
-    ).scalar()
-    in_group = [row for row in same if row.group_id == opened and opened is not None]
-    if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
-        return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="duplicate")
-    for row in in_group:  # same SOP Instance UID, other bytes
-        if not decision.overwrite:
-            code, text = (
-                "same-uid-other-bytes",
-                "the group holds other bytes under this SOP Instance UID",
-            )
-            _finish(
-                connection, lease, instance, ArrivalState.QUARANTINED, reason=code, message=text
-            )
-            return ArrivalState.QUARANTINED
-        if row.received_at > arrival.received_at:
-            return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="overwritten")
-        connection.execute(
-            update(arrivals)
-            .where(arrivals.c.id == row.id)
-            .values(state=ArrivalState.UNWANTED, reason="overwritten", group_id=None)
-        )
+    same = connection.execute(
+        _SAME, {"called": instance.called_ae_title, "uid": instance.sop_instance_uid}
+    ).all()
+    if same:
+        opened = connection.execute(
+            _OPEN, {"version": arrival.version, "key": decision.key}
+        ).scalar()
+        in_group = [row for row in same if row.group_id == opened]
+        if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
+            return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="duplicate")
+        if in_group and (loser := _conflict(connection, lease, decision, arrival, in_group[0])):
+            return loser
     group = _push(connection, arrival.version, decision, arrival.received_at)
-    return _finish(connection, lease, instance, ArrivalState.REGISTERED, group_id=group)
+    return _finish(connection, lease, instance, ArrivalState.REGISTERED, group=group)
 
 
-def _registered(connection: Connection, instance: Instance) -> list[Any]:
-    """Return the registered arrivals of the same AE title and SOP Instance UID."""
-    return list(
-        connection.execute(
-            select(
-                arrivals.c.id, arrivals.c.group_id, arrivals.c.digest, arrivals.c.received_at
-            ).where(
-                arrivals.c.called_ae_title == instance.called_ae_title,
-                arrivals.c.sop_instance_uid == instance.sop_instance_uid,
-                arrivals.c.state == ArrivalState.REGISTERED,
-            )
-        ).all()
+def _conflict(
+    connection: Connection, lease: Lease, decision: Grouped, arrival: ArrivalId, held: Any
+) -> str | None:
+    """Decide between two instances of one UID and other bytes; None if the new one is to stay."""
+    instance = decision.instance
+    if not decision.overwrite:
+        code = "same-uid-other-bytes"
+        text = "the group holds other bytes under this SOP Instance UID"
+        state = ArrivalState.QUARANTINED
+        return _finish(connection, lease, instance, state, reason=code, message=text)
+    if held.received_at > arrival.received_at:
+        return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="overwritten")
+    connection.execute(
+        update(arrivals)
+        .where(arrivals.c.id == held.id)
+        .values(state=ArrivalState.UNWANTED, reason="overwritten", group_id=None)
     )
+    connection.execute(
+        update(groups).where(groups.c.id == held.group_id).values(instances=groups.c.instances - 1)
+    )
+    return None
 
 
 def _push(connection: Connection, version: int, decision: Grouped, received_at: float) -> str:
     """Push the open group's due time, or open the next generation; return the group's id."""
-    newest = case((groups.c.newest_at < received_at, received_at), else_=groups.c.newest_at)
-    due_at = newest + decision.timeout
-    same_key = and_(groups.c.version == version, groups.c.key == decision.key)
-    pushed = connection.execute(
-        update(groups)
-        .where(same_key, groups.c.state == GroupState.OPEN)
-        .values(
-            newest_at=newest,
-            due_at=due_at,
-            look_at=due_at + RENAME_SECONDS,
-            instances=groups.c.instances + 1,
-        )
-        .returning(groups.c.id)
-    ).scalar()
+    names = {"version": version, "key": decision.key}
+    times = {"received_at": received_at, "timeout": decision.timeout}
+    pushed = connection.execute(_PUSH, _prefixed(names | times)).scalar()
     if pushed is not None:
         return str(pushed)
-    last = connection.execute(select(func.max(groups.c.generation)).where(same_key)).scalar()
-    generation = (last or 0) + 1
+    generation = (connection.execute(_LAST, names).scalar() or 0) + 1
     opened = group_id(version, decision.key, generation)
     due = received_at + decision.timeout
     connection.execute(
@@ -283,23 +274,83 @@ def _finish(
     lease: Lease,
     instance: Instance,
     state: ArrivalState,
-    **values: Any,
+    *,
+    group: str | None = None,
+    reason: str | None = None,
+    message: str | None = None,
 ) -> str:
-    leases.finish(
-        connection,
-        lease,
-        instance.arrival,
-        state=state,
-        registered_at=now(),
-        calling_ae_title=instance.calling_ae_title,
-        called_ae_title=instance.called_ae_title,
-        sop_class_uid=instance.sop_class_uid,
-        sop_instance_uid=instance.sop_instance_uid,
-        study_instance_uid=instance.study_instance_uid,
-        series_instance_uid=instance.series_instance_uid,
-        transfer_syntax_uid=instance.transfer_syntax_uid,
-        size=instance.size,
-        digest=instance.digest,
-        **values,
-    )
+    values = {name: getattr(instance, name) for name in _HEADER}
+    facts = {"state": state, "group": group, "reason": reason, "message": message}
+    names = {"id": instance.arrival, "token": lease.token}
+    if connection.execute(_FINISH, _prefixed(names | facts | values)).rowcount != 1:
+        raise LeaseLost(f"another worker holds arrival {instance.arrival}")
     return state
+
+
+def _prefixed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters under the names that an UPDATE takes: not those of its columns."""
+    return {f"b_{name}": value for name, value in values.items()}
+
+
+# Statements of every instance are built once: building one takes longer than running it.
+
+_HEADER = (
+    "calling_ae_title",
+    "called_ae_title",
+    "sop_class_uid",
+    "sop_instance_uid",
+    "study_instance_uid",
+    "series_instance_uid",
+    "transfer_syntax_uid",
+    "size",
+    "digest",
+)
+
+#: Registered arrivals of the same AE title and SOP Instance UID.
+_SAME = select(arrivals.c.id, arrivals.c.group_id, arrivals.c.digest, arrivals.c.received_at).where(
+    arrivals.c.called_ae_title == bindparam("called"),
+    arrivals.c.sop_instance_uid == bindparam("uid"),
+    arrivals.c.state == ArrivalState.REGISTERED,
+)
+
+_SAME_KEY = and_(groups.c.version == bindparam("version"), groups.c.key == bindparam("key"))
+_OPEN = select(groups.c.id).where(_SAME_KEY, groups.c.state == GroupState.OPEN)
+_LAST = select(func.max(groups.c.generation)).where(_SAME_KEY)
+
+
+def _push_statement() -> Any:
+    received_at, timeout = (
+        bindparam("b_received_at", type_=Double),
+        bindparam("b_timeout", type_=Double),
+    )
+    newest = case((groups.c.newest_at < received_at, received_at), else_=groups.c.newest_at)
+    return (
+        update(groups)
+        .where(
+            groups.c.version == bindparam("b_version"),
+            groups.c.key == bindparam("b_key"),
+            groups.c.state == GroupState.OPEN,
+        )
+        .values(
+            newest_at=newest,
+            due_at=newest + timeout,
+            look_at=newest + timeout + RENAME_SECONDS,
+            instances=groups.c.instances + 1,
+        )
+        .returning(groups.c.id)
+    )
+
+
+_PUSH = _push_statement()
+_FINISH = (
+    update(arrivals)
+    .where(arrivals.c.id == bindparam("b_id"), arrivals.c.lease_token == bindparam("b_token"))
+    .values(
+        registered_at=now(),
+        lease_token=None,
+        lease_until=None,
+        lease_expiries=0,
+        **{name: bindparam(f"b_{name}") for name in (*_HEADER, "state", "reason", "message")},
+        group_id=bindparam("b_group"),
+    )
+)

@@ -169,6 +169,15 @@ arrivals = Table(
     Index("ix_arrivals_study", "study_instance_uid", "id"),
     Index("ix_arrivals_state_deleted_at", "state", "deleted_at"),
 )
+# A group holds one instance of a UID, whoever registers.
+Index(
+    "uq_arrivals_instance_of_group",
+    arrivals.c.group_id,
+    arrivals.c.sop_instance_uid,
+    unique=True,
+    sqlite_where=text("state = 'registered'"),
+    postgresql_where=text("state = 'registered'"),
+)
 
 jobs = Table(
     "jobs",

@@ -193,6 +193,14 @@ def upgrade() -> None:
         "ix_arrivals_state_deleted_at", "arrivals", ["state", "deleted_at"], unique=False
     )
     op.create_index("ix_arrivals_study", "arrivals", ["study_instance_uid", "id"], unique=False)
+    op.create_index(
+        "uq_arrivals_instance_of_group",
+        "arrivals",
+        ["group_id", "sop_instance_uid"],
+        unique=True,
+        sqlite_where=sa.text("state = 'registered'"),
+        postgresql_where=sa.text("state = 'registered'"),
+    )
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=36), nullable=False),
