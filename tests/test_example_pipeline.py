@@ -110,7 +110,7 @@ def test_a_repeated_run_makes_the_same_instances(tmp_path):
 
     assert first == again
     assert first[0].SOPInstanceUID != other[0].SOPInstanceUID
-    files = [sorted((tmp_path / name).iterdir())[0].read_bytes() for name in ("first", "again")]
+    files = [min((tmp_path / name).iterdir()).read_bytes() for name in ("first", "again")]
     assert files[0] == files[1]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,8 @@ def test_output_is_taken_from_folders_below(adapter):
 
     assert pipeline.run(work) == {"succeeded": 1}
 
-    assert len(list(adapter.spool.result_folder(job).iterdir())) == 4
+    results = list(adapter.spool.result_folder(job).iterdir())
+    assert [path.stat().st_mode & 0o777 for path in results] == [0o600] * 4
 
 
 def test_a_run_sees_its_input_under_uids_and_its_metadata(adapter, tmp_path):
@@ -193,7 +196,6 @@ BAD_OUTPUT = {
     "a pipe": "mkfifo {output}/pipe",
     "one instance twice": f"cp {CT_SERIES[0]} {{output}}/a; cp {CT_SERIES[0]} {{output}}/b",
     "no file meta information": f"cp {TEST_FILES}/no_meta.dcm {{output}}",
-    "no transfer syntax": f"cp {TEST_FILES}/meta_missing_tsyntax.dcm {{output}}",
 }
 
 
@@ -213,20 +215,23 @@ def test_output_that_cannot_be_sent_is_parked(adapter, what):
     assert rows(adapter, schema.tasks) == []
 
 
-def test_file_meta_information_that_names_another_instance_is_parked(adapter):
-    """The UIDs that a C-STORE would name have to be those of the data set (PS3.4 Annex B.2.1)."""
-    text = (
-        "import pathlib, sys\n"
-        f"raw = pathlib.Path({str(CT_SERIES[0])!r}).read_bytes()\n"
-        "at = raw.index(b'\\x02\\x00\\x03\\x00UI') + 8\n"
-        "raw = raw[:at] + b'9' + raw[at + 1:]\n"
-        "pathlib.Path('output/a').write_bytes(raw)"
-    )
-    work, job = started(adapter, code(text))
+#: What is wrong with the file meta information, and the bytes that make it so.
+BAD_META = {
+    "differ": (rb"(?s)(?<=\x02\x00\x03\x00UI..)1", b"9"),
+    "names no syntax": (rb"\x02\x00\x10\x00UI", b"\x02\x00\x11\x00UI"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_META)
+def test_file_meta_information_has_to_name_the_instance_and_its_syntax(adapter, tmp_path, what):
+    """A C-STORE names the UIDs of the data set and the syntax it is in (PS3.4 Annex B.2.1)."""
+    bad = tmp_path / "bad.dcm"
+    bad.write_bytes(re.sub(*BAD_META[what], CT_SERIES[0].read_bytes(), count=1))
+    work, job = started(adapter, ["cp", str(bad), "{output}"])
 
     assert pipeline.run(work) == {"invalid-output": 1}
 
-    assert "UIDs differ" in row(adapter, job).message
+    assert what in row(adapter, job).message
 
 
 def test_a_run_fails_as_often_as_allowed_and_then_parks(adapter):
@@ -442,6 +447,10 @@ def hanging_worker(adapter, tmp_path):
     yield worker, job, eventually(lambda: pids.exists() and two(pids))
     worker.kill()
     worker.wait()
+    for pid in pids.read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if str(pids).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def two(pids):
@@ -488,6 +497,17 @@ def test_a_run_whose_launcher_is_killed_is_gone_and_tried_again(adapter, hanging
 
     failed = row(adapter, job)
     assert (failed.state, failed.outcome, failed.tries) == ("started", "killed", 1)
+
+
+def test_a_command_dies_with_its_launcher_even_if_nobody_can_kill_it(adapter, hanging_worker):
+    """The command itself goes at once, while its worker is stopped and cannot notice."""
+    worker, _job, pids = hanging_worker
+    launcher = launcher_of(worker.pid)
+
+    worker.send_signal(signal.SIGSTOP)
+    os.kill(launcher, signal.SIGKILL)
+
+    eventually(lambda: any(gone(pid) for pid in pids), timeout=2)
 
 
 def test_results_published_before_a_crash_are_adopted(adapter, tmp_path):

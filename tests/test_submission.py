@@ -93,6 +93,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
     ]
     assert kinds(adapter, job) == ["job-submitted"]
     assert work.bells == ["pipeline"]
+    assert group_state(adapter) == "submitted"
     assert submission.submit_due(work, platform) == {}
 
 
@@ -179,10 +180,13 @@ def test_tries_are_counted_for_each_step(adapter):
     platform = FlakyPlatform(
         {"create": [TemporaryError("away", delay=0.0)] * 3, "start": [TemporaryError("away")]}
     )
+    tries = []
+    platform.upload = lambda called, _files: tries.append(row(adapter, called.id).tries)
     (job,) = add_group(adapter)
 
     assert submission.submit_due(work, platform) == {"failed": 4}
 
+    assert tries == [0]
     assert (row(adapter, job).state, row(adapter, job).tries) == ("uploaded", 1)
 
 
