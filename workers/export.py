@@ -81,8 +81,9 @@ def _export(work: Work, export: Export) -> ExportState:
     except _Stopped:
         return exports.give_back(ledger, export)
     except NotYetVisible:
-        seconds = work.adapter.settings.workers.visibility_seconds
-        return exports.give_back(ledger, export, delay=seconds / _LOOKS)
+        workers = work.adapter.settings.workers
+        delay = max(workers.tick_seconds, workers.visibility_seconds / _LOOKS)
+        return exports.give_back(ledger, export, delay=delay)
     except PermanentError as error:
         return exports.park(ledger, export, Trouble(error.code, str(error)), policy)
     except Unreachable as unreachable:
