@@ -136,6 +136,20 @@ def test_unreadable_starts(head, syntax):
         leading_uids(head, syntax, complete=True)
 
 
+@pytest.mark.parametrize(
+    ("head", "syntax"),
+    [
+        (bytes(PEEK_BYTES), IVLE),
+        (b"\xff" * PEEK_BYTES, IVLE),
+        (implicit(8, 0x16, b"1.2.3\0") + bytes(PEEK_BYTES), EVLE),
+    ],
+)
+def test_a_long_unreadable_start(head, syntax):
+    """It is told from the start alone, however much there is of it."""
+    with pytest.raises(UnreadableStart):
+        leading_uids(head[:PEEK_BYTES], syntax, complete=False)
+
+
 @given(st.binary(max_size=200), st.sampled_from(SYNTAXES), st.booleans())
 def test_garbage_never_does_anything_else(head, syntax, complete):
     """Whatever the bytes are: UIDs, or `UnreadableStart`."""

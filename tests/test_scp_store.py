@@ -125,6 +125,15 @@ def test_refusals(adapter: Adapter, bench: Bench, changes, status):
     assert bench.store().status == 0x0000
 
 
+@pytest.mark.parametrize("uid", ["../../../../../../../../../../../../../../../../etc/x", "1.02"])
+def test_a_uid_that_is_none(adapter: Adapter, bench: Bench, uid):
+    """A malformed UID is refused even if the data set agrees with the command."""
+    uid = uid.ljust(len(CT.sop_instance), "0")[: len(CT.sop_instance)]
+    data = CT.data.replace(CT.sop_instance.encode(), uid.encode())
+    assert bench.store(data=data, sop_instance=uid).status == 0xA900
+    assert incoming(adapter) == leftovers(adapter) == []
+
+
 @pytest.mark.parametrize("size", [65535, 65536, 65537, 200_000])
 @pytest.mark.parametrize("step", [7001, 65536, 1_000_000])
 def test_the_peek_is_no_part_of_the_bytes(adapter: Adapter, bench: Bench, size, step):

@@ -42,6 +42,9 @@ _SHORT_LIFE = 1.0
 #: Seconds beyond `stopSeconds` before a process that does not stop is killed.
 _KILL_SECONDS = 5.0
 
+#: Seconds between looks at whether to stop.
+_LOOK_SECONDS = 0.2
+
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
@@ -166,7 +169,10 @@ def _serve_alone(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     scp = Scp(settings, listener, slots)
     scp.start()
-    stopping.wait()
+    # A signal that comes just before a wait without end does not wake it, and one within would
+    # find the event's lock taken by what it interrupts.
+    while not stopping.is_set():
+        time.sleep(_LOOK_SECONDS)
     scp.stop()
 
 

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SCP with nobody around it: ledger and Redis away, slow, foreign, and back again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pynetdicom.sop_class import Verification
+from sqlalchemy import text
+
+from adapter import heartbeat
+from adapter.core import Adapter, open_adapter
+from adapter.errors import ConfigurationError
+from adapter.ledger import Ledger, configuration
+from adapter.models import EntityKind
+from adapter.scp import Scp, beside, reports
+from adapter.scp.configuration import LiveConfiguration
+from adapter.scp.reports import Reports, printable
+from adapter.settings import load
+from tests.support_scp import (
+    Peer,
+    RealFile,
+    add_ae_title,
+    add_fixture,
+    add_source,
+    eventually,
+    incoming,
+    recorded,
+    running,
+    wheel_file,
+    with_scp,
+)
+
+CT = RealFile.read(wheel_file("CT_small.dcm"))
+CONTEXTS = [(CT.sop_class, [CT.syntax])]
+
+
+def away(settings, database: int, broker: int):
+    """Settings whose ledger and broker are whatever is at these ports of loopback."""
+    return settings.model_copy(
+        update={
+            "database": settings.database.model_copy(
+                update={"url": f"postgresql+psycopg://nobody:x@127.0.0.1:{database}/none"}
+            ),
+            "broker": settings.broker.model_copy(update={"url": f"redis://127.0.0.1:{broker}/0"}),
+        }
+    )
+
+
+@pytest.fixture
+def closed_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+@pytest.fixture
+def silent_ports() -> Iterator[tuple[int, int]]:
+    """Two ports that take a connection and never answer."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in "ab"]
+        yield tuple(server.getsockname()[1] for server in servers)
+
+
+def store_some(scp: Scp, count: int = 5) -> float:
+    """Store instances, and return the seconds that it took."""
+    began = time.monotonic()
+    with Peer(scp, CONTEXTS) as peer:
+        for _ in range(count):
+            assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def configured(adapter: Adapter) -> Adapter:
+    """An adapter whose copy of the configuration is beside its spool."""
+    add_fixture(adapter)
+    LiveConfiguration(adapter.spool).refresh(adapter.ledger)
+    return adapter
+
+
+@pytest.mark.parametrize("ports", ["closed_ports", "silent_ports"])
+def test_ledger_and_redis_away(configured: Adapter, settings, request, ports):
+    """With ledger and Redis stopped, or hanging, C-STORE succeeds, also after a restart."""
+    alone = with_scp(away(settings, *request.getfixturevalue(ports)))
+    for restart in range(2):
+        with running(alone) as scp:
+            assert store_some(scp) < 3
+            assert len(incoming(configured)) == 5 * (restart + 1)
+            assert Peer(scp, CONTEXTS, calling="STRANGER").assoc.is_rejected
+            assert scp.reports.counts()["events_waiting"] >= 1
+
+
+def test_ledger_goes_and_comes_back(configured: Adapter, settings):
+    """A ledger that goes away delays nothing; when it is back, events and changes get through."""
+    path = settings.data / "ledger.sqlite"
+    with running(with_scp(settings)) as scp:
+        blocker = configured.ledger.engine.connect()
+        blocker.execution_options(adapter_writes=True)
+        with blocker.begin():  # nobody else may write now
+            blocker.execute(text("update meta set value = value"))
+            assert store_some(scp) < 3
+            eventually(lambda: scp.reception.active == 0)
+            assert recorded(configured, reports.ASSOCIATION) == []
+        blocker.close()
+        [event] = eventually(lambda: recorded(configured, reports.ASSOCIATION), timeout=10)
+        assert event.detail["stored"] == 5
+    assert path.exists()
+
+
+def test_restart_without_the_ledgers_file(configured: Adapter, settings):
+    """When the ledger's file is gone at a restart the copy holds; it is not overwritten."""
+    configured.close()
+    path = settings.data / "ledger.sqlite"
+    moved = path.rename(settings.data / "elsewhere")
+    copy = (configured.spool.root / "configuration.json").read_bytes()
+    with running(with_scp(settings)) as scp:
+        store_some(scp)
+        eventually(lambda: scp.reception.active == 0)
+        path.unlink(missing_ok=True)
+        moved.rename(path)
+        [event] = eventually(lambda: recorded(configured, reports.ASSOCIATION))
+        assert event.detail["stored"] == 5
+    assert (configured.spool.root / "configuration.json").read_bytes() == copy
+
+
+def test_a_foreign_ledger_is_not_believed(configured: Adapter, settings, tmp_path):
+    """A ledger of another spool, or an empty one, changes neither configuration nor copy."""
+    stranger = Ledger(f"sqlite:///{tmp_path / 'other.sqlite'}")
+    stranger.upgrade()
+    live = LiveConfiguration(configured.spool)
+    known = live.snapshot
+    assert not live.refresh(stranger)
+    stranger.adopt_spool("0" * 32)
+    configuration.put(
+        stranger,
+        EntityKind.AE_TITLE,
+        configuration.parse(EntityKind.AE_TITLE, {"aeTitle": "Foreign"}),
+        replace=False,
+    )
+    assert not live.refresh(stranger)
+    stranger.close()
+    assert live.snapshot is known
+    assert set(LiveConfiguration(configured.spool).snapshot.ae_titles) == {"CECHOTEST", "Clara1"}
+
+
+def test_changes_are_in_force_within_two_seconds(adapter: Adapter, settings):
+    """Sources and AE titles added and removed apply to the next association, without a restart."""
+
+    def answers(scp, calling="NEW", called="Late"):
+        peer = Peer(scp, [(Verification, ["1.2.840.10008.1.2"])], calling, called)
+        established = peer.assoc.is_established
+        if established:
+            peer.assoc.release()
+        return established
+
+    with running(with_scp(settings)) as scp:
+        assert not answers(scp)
+        add_source(adapter, "NEW")
+        add_ae_title(adapter, "Late")
+        eventually(lambda: answers(scp), timeout=2)
+        configuration.remove(adapter.ledger, EntityKind.SOURCE, "NEW")
+        eventually(lambda: not answers(scp), timeout=2)
+        add_source(adapter, "NEW", "10.0.0.0/8")
+        assert not answers(scp)
+        causes = eventually(
+            lambda: (
+                {e.detail["cause"] for e in recorded(adapter, reports.REJECTED)}
+                >= {"unknown-calling-ae"}
+            )
+        )
+        assert causes
+
+
+def test_an_unreadable_copy_is_no_reason_not_to_start(configured: Adapter, settings):
+    """With the copy torn the SCP starts, and takes the ledger's configuration."""
+    (configured.spool.root / "configuration.json").write_text("{")
+    with running(with_scp(settings)) as scp:
+        store_some(scp, 1)
+
+
+def test_a_row_of_another_release(configured: Adapter, settings):
+    """A configuration row that cannot be read is left out; the others are in force."""
+    saved = configured.spool.read_configuration()
+    saved["rows"][0]["body"]["fromTheFuture"] = True
+    configured.spool.write_configuration(saved)
+    snapshot = LiveConfiguration(configured.spool).snapshot
+    assert set(snapshot.ae_titles) == {"Clara1"}
+    assert set(snapshot.sources) == {"PACS1", "PACS2"}
+
+
+def test_the_queue_of_events_is_bounded(adapter: Adapter, monkeypatch):
+    """More events than the queue holds are counted; the others are written in order."""
+    monkeypatch.setattr(reports, "QUEUE_LENGTH", 500)
+    queue = Reports()
+    for number in range(600):
+        queue.event("association", association="a", number=number)
+    assert queue.counts() == {"events_dropped": 100, "events_waiting": 500}
+    queue.flush(adapter.ledger)
+    numbers = [event.detail["number"] for event in recorded(adapter, "association")]
+    assert numbers == list(range(500))
+    assert queue.counts()["events_waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("PACS1", "PACS1"),
+        ("A\r\nforged", "A\\x0d\\x0aforged"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("Müller", "M\\xfcller"),
+        ("\u2028", "\\u2028"),
+        ("x" * 100, "x" * 64),
+    ],
+)
+def test_printable(sent, shown):
+    """What a peer sends is shown escaped and bounded."""
+    assert printable(sent) == shown
+
+
+def test_bells_are_rung_in_batches(adapter: Adapter, settings, monkeypatch):
+    """A burst of instances makes one bell, at once when a batch is full, else a little later."""
+    rung = []
+    monkeypatch.setattr(
+        beside.road.Bells, "ring", lambda _self, *stages: rung.append(stages) or True
+    )
+    slow = settings.dicom.scp.model_copy(update={"bell_instances": 50, "bell_milliseconds": 60000})
+    dicom = settings.dicom.model_copy(update={"scp": slow})
+    ringer = beside.BellRinger(settings.model_copy(update={"dicom": dicom}))
+    ringer.start()
+    for _ in range(49):
+        ringer.poke()
+    assert rung == []
+    ringer.poke()
+    eventually(lambda: rung == [("notification",)])
+    ringer.poke()
+    ringer.stop()
+    eventually(lambda: rung == [("notification",)] * 2)
+
+
+def test_a_store_rings(configured: Adapter, settings, monkeypatch):
+    """An association's instances are rung for soon after they are stored."""
+    rung = []
+    monkeypatch.setattr(
+        beside.road.Bells, "ring", lambda _self, *stages: rung.append(stages) or True
+    )
+    with running(with_scp(settings)) as scp:
+        store_some(scp, 20)
+        eventually(lambda: rung, timeout=1)
+        assert len(rung) <= 20
+        assert set(rung) == {("notification",)}
+
+
+def test_heartbeat(configured: Adapter, settings):
+    """The SCP says each second what it does, and takes its heartbeat away when it stops."""
+
+    def beats():
+        return [beat for beat in heartbeat.read_all(configured.spool) if beat["role"] == "scp"]
+
+    with running(with_scp(settings)) as scp:
+        with Peer(scp, CONTEXTS) as peer:
+            peer.store(CT.sop_class, CT.sop_instance, CT.data)
+            peer.store(CT.sop_class, CT.sop_instance, b"\xff\xff")
+            Peer(scp, CONTEXTS, calling="STRANGER")
+            beat = eventually(lambda: [b for b in beats() if b["stored"]])[0]
+        assert (beat["pid"], beat["active_associations"]) == (os.getpid(), 1)
+        assert beat["age"] < heartbeat.SILENCE_SECONDS
+        counts = {name: beat[name] for name in ("accepted", "rejected", "stored", "failed")}
+        assert counts == {"accepted": 1, "rejected": 1, "stored": 1, "failed": 1}
+    assert beats() == []
+
+
+def test_taken_port(configured: Adapter, settings):
+    """A port that is taken is said in words, and nothing is left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        scp = Scp(with_scp(settings, port=taken.getsockname()[1]))
+        with pytest.raises(ConfigurationError, match=r"port: cannot listen on .* in use"):
+            scp.start()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def serving(data: Path, port: int) -> Iterator[subprocess.Popen]:
+    scp = {"host": "127.0.0.1", "port": port, "processes": 1}
+    document = {"DicomAdapter": {"dicom": {"scp": scp}}}
+    data.mkdir(exist_ok=True)
+    (data / "appsettings.json").write_text(json.dumps(document))
+    program = (
+        "import sys, pathlib\n"
+        "from adapter import log, settings\n"
+        "from adapter.scp import serve\n"
+        "log.configure(json=True)\n"
+        "sys.exit(serve(settings.load(data=pathlib.Path(sys.argv[1]))))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(data)], stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def await_heartbeat(data: Path) -> None:
+    eventually(lambda: list((data / "spool" / "status").glob("scp-*.json")), timeout=30)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_role_stops_when_told(tmp_path, number):
+    """The role makes its adapter on first use, serves, and stops with exit code 0 when told."""
+    data, port = tmp_path / "data", free_port()
+    with serving(data, port) as process:
+        await_heartbeat(data)
+        eventually(lambda: listens(port))
+        process.send_signal(number)
+        _, output = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "Traceback" not in output
+    assert json.loads(output.splitlines()[-1])["event"] == "stopped"
+
+
+def test_stop_lets_an_association_end(configured: Adapter, settings):
+    """A stop waits for the association that is open, and takes no new one."""
+    scp = Scp(with_scp(settings))
+    scp.start()
+    with Peer(scp, CONTEXTS) as peer:
+        stopping = threading.Thread(target=scp.stop, args=(10,))
+        stopping.start()
+        eventually(lambda: not listens(scp.port))
+        assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
+        assert stopping.is_alive()
+    stopping.join(timeout=5)
+    assert not stopping.is_alive()
+    assert len(incoming(configured)) == 1
+
+
+def test_killed_receiver_loses_nothing(tmp_path):
+    """SIGKILL right after the Success: the instances are there, whole."""
+    data, port = tmp_path / "data", free_port()
+    opened = open_adapter(load(data=data))
+    add_fixture(opened)
+    with serving(data, port):
+        eventually(lambda: listens(port), timeout=20)
+        peer = Peer(SimpleNamespace(port=port), CONTEXTS)
+        statuses = [peer.store(CT.sop_class, CT.sop_instance, CT.data) for _ in range(3)]
+    opened.close()
+    assert statuses == [0, 0, 0]
+    assert [RealFile.read(path).data for path in incoming(opened)] == [CT.data] * 3
