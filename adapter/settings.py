@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -168,7 +168,8 @@ class Scu(Section):
         30.0, description="Seconds a destination has to answer an association request or release."
     )
     response_seconds: Seconds = Field(
-        60.0, description="Seconds a destination has to answer a C-STORE, or to take the next 1 MiB."
+        60.0,
+        description="Seconds a destination has to answer a C-STORE, or to take the next 1 MiB.",
     )
     export: ScuExport = Field(default_factory=ScuExport, description="Tasks and their retries.")
 
@@ -185,6 +186,11 @@ class Storage(Section):
 
     temporary: Path | None = Field(
         None, description="The spool's folder; by default `spool` in the data folder."
+    )
+    durability: Literal["instance", "none"] = Field(
+        "instance",
+        description="`instance`: each is synced to disk before its Success; `none`: nothing is, "
+        "and a power loss loses what was acknowledged: for benchmarks only.",
     )
     watermark_percent: float = Field(
         85.0, gt=0, le=100, description="Nothing is received when the disk is fuller than this."

@@ -39,6 +39,9 @@ from adapter.models import ArrivalId
 #: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
 SHARDS = 16
 
+#: What open says where O_TMPFILE is not known (open(2)).
+_NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+
 _FOLDERS = ("incoming", "instances", "quarantine", "results", "work", "status")
 
 
@@ -123,17 +126,30 @@ def _shard(association: str) -> str:
 class IncomingFile:
     """A file on its way into incoming/: invisible until `publish`, gone after `discard`.
 
+    It has no name until then, so that nothing is left of it however its process ends; on a file
+    system without nameless files (NFS, CephFS) it has a temporary one.
+
     Parameters
     ----------
     folder : Path
         The directory in incoming/ that its association's files go to.
+    durable : bool, optional
+        False syncs nothing: for benchmarks only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder = folder
-        self._path = folder / f".{uuid.uuid4().hex}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._durable = durable
+        self._path: Path | None = None
+        try:
+            self._descriptor = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_NAMELESS_FILES:
+                raise
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            path = folder / f".{uuid.uuid4().hex}.part"
+            self._descriptor = os.open(path, flags, 0o600)
+            self._path = path
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
@@ -143,9 +159,11 @@ class IncomingFile:
         OSError
             If the file system refuses them, e.g. ENOSPC.
         """
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        written = os.write(self._descriptor, data)
+        if written < len(data):
+            view = memoryview(data)[written:]
+            while view:
+                view = view[os.write(self._descriptor, view) :]
 
     def sync(self) -> None:
         """Make the bytes durable; the arrival's receive time is taken after this.
@@ -155,7 +173,8 @@ class IncomingFile:
         OSError
             If the disk failed: the file has to be discarded, never synced again.
         """
-        os.fdatasync(self._descriptor)
+        if self._durable:
+            os.fdatasync(self._descriptor)
 
     def publish(self, arrival: ArrivalId) -> Path:
         """Make the synced file visible under its arrival's name, durably, and return its path.
@@ -166,16 +185,23 @@ class IncomingFile:
             If it fails; the caller then discards the file, which withdraws the name.
         """
         target = self._folder / f"{arrival}.dcm"
-        self._path.rename(target)
+        if self._path is None:
+            nameless = f"/proc/self/fd/{self._descriptor}"
+            # Only with a directory, which is not used, does Python follow the link (linkat(2)).
+            os.link(nameless, target, src_dir_fd=self._descriptor, follow_symlinks=True)
+        else:
+            self._path.rename(target)
         self._path = target
-        sync_directory(self._folder)
+        if self._durable:
+            sync_directory(self._folder)
         self._close()
         return target
 
     def discard(self) -> None:
         """Remove the file, visible or not."""
         self._close()
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -244,15 +270,22 @@ class Spool:
 
     # -- arrivals ----------------------------------------------------------------------------
 
-    def receive(self, association: str) -> IncomingFile:
+    def receive(self, association: str, *, durable: bool = True) -> IncomingFile:
         """Begin a file of an association in incoming/.
+
+        Parameters
+        ----------
+        association : str
+            Whose it is; says which directory it goes to.
+        durable : bool, optional
+            False syncs nothing: for benchmarks only.
 
         Raises
         ------
         OSError
             If the file system refuses it.
         """
-        return IncomingFile(self.incoming / _shard(association))
+        return IncomingFile(self.incoming / _shard(association), durable=durable)
 
     def list_incoming(self) -> Iterator[ArrivalId]:
         """Yield the arrivals that wait for registration, in no order."""

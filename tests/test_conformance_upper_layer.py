@@ -68,12 +68,14 @@ REPEATED = contexts([1, 3, 5] * 100)
     ],
 )
 def test_at_once(scp, sent, expected):
-    """What is no request that can be granted is answered and closed at once."""
+    """What is no request that can be granted is answered at once, and then closed."""
     with scp.call() as caller:
         began = time.monotonic()
         caller.send(sent)
-        assert caller.rest() == expected
+        assert caller.pdu() == expected
         assert time.monotonic() < began + ARTIM
+        assert caller.rest() == b""
+        assert time.monotonic() < began + ARTIM + 1
     scp.check_at_rest()
 
 
@@ -139,8 +141,9 @@ def test_too_slow_in_an_association(scp, first, trickled, seconds, expected):
         began = time.monotonic()
         caller.send(first)
         caller.trickle(trickled, pause=0.02)
-        assert caller.rest() == expected
+        assert caller.pdu() == expected
         assert seconds - 0.1 < time.monotonic() - began < seconds + 1
+        assert caller.rest() == b""
     scp.check_at_rest()
 
 

@@ -59,8 +59,6 @@ class Association:
     ----------
     layer : UpperLayer
         Where it stands, and what is to be sent.
-    released : bool
-        Whether the peer released it.
     """
 
     def __init__(self, settings: Scp, reception: Reception, peer_address: str) -> None:
@@ -68,7 +66,6 @@ class Association:
         self._reception = reception
         self._peer_address = peer_address
         self.layer = UpperLayer(Limits(settings.maximum_request_bytes, settings.maximum_pdu_bytes))
-        self.released = False
         self._sink: StoreSink | None = None
         self._reader: MessageReader | None = None
         self._receive: Receive | None = None
@@ -109,7 +106,6 @@ class Association:
             self._negotiate(indication)
         elif isinstance(indication, Released):
             self.layer.release()
-            self.released = True
             self._end("released")
         elif isinstance(indication, Aborted):
             whose = "by the peer" if indication.by_peer else "protocol violation"

@@ -178,9 +178,7 @@ class Connection:
             self._association.abort("idle")
 
     def _await_close(self, buffer: memoryview) -> None:
-        """Let the peer read the last word: closing over unread bytes would take it back."""
-        if not self._association.released:
-            self._socket.shutdown(socket.SHUT_WR)
+        """Let the peer close: to close over what it still sends would take back our last word."""
         deadline = time.monotonic() + self._settings.artim_seconds
         while not self._stopping and self._receive(buffer, deadline):
             pass

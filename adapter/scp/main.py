@@ -84,6 +84,8 @@ class Scp:
             raise ConfigurationError(
                 [f"DicomAdapter > dicom > scp > port: {where}: {error.strerror or error}"]
             ) from None
+        if self._settings.storage.durability == "none":
+            log.warning("acknowledged instances are not synced: a power loss loses them")
         log.info("listening", host=scp.host, port=self.port)
 
     def stop(self, grace: float | None = None) -> None:

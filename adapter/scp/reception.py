@@ -59,7 +59,12 @@ class Reception:
         self._configuration = configuration
         self._reports = reported
         self._surroundings = Surroundings(
-            spool, reported, self._storage_low, poke, settings.dicom.scp.maximum_instance_bytes
+            spool,
+            reported,
+            self._storage_low,
+            poke,
+            instance_bytes=settings.dicom.scp.maximum_instance_bytes,
+            durable=settings.storage.durability == "instance",
         )
         scp = settings.dicom.scp
         self._slots = slots or Slots(

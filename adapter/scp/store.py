@@ -104,6 +104,8 @@ class Surroundings:
         Tells the bell ringer of one more instance; never waits.
     instance_bytes : int, optional
         The longest data set that is taken.
+    durable : bool, optional
+        False syncs nothing: for benchmarks only.
     """
 
     spool: Spool
@@ -111,6 +113,7 @@ class Surroundings:
     storage_low: Callable[[], bool]
     poke: Callable[[], None]
     instance_bytes: int = 4_294_967_296
+    durable: bool = True
 
 
 class StoreSink:
@@ -300,7 +303,8 @@ class Receive:
             return
         if sink.surroundings.storage_low():
             raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
-        self._file = sink.surroundings.spool.receive(sink.association)
+        around = sink.surroundings
+        self._file = around.spool.receive(sink.association, durable=around.durable)
         self._file.write(
             part10_header(
                 sop_class_uid=command.sop_class_uid,

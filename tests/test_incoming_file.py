@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file on its way into incoming/: nameless where that can be, else under a temporary name."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from adapter import spool as spool_module
+from adapter.models import ArrivalId
+from adapter.spool import Spool
+
+ASSOCIATION = "0123456789ab"
+ARRIVAL = ArrivalId(1_700_000_000.0, ASSOCIATION, 1, 1)
+
+
+@pytest.fixture(params=["nameless", "named"])
+def spool(request, tmp_path, monkeypatch):
+    real = os.open
+
+    def without_nameless_files(path, flags, *rest, **options):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return real(path, flags, *rest, **options)
+
+    if request.param == "named":
+        monkeypatch.setattr(spool_module.os, "open", without_nameless_files)
+    found = Spool(tmp_path / "spool")
+    found.create()
+    found.mode = request.param
+    return found
+
+
+def names(spool):
+    return sorted(path.name for path in spool.incoming.glob("*/*"))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_it_appears_whole(spool, durable):
+    """Nothing is visible until it is published, and then all of it is."""
+    file = spool.receive(ASSOCIATION, durable=durable)
+    file.write(b"ab")
+    file.write(memoryview(b"cd"))
+    assert list(spool.list_incoming()) == []
+    file.sync()
+
+    path = file.publish(ARRIVAL)
+
+    assert (path, path.read_bytes()) == (spool.incoming_path(str(ARRIVAL)), b"abcd")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert names(spool) == [f"{ARRIVAL}.dcm"]
+
+
+def test_discarded_it_is_gone(spool):
+    """Before or after it was published, a file that is discarded leaves nothing."""
+    for publish in (False, True):
+        file = spool.receive(ASSOCIATION)
+        file.write(b"ab")
+        if publish:
+            file.publish(ARRIVAL)
+        file.discard()
+
+        assert names(spool) == []
+
+
+def test_what_a_death_leaves(spool):
+    """A nameless file goes with its process; a named one is deleted when it is old."""
+    file = spool.receive(ASSOCIATION)
+    file.write(b"ab")
+    os.close(file._descriptor)
+
+    assert len(names(spool)) == (spool.mode == "named")
+    spool.delete_stale(before=2**40)
+    assert names(spool) == []
+
+
+def test_a_name_is_given_once(tmp_path):
+    """A file never takes the place of another."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    spool.receive(ASSOCIATION).publish(ARRIVAL)
+    second = spool.receive(ASSOCIATION)
+
+    with pytest.raises(FileExistsError):
+        second.publish(ARRIVAL)
+    second.discard()
+
+    assert names(spool) == [f"{ARRIVAL}.dcm"]
