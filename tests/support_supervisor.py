@@ -71,7 +71,7 @@ def _state_and_parent(path):
 def _role(words):
     if "--hostname" in words:
         return words[words.index("--hostname") + 1].partition("@")[0]
-    if any(word.endswith("redis.conf") for word in words):
+    if any("redis-server" in word or "valkey-server" in word for word in words):
         return "redis"
     if "adapter.demo.pacs" in words:
         return "pacs"

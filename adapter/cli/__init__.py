@@ -20,7 +20,17 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import __version__
-from adapter.cli import configuration, demo, jobs, quarantine, roles, send, studies
+from adapter.cli import (
+    configuration,
+    demo,
+    exports,
+    jobs,
+    quarantine,
+    roles,
+    send,
+    studies,
+    upkeep,
+)
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.terminal import complain
@@ -41,11 +51,14 @@ app.command()(roles.worker)
 app.command()(roles.api)
 app.command()(roles.flower)
 app.command()(send.send)
+app.command()(upkeep.status)
+app.command()(upkeep.verify)
 app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")
 app.add_typer(configuration.destinations, name="destination")
 app.add_typer(studies.studies, name="studies")
 app.add_typer(jobs.jobs, name="jobs")
+app.add_typer(exports.exports, name="exports")
 app.add_typer(quarantine.quarantine, name="quarantine")
 
 

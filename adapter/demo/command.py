@@ -28,6 +28,7 @@ from adapter.errors import AdapterError
 from adapter.models import ExportState, JobState
 from adapter.story import HEADINGS, count, export_line, job_line, tell
 from adapter.terminal import console, print_table, say
+from adapter.verify import verify
 
 #: A small real CT study of two series, which pydicom's wheel carries.
 DEFAULT_STUDY = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
@@ -126,7 +127,6 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
         f"Registered AE title {scene.AE_TITLE} (groups close after {scene.TIMEOUT} s of quiet), "
         f"source {scene.MODALITY}, destination {scene.DESTINATION}"
     )
-    modality.echo(stage.adapter, stage.modality)
     skipped = ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
     say(
         f"Sending {count(len(found.files), 'file')} to {scene.AE_TITLE}"
@@ -135,7 +135,7 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
     sending = Sending(len(found.files))
     with ThreadPoolExecutor(1, thread_name_prefix="modality") as pool:
         sent = pool.submit(
-            modality.send, found.files, stage.adapter, stage.modality, sending.settle
+            modality.send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
         )
         progress = _watch(adapter, sending, sent)
         sent.result()
@@ -176,7 +176,9 @@ def _judge(stage: Scene, adapter: Adapter, sending: Sending, progress: Progress)
         problems.append(f"{count(progress.quarantined, 'file')} went to quarantine")
     if len(progress.jobs) != len(progress.groups) or not progress.jobs:
         problems.append(f"{len(progress.groups)} groups have {len(progress.jobs)} jobs")
-    problems += [job_line(job) for job in progress.jobs if job.state != JobState.SUCCEEDED]
+    for job in progress.jobs:
+        if job.state != JobState.SUCCEEDED:
+            problems += [job_line(job), *_last_words(adapter.spool.work_folder(job.id))]
     problems += [
         export_line(export) for export in progress.exports if export.state != ExportState.SUCCEEDED
     ]
@@ -188,4 +190,17 @@ def _judge(stage: Scene, adapter: Adapter, sending: Sending, progress: Progress)
         problems.append("no result arrived at the PACS")
     elif not differences:
         say(f"What arrived is what the pipeline wrote, bit for bit: {count(same, 'file')}")
+    unaccounted = verify(adapter, deep=True)
+    problems += [f"verify: {item.kind} {item.id}: {item.problem}" for item in unaccounted]
+    if not unaccounted:
+        say("Spool and ledger account for each other.")
     return problems
+
+
+def _last_words(work: Path) -> list[str]:
+    """Return what a pipeline that failed had to say at the end."""
+    try:
+        lines = (work / "stderr.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [f"  it wrote: {line}" for line in lines[-3:]]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
-from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION, read_file_meta
-from adapter.errors import TemporaryError, UnreadableInstance
+from adapter.dicom import read_file_meta
+from adapter.errors import UnreadableInstance
 from adapter.models import Destination
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
@@ -32,7 +32,6 @@ from adapter.settings import Scu
 _DIRECTORY = "1.2.840.10008.1.3.10"
 #: The result of a rejection that will not pass (PS3.8 section 9.3.4).
 _FOR_GOOD = 1
-_ECHO = (VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)
 #: Seconds between tries, growing to the longest.
 _PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 
@@ -110,6 +109,7 @@ def send(
     settled: Settled,
     *,
     patience: float = 30.0,
+    insist: bool = False,
 ) -> None:
     """Send files, and those that were not answered again, over as many associations as it takes.
 
@@ -123,18 +123,26 @@ def send(
         Told once of each file, when it is answered or given up.
     patience : float, seconds
         How long to try again without a single answer.
+    insist : bool
+        Whether to try again too when the peer rejects the association for good: it may not have
+        taken a new configuration over yet.
 
     Raises
     ------
     Rejected
-        If the peer does not want the association, now or later.
+        If the peer rejects the association for good, and we do not insist.
     """
     left = list(files)
     end = time.monotonic() + patience
     pause = _PAUSE
     while left:
         before = len(left)
-        left, why = _send_once(left, destination, scu, settled)
+        try:
+            left, why = _send_once(left, destination, scu, settled)
+        except Rejected as rejected:
+            if not insist:
+                raise
+            why = f"the peer {rejected}"
         if len(left) < before:
             end, pause = time.monotonic() + patience, _PAUSE
         elif time.monotonic() + pause > end:
@@ -144,26 +152,6 @@ def send(
         else:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def echo(destination: Destination, scu: Scu, *, patience: float = 10.0) -> None:
-    """Wait until the peer takes our association and answers a C-ECHO.
-
-    Raises
-    ------
-    TemporaryError
-        If it has not by the end of `patience` (seconds), saying why.
-    """
-    end = time.monotonic() + patience
-    while True:
-        try:
-            with Association(destination, scu, [_ECHO]) as association:
-                if association.echo() == 0:
-                    return
-        except TemporaryError:
-            if time.monotonic() > end:
-                raise
-        time.sleep(_PAUSE)
 
 
 def _send_once(

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from adapter.core import Adapter
 from adapter.embedded.roles import Role, accepts
+from adapter.errors import AdapterError
 from adapter.ledger import configuration
 from adapter.models import AETitle, Destination, EntityKind, Source
 from adapter.processors import registry
@@ -28,6 +30,9 @@ PIPELINE = "example"
 TIMEOUT = 5
 #: The demo watches the disk with these, so that it runs where the defaults would refuse.
 WATERMARK_PERCENT, RESERVE_GB = 100.0, 0.2
+
+#: Changes are in force within two seconds; a killed SCP may have to come back first.
+_IN_FORCE_SECONDS = 30.0
 
 _HOST = "127.0.0.1"
 
@@ -73,7 +78,7 @@ class Scene:
         )
 
     def register(self, adapter: Adapter) -> None:
-        """Add the demo's AE title, source and destination, as `aet add` and the others do."""
+        """Add the demo's AE title, source and destination, and wait until they are in force."""
         ae_title = AETitle(
             ae_title=AE_TITLE,
             processor_settings={
@@ -91,7 +96,12 @@ class Scene:
             (EntityKind.SOURCE, Source(ae_title=MODALITY, host_ip=[_HOST])),
             (EntityKind.AE_TITLE, ae_title),
         ):
-            configuration.put(adapter.ledger, kind, entity, replace=False)
+            version = configuration.put(adapter.ledger, kind, entity, replace=False)
+        end = time.monotonic() + _IN_FORCE_SECONDS
+        while (adapter.spool.read_configuration() or {"version": 0})["version"] < version:
+            if time.monotonic() > end:
+                raise AdapterError("the SCP does not take the new configuration over")
+            time.sleep(0.1)
 
 
 def build(folder: Path) -> Scene:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`status`, `verify` and `rebuild`: is everything well, and what if it is not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from adapter.cli.which import AsJson, opened, settings_of
+from adapter.embedded.roles import local
+from adapter.errors import AdapterError
+from adapter.story import count
+from adapter.terminal import print_json, print_table, say
+from adapter.verify import verify as find_differences
+
+
+def verify(
+    ctx: typer.Context,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every file and compare its digest too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that spool and ledger account for each other; exit code 1 if they do not."""
+    with opened(ctx) as adapter:
+        differences = find_differences(adapter, deep=deep)
+    if as_json:
+        print_json([asdict(difference) for difference in differences])
+    elif differences:
+        columns = ("of", "id", "problem", "what to do")
+        rows = [(item.kind, item.id, item.problem, item.remedy) for item in differences]
+        print_table(columns, rows, "")
+    else:
+        say("Spool and ledger account for each other.")
+    if differences:
+        raise typer.Exit(1)
+
+
+def status(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Show what runs, what waits and what needs an operator; exit code 1 if health is red."""
+    health = _ask_health(ctx)
+    if as_json:
+        print_json(health)
+    else:
+        _show(health)
+    if health["status"] == "red":
+        raise typer.Exit(1)
+
+
+def _ask_health(ctx: typer.Context) -> dict[str, Any]:
+    import httpx  # noqa: PLC0415 - see the package's docstring
+
+    api = settings_of(ctx).api
+    host = f"[{local(api.host)}]" if ":" in local(api.host) else local(api.host)
+    url = f"http://{host}:{api.port}/health/status"
+    try:
+        health: dict[str, Any] = httpx.get(url, timeout=10, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        raise AdapterError(f"nobody answers at {url}: is the adapter running?") from None
+    if "status" not in health or "reasons" not in health:
+        raise AdapterError(f"what answers at {url} is not this adapter")
+    return health
+
+
+def _show(health: dict[str, Any]) -> None:
+    say(f"health is {health['status']}")
+    for reason in health["reasons"]:
+        say(f"  {reason}")
+    rows = [
+        (role, process["host"], process["pid"], process["alive"], process["facts"])
+        for role, processes in health["services"].items()
+        for process in processes
+    ]
+    print_table(("role", "host", "process", "alive", "facts"), rows, "no role was heard of")
+    queues = health["queues"] or {}
+    waiting = [
+        (stage, work["amount"], work["oldestSeconds"], queues.get(stage))
+        for stage, work in (health["unfinished"] or {}).items()
+    ]
+    print_table(("stage", "unfinished", "oldest (s)", "bells"), waiting, "the ledger is away")
+    disk = health["disk"]
+    if disk:
+        say(f"disk: {disk['free'] / 1e9:.1f} GB of {disk['total'] / 1e9:.1f} GB free")
+    say(count(health["activeDimseConnections"], "association") + " open")
