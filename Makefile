@@ -39,7 +39,11 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 
 .PHONY: test
 test: $(DEV_STAMP) test-peers  ## run the tests
-	@$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+.PHONY: bench
+bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts

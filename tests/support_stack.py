@@ -187,6 +187,11 @@ def stored(process: subprocess.Popen[str]) -> int:
     return output.count("I: Received Store Response (Success)")
 
 
+def send(stack: Stack, *folders: Path) -> int:
+    """Send folders in an association each, all at once, and return how many were stored."""
+    return sum([stored(sender) for sender in [stack.storescu("BRAIN", f) for f in folders]])
+
+
 def write_study(folder: Path, count: int, **same: Any) -> list[Path]:
     """Write `count` small instances of one series as DICOM files, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)

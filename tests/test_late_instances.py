@@ -35,7 +35,7 @@ class Platform:
 
     def create(self, job: Any) -> str:
         if self.away:
-            raise TemporaryError("away", delay=0.01)
+            raise TemporaryError("away", delay=3600)
         return str(job.id)
 
     def describe(self, job: Any, metadata: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,13 +182,14 @@ def test_unwanted_files_go_at_once(adapter: Adapter, work: Work) -> None:
 
 def test_an_unfinished_file_goes_when_it_is_stale(adapter: Adapter, work: Work) -> None:
     """The temporary file of a receiver that died is swept, a fresh one is left alone."""
-    fresh, old = adapter.spool.receive("aaaaaaaaaaaa"), adapter.spool.receive("aaaaaaaaaaaa")
-    old_path: Path = old._path
-    os.utime(old_path, (0, 0))
+    old, fresh = (adapter.spool.incoming / "03" / f".{name}.part" for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.touch()
+    os.utime(old, (0, 0))
 
     assert reclamation.run(work)["stale"] == 1
-    assert not old_path.exists()
-    fresh.discard()
+    assert not old.exists()
+    assert fresh.exists()
 
 
 def test_a_file_that_lost_its_row_is_registered_anew(adapter: Adapter, work: Work) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +16,9 @@ from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.road import STAGES
 from adapter.verify import verify
 from tests.support_road import eventually, rows
-from tests.support_stack import Pacs, Stack, dcmtk, stored, write_study
+from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
 
 pytestmark = dcmtk
-
-#: Notes each of its runs, then copies its input.
-PIPELINE = {
-    "name": "Slow copy",
-    "command": ["sh", "-c", 'date >> "{runs}"; sleep 1; cp {input}/* {output}'],
-    "destinations": ["PACS"],
-}
-
-
-@pytest.fixture
-def pacs(tmp_path: Path) -> Iterator[Pacs]:
-    """A PACS that keeps what it is sent."""
-    made = Pacs(tmp_path / "pacs")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def stack(tmp_path: Path, pacs: Pacs) -> Iterator[Stack]:
-    """An adapter whose roles the test starts; one AE title, BRAIN, with one pipeline."""
-    command = [part.replace("{runs}", str(tmp_path / "runs")) for part in PIPELINE["command"]]
-    made = Stack(
-        tmp_path / "data",
-        {"slow": {**PIPELINE, "command": command}},
-        storage={"retentionSeconds": 0},
-    )
-    made.add_destination("PACS", pacs.port)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def send(stack: Stack, *folders: Path) -> int:
-    """Send folders in an association each, all at once, and return how many were stored."""
-    return sum([stored(sender) for sender in [stack.storescu("BRAIN", f) for f in folders]])
 
 
 def has_come_through(stack: Stack, pacs: Pacs, instances: int) -> Callable[[], bool]:
@@ -128,54 +92,6 @@ def test_an_emptied_redis_costs_seconds_only(stack: Stack, pacs: Pacs, tmp_path:
         thread.join()
     assert len(flushed) > 20
     assert_exactly_once(stack, 40)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_lost_bell_is_rung_again_within_ten_seconds(
-    stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
-) -> None:
-    """Redis emptied while a stage is away: when it is back, it is rung within ten seconds."""
-    others = "worker:" + ",".join(other for other in STAGES if other != stage)
-    stack.start("redis", "scp", others)
-    stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
-    write_study(tmp_path / "study", 3)
-    assert send(stack, tmp_path / "study") == 3
-    eventually(lambda: reached(stack, stage), 30)
-    stack.redis().flushall()
-
-    stack.start(f"worker:{stage}")
-
-    eventually(lambda: left(stack, stage), 10)
-
-
-def reached(stack: Stack, stage: str) -> bool:
-    """Tell whether there is work for a stage."""
-    job = next(iter(rows(stack.adapter, jobs)), None)
-    export = next(iter(rows(stack.adapter, exports)), None)
-    group = next(iter(rows(stack.adapter, groups)), None)
-    return {
-        "notification": lambda: len(list(stack.adapter.spool.list_incoming())) == 3,
-        "grouping": lambda: group is not None and group.due_at < stack.adapter.ledger.now(),
-        "submission": lambda: job is not None and job.state == "queued",
-        "pipeline": lambda: job is not None and job.state == "started",
-        "export": lambda: export is not None and export.state == "pending",
-        "reclamation": lambda: export is not None and export.state == "succeeded",
-    }[stage]()
-
-
-def left(stack: Stack, stage: str) -> bool:
-    """Tell whether a stage has done its work."""
-    job = next(iter(rows(stack.adapter, jobs)), None)
-    export = next(iter(rows(stack.adapter, exports)), None)
-    group = next(iter(rows(stack.adapter, groups)), None)
-    return {
-        "notification": lambda: not list(stack.adapter.spool.list_incoming()),
-        "grouping": lambda: group.state != "open",
-        "submission": lambda: job.state in {"started", "succeeded"},
-        "pipeline": lambda: job.state == "succeeded",
-        "export": lambda: export.state == "succeeded",
-        "reclamation": lambda: group.state == "reclaimed",
-    }[stage]()
 
 
 def test_storing_needs_no_redis(stack: Stack, pacs: Pacs, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adapter.verify import verify
 from tests.support_road import eventually, rows
 from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
 
-pytestmark = [dcmtk, pytest.mark.xdist_group("road")]
+pytestmark = dcmtk
 
 COPY = {"name": "Copy", "command": ["sh", "-c", "cp {input}/* {output}"], "export": False}
 OBSERVER = """

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each bell that was lost is rung again: by a tick, within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapter.ledger.schema import exports, groups, jobs
+from adapter.road import STAGES
+from tests.support_road import eventually, rows
+from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+
+pytestmark = dcmtk
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_lost_bell_is_rung_again_within_ten_seconds(
+    stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
+) -> None:
+    """Redis emptied while a stage is away: when it is back, it is rung within ten seconds."""
+    others = "worker:" + ",".join(other for other in STAGES if other != stage)
+    stack.start("redis", "scp", others)
+    stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
+    write_study(tmp_path / "study", 3)
+    assert send(stack, tmp_path / "study") == 3
+    eventually(lambda: reached(stack, stage), 30)
+    stack.redis().flushall()
+
+    stack.start(f"worker:{stage}")
+
+    eventually(lambda: left(stack, stage), 10)
+
+
+def reached(stack: Stack, stage: str) -> bool:
+    """Tell whether there is work for a stage."""
+    job = next(iter(rows(stack.adapter, jobs)), None)
+    export = next(iter(rows(stack.adapter, exports)), None)
+    group = next(iter(rows(stack.adapter, groups)), None)
+    return {
+        "notification": lambda: len(list(stack.adapter.spool.list_incoming())) == 3,
+        "grouping": lambda: group is not None and group.due_at < stack.adapter.ledger.now(),
+        "submission": lambda: job is not None and job.state == "queued",
+        "pipeline": lambda: job is not None and job.state == "started",
+        "export": lambda: export is not None and export.state == "pending",
+        "reclamation": lambda: export is not None and export.state == "succeeded",
+    }[stage]()
+
+
+def left(stack: Stack, stage: str) -> bool:
+    """Tell whether a stage has done its work."""
+    job = next(iter(rows(stack.adapter, jobs)), None)
+    export = next(iter(rows(stack.adapter, exports)), None)
+    group = next(iter(rows(stack.adapter, groups)), None)
+    return {
+        "notification": lambda: not list(stack.adapter.spool.list_incoming()),
+        "grouping": lambda: group.state != "open",
+        "submission": lambda: job.state in {"started", "succeeded"},
+        "pipeline": lambda: job.state == "succeeded",
+        "export": lambda: export.state == "succeeded",
+        "reclamation": lambda: group.state == "reclaimed",
+    }[stage]()
