@@ -37,6 +37,10 @@ PERIOD = 1.0
 _STOP_SECONDS = 1.0
 
 
+#: Seconds without a bell after the broker did not take one; the tick rings meanwhile.
+_AWAY_SECONDS = 5.0
+
+
 class BellRinger:
     """Rings notification for what has been stored: once for a batch, never for each instance.
 
@@ -54,6 +58,7 @@ class BellRinger:
         self._waiting = 0
         self._stopping = False
         self._app: Celery | None = None
+        self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._run, name="scp-bell", daemon=True)
 
     def start(self) -> None:
@@ -85,7 +90,7 @@ class BellRinger:
                 )
                 waiting, self._waiting = self._waiting, 0
                 stopping = self._stopping
-            if waiting:
+            if waiting and time.monotonic() >= self._quiet_until:
                 self._ring()
             if stopping:
                 return
@@ -97,6 +102,8 @@ class BellRinger:
         else:  # made anew the next time: a broker that was started since may have a new password
             app.close()
             self._app = None
+            # To fail is dear, and what receives would have to wait for its turn on the processor.
+            self._quiet_until = time.monotonic() + _AWAY_SECONDS
 
 
 class Beside:

@@ -19,6 +19,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from types import FrameType
@@ -44,6 +45,10 @@ _KILL_SECONDS = 5.0
 
 #: Seconds between looks at whether to stop.
 _LOOK_SECONDS = 0.2
+
+#: Seconds that a thread computes before another gets its turn: what receives hardly computes at
+#: all, and must not wait for what runs beside it.
+_SWITCH_SECONDS = 0.0005
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
@@ -167,6 +172,7 @@ def _serve_alone(
             target=_await_end, args=(tether, stopping), name="scp-tether", daemon=True
         ).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     scp = Scp(settings, listener, slots)
     scp.start()
     # A signal that comes just before a wait without end does not wake it, and one within would

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures receivers against each other: ``make bench``, or with ``--smoke`` to see that it works.
+
+In each round every receiver has its turn, so that a machine whose speed drifts is as fast for one
+as for the other; the medians of the rounds are printed, as a table for docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from struct import pack
+
+from adapter.dicom import part10_header
+from benchmarks.receivers import (
+    AE_TITLE,
+    RECEIVERS,
+    Pynetdicom,
+    Receiver,
+    await_listening,
+    free_port,
+)
+from benchmarks.receivers import Orthanc as OrthancReceiver
+
+HERE = Path(__file__).parent
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent: objects of `size` bytes over so many associations."""
+
+    name: str
+    size: int
+    associations: int
+    count: int
+
+
+@dataclass
+class Figures:
+    """What one run of one receiver came to."""
+
+    rate: float
+    megabytes: float
+    cpu: float
+    memory: float
+    p50: float
+    p99: float
+
+
+def loads(*, smoke: bool) -> list[Load]:
+    """Return what is measured."""
+    few = 40 if smoke else 1
+    found = [Load("CT, 530 kB", 530_000, n, 800 // few) for n in (1, 4, 8)]
+    found += [Load("small, 30 kB", 30_000, n, 4000 // few) for n in (1, 4, 8)]
+    large = 3 if smoke else 300
+    return [*found, Load(f"{large} MB", large * 1_000_000, 1, 1 if smoke else 4)]
+
+
+def make_file(path: Path, size: int) -> None:
+    """Write a CT image of random pixels."""
+    sop_class, uid = "1.2.840.10008.5.1.4.1.1.2", "1.2.826.0.1.3680043.8.498.1234567890.100000000"
+
+    def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+        value += b"\0" * (len(value) % 2)
+        return pack("<HH2sH", group, number, vr, len(value)) + value
+
+    data_set = b"".join(
+        (
+            element(0x0008, 0x0016, b"UI", sop_class.encode()),
+            element(0x0008, 0x0018, b"UI", uid.encode()),
+            element(0x0008, 0x0060, b"CS", b"CT"),
+            element(0x0010, 0x0020, b"LO", b"BENCH "),
+            element(0x0020, 0x000D, b"UI", b"1.2.826.0.1.3680043.8.498.1"),
+            element(0x0020, 0x000E, b"UI", b"1.2.826.0.1.3680043.8.498.2"),
+            pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, size),
+        )
+    )
+    header = part10_header(
+        sop_class_uid=sop_class,
+        sop_instance_uid=uid,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        calling_ae_title="SENDER",
+        called_ae_title=AE_TITLE,
+    )
+    path.write_bytes(header + data_set + os.urandom(size))
+
+
+class Watch:
+    """CPU time and peak memory of a process and those it has started.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peak = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._cpu = self._seconds()
+        self._thread.start()
+
+    def stop(self) -> tuple[float, float]:
+        """Return CPU seconds since the start, and the peak of the proportional memory in MB."""
+        self._done.set()
+        self._thread.join()
+        return self._seconds() - self._cpu, self._peak
+
+    def _run(self) -> None:
+        while True:
+            self._peak = max(self._peak, sum(map(_memory, self._tree())))
+            if self._done.wait(0.25):
+                return
+
+    def _tree(self) -> list[int]:
+        found = [self._pid]
+        for pid in found:
+            with suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                found += [int(child) for child in children.split()]
+        return found
+
+    def _seconds(self) -> float:
+        total = 0.0
+        for pid in self._tree():
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                # With those of children that have ended, which DCMTK has one of per association.
+                total += sum(map(int, fields[11:15])) / _TICKS
+        return total
+
+
+def _memory(pid: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1000
+    return 0.0
+
+
+def send(sender: Path, port: int, load: Load, count: int, file: Path, *more: str) -> list[float]:
+    """Run the sender and return its figures."""
+    arguments = ["127.0.0.1", str(port), AE_TITLE, "SENDER", str(load.associations), str(count)]
+    done = subprocess.run(
+        [str(sender), *arguments, str(file), *more], check=True, capture_output=True, text=True
+    )
+    return [float(word) for word in done.stdout.split()]
+
+
+def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Path) -> Figures:
+    """Measure one receiver once, in a folder of its own."""
+    slow = isinstance(receiver, Pynetdicom | OrthancReceiver)
+    count = max(load.associations, load.count // (8 if slow and load.count > 8 else 1))
+    folder.mkdir()
+    port = free_port()
+    process = receiver.start(folder, port, load.associations)
+    try:
+        await_listening(port, process)
+        send(sender, port, load, load.associations, file)  # so that everybody is awake
+        watch = Watch(process.pid)
+        instances, seconds, size, p50, p99 = send(sender, port, load, count, file)
+        time.sleep(0.1)
+        cpu, memory = watch.stop()
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return Figures(
+        instances / seconds, instances * size / seconds / 1e6, cpu / instances * 1e3, memory,
+        p50 / 1e3, p99 / 1e3,
+    )  # fmt: skip
+
+
+def sync_milliseconds(folder: Path) -> float:
+    """Return the median time of an fdatasync after 4 KiB were appended to a file."""
+    times = []
+    with (folder / "sync").open("wb") as file:
+        for _ in range(100):
+            file.write(os.urandom(4096))
+            file.flush()
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1e3
+
+
+def machine() -> str:
+    """Return what the figures were measured on."""
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.machine(),
+    )  # fmt: skip
+    versions = [f"Python {platform.python_version()}", f"pynetdicom {version('pynetdicom')}"]
+    for command in (["storescp", "--version"], ["Orthanc", "--version"]):
+        if shutil.which(command[0]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            first = (done.stdout or done.stderr).splitlines()[0]
+            versions.append(first.removeprefix("$dcmtk: ").rstrip("$ ").strip())
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({model}), Linux {platform.release()}; " + ", ".join(versions)
+
+
+def report(
+    load: Load, figures: dict[str, list[Figures]], syncs: dict[str, str], most: float
+) -> None:
+    """Print one table."""
+    plural = "s" if load.associations > 1 else ""
+    print(f"\n### {load.name}, {load.associations} association{plural}\n")
+    print(f"The sender alone: {most:,.0f} instances/s.\n")
+    columns = ["receiver", "synced before Success", "instances/s", "MB/s", "CPU ms", "memory MB"]
+    print("|", " | ".join([*columns, "p50 ms", "p99 ms"]), "|")
+    print("|---" * 8 + "|")
+    for name, runs in figures.items():
+        middle = [
+            statistics.median(getattr(run, field) for run in runs)
+            for field in ("rate", "megabytes", "cpu", "memory", "p50", "p99")
+        ]
+        rate, megabytes, cpu, memory, p50, p99 = middle
+        print(
+            f"| {name} | {syncs[name]} | {rate:,.4g} | {megabytes:,.0f} | {cpu:.2f} | {memory:.0f} "
+            f"| {p50:.2f} | {p99:.2f} |"
+        )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Measure everything and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="tiny loads, one round: does it work?")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where everybody writes; a scratch folder")
+    parser.add_argument("--only", default="", help="receivers whose name holds this")
+    parser.add_argument("--load", default="", help="loads whose name holds this")
+    options = parser.parse_args()
+    rounds = 1 if options.smoke else options.rounds
+    receivers = [one for one in RECEIVERS if one.here() and options.only in one.name]
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as name:
+        folder = Path(name)
+        sender = folder / "sender"
+        compiler = ["cc", "-O2", "-pthread", "-D_GNU_SOURCE", str(HERE / "sender.c")]
+        subprocess.run([*compiler, "-o", str(sender)], check=True)
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}.")
+        print(f"fdatasync of 4 KiB: {sync_milliseconds(folder):.2f} ms (median).")
+        for number, load in enumerate(loads(smoke=options.smoke)):
+            if options.load not in load.name:
+                continue
+            file = folder / f"{load.size}.dcm"
+            if not file.exists():
+                make_file(file, load.size)
+            figures: dict[str, list[Figures]] = {one.name: [] for one in receivers}
+            alone = send(sender, 0, load, load.count, file, "discard")
+            for turn in range(rounds):
+                for place, receiver in enumerate(receivers):
+                    # Nothing is deleted between the runs: ext4 is slow to give out an inode that
+                    # was freed in the last seconds, and everybody would pay for the one before.
+                    here = folder / f"{number}-{turn}-{place}"
+                    figures[receiver.name].append(measure(receiver, load, sender, file, here))
+            syncs = {one.name: one.syncs for one in receivers}
+            report(load, figures, syncs, alone[0] / alone[1])
+
+
+if __name__ == "__main__":
+    main()

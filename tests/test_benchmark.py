@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark runs, in a size that measures nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_benchmark_runs(tmp_path):
+    """`make bench ARGS=--smoke` measures our receiver and prints a table for each load."""
+    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--folder", tmp_path]
+    done = subprocess.run(
+        [*command, "--only", "this adapter", "--load", "MB"],
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("### 3 MB, 1 association") == 1
+    assert done.stdout.count("| this adapter | file and directory |") == 1
+    assert list(tmp_path.iterdir()) == []
