@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -452,20 +451,22 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def _removed(node: object, path: str = "DicomAdapter") -> list[str]:
-    """Name the removed keys of old releases, and what replaces each."""
+def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
+    """Take the removed keys of old releases out, and name each and what replaces it."""
     found: list[str] = []
-    if isinstance(node, Mapping):
-        for key, value in node.items():
+    if isinstance(node, dict):
+        for key in list(node):
             here = f"{path} > {key}"
             if key in REMOVED and not (path.startswith("DicomAdapter > pipelines > ")):
                 found.append(f"{here}: removed; use {REMOVED[key]}")
+                del node[key]
             else:
-                found += _removed(value, here)
+                found += _take_removed(node[key], here)
     return found
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a file, and the keys in it that cannot be settings."""
     if path.suffix.lower() in {".yaml", ".yml"}:
         raise ConfigurationError(
             [f"{path}: YAML is no longer read; write the same keys as JSON, appsettings.json"]
@@ -480,11 +481,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError([f'{path}: has to be a JSON object with one key, "DicomAdapter"'])
     others = [key for key in document if key not in {"DicomAdapter", "Logging", "AllowedHosts"}]
     problems = [f"{key}: unknown key beside DicomAdapter" for key in others]
-    problems += _removed(document["DicomAdapter"])
-    if problems:
-        raise ConfigurationError(problems)
     section: dict[str, Any] = document["DicomAdapter"]
-    return section
+    return section, problems + _take_removed(section)
 
 
 def load(data: Path | None = None, config: Path | None = None) -> Settings:
@@ -507,19 +505,22 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
         data = Path(data_text) if data_text else None
         config = Path(config_text) if config_text else None
     values: dict[str, Any] = {}
+    problems: list[str] = []
     beside = (data or Path("data")) / "appsettings.json"
     if config is None and beside.exists():
         config = beside
     elif config is None and data is None and Path("appsettings.json").exists():
         config = Path("appsettings.json")
     if config is not None:
-        values = _read_file(config)
+        values, problems = _read_file(config)
     if data is not None:
         values["data"] = data
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise ConfigurationError([_problem(item) for item in error.errors()]) from None
+        problems += [_problem(item) for item in error.errors()]
+    if problems:
+        raise ConfigurationError(problems)
     settings = settings.model_copy(update={"data": settings.data.absolute()})
     settings._file = None if config is None else config.absolute()  # noqa: SLF001 - its own module
     return settings

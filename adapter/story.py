@@ -40,8 +40,8 @@ def sentence(event: Event) -> str:
 
 def job_line(job: Job) -> str:
     """Return where a job stands, in words."""
-    trouble = f" ({job.outcome}: {job.message})" if job.message and job.state != "succeeded" else ""
-    return f"job {job.name} is {job.state}{trouble}"
+    words = [word for word in (job.outcome, job.message) if word and job.state != "succeeded"]
+    return f"job {job.name} is {job.state}" + (f" ({': '.join(words)})" if words else "")
 
 
 def export_line(export: Export) -> str:

@@ -104,7 +104,7 @@ def choice_first(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line."""
     try:
-        app(args=choice_first(sys.argv[1:]))
+        app(args=choice_first(sys.argv[1:]), prog_name="dicom-adapter")
     except ConfigurationError as error:
         complain(*error.problems)
         sys.exit(2)

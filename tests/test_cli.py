@@ -1,0 +1,497 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it changes, what it shows, how it fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import structlog
+
+from adapter import cli as command_line
+from adapter.ledger import configuration, schema
+from adapter.ledger.queries import find_export, find_job
+from adapter.models import EntityKind
+from adapter.scp import Scp
+from tests.support_jobs import CT_SERIES
+from tests.support_ledger import (
+    STUDY,
+    add_ae_title,
+    add_arrival,
+    add_export,
+    add_group,
+    add_job,
+    add_task,
+    change_rows,
+)
+from tests.support_scp import add_ae_title as add_scp_ae_title
+from tests.support_scp import add_source, with_scp
+
+
+@pytest.fixture
+def data(settings):
+    return settings.data
+
+
+@pytest.fixture
+def cli(data, monkeypatch, capsys):
+    """Run `dicom-adapter` on the test's data folder; return exit code, output and complaints."""
+
+    def run(*arguments, data=data):
+        options = [] if data is None else ["--data", str(data)]
+        words = ["dicom-adapter", *map(str, arguments), *options]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def write_settings(data):
+    def write(text):
+        data.mkdir(parents=True, exist_ok=True)
+        body = text if isinstance(text, str) else json.dumps({"DicomAdapter": text})
+        (data / "appsettings.json").write_text(body)
+
+    return write
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def test_check_config_lists_every_problem_at_once(cli, write_settings):
+    """One run names every bad setting with its path: removed, unknown and out of bounds."""
+    write_settings(
+        {
+            "dicom": {"scp": {"port": 70000, "timeout-group": 5, "colour": "red"}},
+            "pipelines": {"lung": {"name": "Lung", "command": ["true"]}},
+        }
+    )
+
+    code, out, err = cli("check-config")
+
+    assert (code, out) == (2, "")
+    assert [line.split(": ")[1] for line in err.splitlines()] == [
+        "DicomAdapter > dicom > scp > timeout-group",
+        "DicomAdapter > dicom > scp > port",
+        "DicomAdapter > dicom > scp > colour",
+        "DicomAdapter > pipelines > lung",
+    ]
+    assert "the AE title's processor setting `timeout`" in err
+
+
+def test_yaml_is_refused_with_what_replaces_it(cli, tmp_path):
+    """A YAML file of old releases is refused, and the message says what to write instead."""
+    (tmp_path / "old.yaml").write_text("dicom:\n")
+
+    code, _, err = cli("check-config", "--config", tmp_path / "old.yaml", data=None)
+
+    assert code == 2
+    assert "appsettings.json" in err
+
+
+def test_check_config_shows_no_password(cli, write_settings):
+    """The settings are shown without the passwords of URLs."""
+    write_settings(
+        {
+            "broker": {"url": "rediss://u:hushhush@redis.example:6379/0"},
+            "database": {"url": "postgresql+psycopg://adapter:hushhush@db.example/adapter"},
+        }
+    )
+
+    for arguments in ((), ("--json",)):
+        code, out, _ = cli("check-config", *arguments)
+        assert code == 0
+        assert "hushhush" not in out
+        assert "postgresql+psycopg://adapter:***@db.example/adapter" in out
+
+
+def test_check_config_warns_of_a_program_that_is_not_there(cli, write_settings):
+    """A pipeline whose program cannot be found is legal, and warned of."""
+    pipeline = {"name": "Lung", "command": ["no-such-program"], "export": False}
+    write_settings({"pipelines": {"lung": pipeline}})
+
+    code, _, err = cli("check-config")
+
+    assert code == 0
+    assert "no program 'no-such-program'" in err
+
+
+def test_the_adapter_may_be_chosen_before_or_after_the_command(cli, data):
+    """--data works on either side of a command, also with an equals sign."""
+    assert cli("source", "add", "CT1", "10.0.0.1")[0] == 0
+
+    for words in (
+        ["--data", data, "source", "list"],
+        [f"--data={data}", "source", "list"],
+        ["source", "list", "--data", data],
+        ["source", f"--data={data}", "list"],
+    ):
+        code, out, _ = cli(*words, data=None)
+        assert code == 0
+        assert "CT1" in out
+
+
+def test_a_mistyped_folder_is_an_error_and_not_a_new_adapter(cli, tmp_path):
+    """A command that shows something does not make an adapter."""
+    elsewhere = tmp_path / "mistyped"
+
+    code, out, err = cli("studies", "list", data=elsewhere)
+
+    assert (code, out) == (1, "")
+    assert f"no adapter in {elsewhere}" in err
+    assert not elsewhere.exists()
+
+
+def test_an_unreachable_ledger_is_told_in_words(cli, write_settings, adapter):
+    """A ledger that does not answer ends a command with a sentence that names the setting."""
+    write_settings({"database": {"url": "postgresql+psycopg://u:hushhush@127.0.0.1:1/adapter"}})
+
+    code, _, err = cli("aet", "list")
+
+    assert code == 1
+    assert "database > url" in err
+    assert "hushhush" not in err
+
+
+def test_an_unknown_stage_is_refused(cli):
+    """`worker` names the stages there are."""
+    code, _, err = cli("worker", "exports")
+
+    assert code == 2
+    assert "notification, grouping, submission, pipeline, export, reclamation" in err
+
+
+def test_every_command_of_the_road_is_there(cli):
+    """The help names every command, and each of those explains itself."""
+    _, out, _ = cli("--help", data=None)
+    for command in (
+        *("check-config", "up", "demo", "scp", "worker", "api", "flower", "send", "status"),
+        *("aet", "source", "destination", "studies", "jobs", "exports", "quarantine"),
+        *("verify", "rebuild"),
+    ):
+        assert f" {command} " in out
+        assert cli(command, "--help", data=None)[0] == 0
+
+
+# -- dynamic configuration -------------------------------------------------------------------------
+
+
+def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
+    """What add, set and remove do is in the ledger; set changes only what is named."""
+    # Given
+    sop_class = "1.2.840.10008.5.1.4.1.1.2"
+    code, out, _ = cli(
+        *("aet", "add", "CT-AI", "--set", "pipeline-ct=lung", "--set", "timeout=7"),
+        *("--overwrite-same-instance", "--ignored-sop-class", sop_class, "--resend", "rerun"),
+    )
+    assert code == 0
+    assert "'CT-AI' is in force as version 1" in out
+
+    # If
+    assert cli("aet", "set", "CT-AI", "--set", "timeout=9", "--keep-same-instance")[0] == 0
+    code, out, _ = cli("aet", "show", "CT-AI", "--json")
+
+    # Then
+    assert json.loads(out) == {
+        "name": "CT-AI",
+        "aeTitle": "CT-AI",
+        "processor": "ae-title",
+        "processorSettings": {"pipeline-ct": "lung", "timeout": "9"},
+        "overwriteSameInstance": False,
+        "ignoredSopClasses": [sop_class],
+        "resend": "rerun",
+        "version": 2,
+        "owner": "operator",
+    }
+    assert cli("aet", "remove", "CT-AI")[0] == 0
+    assert configuration.current(adapter.ledger, EntityKind.AE_TITLE) == []
+    assert json.loads(cli("aet", "list", "--json")[1]) == []
+
+
+def test_a_processor_setting_can_be_dropped(cli, adapter):
+    """--unset takes a setting away, and the default holds again."""
+    cli("aet", "add", "CT-AI", "--set", "pipeline-ct=lung", "--set", "timeout=7")
+
+    assert cli("aet", "set", "CT-AI", "--unset", "timeout")[0] == 0
+
+    entity = configuration.find(adapter.ledger, EntityKind.AE_TITLE, "CT-AI").entity
+    assert entity.processor_settings == {"pipeline-ct": "lung"}
+
+
+def test_settings_that_the_processor_refuses_are_listed(cli, adapter):
+    """An AE title whose processor settings are wrong is not created; each is named."""
+    code, _, err = cli(
+        *("aet", "add", "X", "--set", "timeout=1", "--set", "colour=red", "--set", "pipeline-a=b")
+    )
+
+    assert code == 2
+    assert "processorSettings.timeout" in err
+    assert "processorSettings.colour: unknown setting" in err
+    assert configuration.current(adapter.ledger, EntityKind.AE_TITLE) == []
+
+
+def test_loose_ends_are_warned_of(cli, write_settings):
+    """A pipeline that is not defined, and a destination that is not there, are warned of."""
+    pipeline = {"name": "Lung", "command": ["true"], "destinations": ["ARCHIVE"]}
+    write_settings({"pipelines": {"lung": pipeline}})
+
+    code, _, err = cli("aet", "add", "A", "--set", "pipeline-a=lung", "--set", "pipeline-b=brain")
+    assert code == 0
+    assert "no pipeline 'brain'" in err
+    assert "no destination 'ARCHIVE'" in err
+
+    cli("destination", "add", "ARCHIVE", "ARCHIVE", "10.0.0.7", "104")
+    _, _, err = cli("aet", "set", "A", "--unset", "pipeline-b")
+    assert err == ""
+
+
+def test_adding_twice_and_changing_nothing_fail(cli, adapter):
+    """`add` does not replace, `set` does not create, and the message says what does."""
+    assert cli("source", "add", "CT1", "10.0.0.1")[0] == 0
+
+    code, _, err = cli("source", "add", "CT1", "10.0.0.2")
+    assert code == 2
+    assert "change it with `set`" in err
+    code, _, err = cli("source", "set", "CT2", "10.0.0.2")
+    assert code == 1
+    assert "there is no source 'CT2'; known: CT1" in err
+
+
+def test_a_source_has_addresses_and_networks(cli, adapter):
+    """Addresses are checked, and host names refused."""
+    assert cli("source", "add", "CT1", "10.0.0.1", "10.1.0.0/16")[0] == 0
+
+    _, out, _ = cli("source", "show", "CT1", "--json")
+    assert json.loads(out)["hostIp"] == ["10.0.0.1", "10.1.0.0/16"]
+    code, _, err = cli("source", "set", "CT1", "ct.example")
+    assert code == 2
+    assert "host names are not looked up" in err
+
+
+def test_a_destination_is_changed(cli, adapter):
+    """`set` changes the port and keeps the rest; a port that cannot be is refused."""
+    assert cli("destination", "add", "archive", "ARCHIVE", "pacs.example", "104")[0] == 0
+
+    assert cli("destination", "set", "archive", "--port", "11112")[0] == 0
+
+    entity = configuration.find(adapter.ledger, EntityKind.DESTINATION, "archive").entity
+    assert (entity.ae_title, entity.host_ip, entity.port) == ("ARCHIVE", "pacs.example", 11112)
+    assert cli("destination", "set", "archive", "--port", "70000")[0] == 2
+
+
+def test_peers_text_does_not_steer_the_terminal(cli, adapter):
+    """Markup and control characters of a value are shown, not obeyed."""
+    cli("destination", "add", "[red]x", "A", "10.0.0.7", "104")
+
+    assert "[red]x" in cli("destination", "list")[1]
+
+
+# -- talking to peers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scp(settings, adapter):
+    """An SCP with the AE title CT-AI and the source CT1; it logs nothing."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    add_scp_ae_title(adapter, "CT-AI")
+    add_source(adapter, "CT1")
+    running = Scp(with_scp(settings, processes=1))
+    running.start()
+    yield running
+    running.stop(grace=0)
+    structlog.reset_defaults()
+
+
+def test_send_stores_files_and_counts_the_others(cli, scp, adapter, tmp_path):
+    """A folder is sent file by file; a DICOMDIR and what is no DICOM is skipped with a count."""
+    # Given
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for path in CT_SERIES:
+        shutil.copy(path, folder)
+    shutil.copy(CT_SERIES[0].parents[2] / "DICOMDIR", folder)
+    (folder / "README").write_text("not an image")
+
+    # If
+    arguments = ("send", "CT-AI", folder, "--port", scp.port, "--calling", "CT1")
+    code, out, _ = cli(*arguments)
+
+    # Then
+    assert code == 0
+    assert "4 of 4 files stored by CT-AI" in out
+    assert "skipped: 1 DICOMDIR, 1 not DICOM" in out
+    assert len(list(adapter.spool.list_incoming())) == 4
+    _, out, _ = cli(*arguments, "--json")
+    assert json.loads(out) == {
+        "stored": 4,
+        "skipped": {"DICOMDIR": 1, "not DICOM": 1},
+        "failed": {},
+    }
+
+
+def test_send_says_why_files_were_refused(cli, scp, tmp_path):
+    """A file that the peer refuses is a failure by status, and the exit code is 1."""
+    broken = tmp_path / "broken.dcm"
+    raw = CT_SERIES[0].read_bytes()
+    at = raw.index(b"DICM") + 4 + 12 + int.from_bytes(raw[140:144], "little")
+    broken.write_bytes(raw[:at] + b"no data set at all" * 10)
+
+    code, out, _ = cli("send", "CT-AI", broken, "--port", scp.port, "--calling", "CT1")
+
+    assert code == 1
+    assert "status C000" in out
+
+
+def test_send_says_that_nobody_knows_us(cli, scp):
+    """A rejected association ends the command with the reason in words."""
+    code, _, err = cli("send", "CT-AI", CT_SERIES[0], "--port", scp.port, "--calling", "STRANGER")
+
+    assert code == 1
+    assert "the calling AE title is not recognised" in err
+
+
+def test_destination_echo_tells_what_is_wrong(cli, adapter, scp, settings):
+    """An echo that fails says why in plain words and exits 1; one that works exits 0."""
+    add_source(adapter, settings.dicom.scu.ae_title)
+    scp.stop(grace=0)
+    again = Scp(with_scp(settings, processes=1))
+    again.start()
+    try:
+        cli("destination", "add", "self", "CT-AI", "127.0.0.1", again.port)
+        code, out, err = cli("destination", "echo", "self")
+        assert (code, err) == (0, "")
+        assert out
+    finally:
+        again.stop(grace=0)
+
+    code, out, err = cli("destination", "echo", "self")
+
+    assert (code, out) == (1, "")
+    assert "nobody listens" in err
+
+
+# -- what happened ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def road(adapter):
+    """A study with a parked job and a parked export; the ids of both."""
+    version = add_ae_title(adapter)
+    group = add_group(adapter, version, state="closed")
+    add_arrival(adapter, version, group_id=group)
+    parked = add_job(adapter, group, state="parked", parked_in="created", message="no answer")
+    done = add_job(adapter, group, pipeline="liver", state="succeeded")
+    export = add_export(
+        adapter, add_task(adapter, done), state="parked", receipts={1: "stored", 2: "retry"}
+    )
+    return {"job": parked, "done": done, "export": export}
+
+
+def test_a_studys_timeline_is_told(cli, road):
+    """`studies show` tells associations, jobs and exports, down to each unconfirmed file."""
+    code, out, _ = cli("studies", "show", STUDY)
+
+    assert code == 0
+    assert "MODALITY begins to send to BRAIN" in out
+    assert "is parked (no answer)" in out
+    assert "1 of 2 files stored at PACS, parked" in out
+    assert f"not confirmed: {STUDY}.9.2: out of resources" in out
+    assert json.loads(cli("studies", "show", STUDY, "--json")[1])["studyInstanceUID"] == STUDY
+    assert STUDY in cli("studies", "list")[1]
+    assert cli("studies", "show", "1.2.3")[0] == 1
+
+
+def test_lists_come_in_pages(cli, road):
+    """A page ends with how to get the next one, and that one goes on."""
+    _, first, _ = cli("jobs", "list", "--limit", "1")
+    after = first.split("--after ")[1].split()[0]
+
+    _, second, _ = cli("jobs", "list", "--limit", "1", "--after", after)
+
+    assert {road["job"] in first, road["job"] in second} == {True, False}
+    items = json.loads(cli("jobs", "list", "--state", "parked", "--json")[1])["items"]
+    assert [item["id"] for item in items] == [road["job"]]
+
+
+def test_a_parked_job_is_retried(cli, adapter, road):
+    """`jobs retry` lets a parked job go on where it stood; an ended one is refused."""
+    assert cli("jobs", "show", road["job"])[0] == 0
+
+    code, out, _ = cli("jobs", "retry", road["job"])
+
+    assert code == 0
+    assert "is created again" in out
+    assert find_job(adapter.ledger, road["job"]).state == "created"
+    code, _, err = cli("jobs", "retry", road["done"])
+    assert code == 1
+    assert "only a parked job" in err
+
+
+def test_a_job_is_discarded(cli, adapter, road):
+    """`jobs discard` gives a job up for good."""
+    assert cli("jobs", "discard", road["job"])[0] == 0
+
+    assert find_job(adapter.ledger, road["job"]).state == "discarded"
+
+
+@pytest.mark.parametrize("by_destination", [True, False])
+def test_a_parked_export_is_retried(cli, adapter, road, by_destination):
+    """`exports retry` takes ids, or everything for a destination, but not neither."""
+    assert cli("exports", "retry")[0] == 2
+    assert f"{STUDY}.9.2" in cli("exports", "show", road["export"])[1]
+    assert road["export"] in cli("exports", "list", "--destination", "PACS")[1]
+
+    words = ["--destination", "PACS"] if by_destination else [road["export"]]
+    code, out, _ = cli("exports", "retry", *words)
+
+    assert code == 0
+    assert "pending again" in out
+    assert find_export(adapter.ledger, road["export"]).state == "pending"
+
+
+def test_an_export_is_discarded(cli, adapter, road):
+    """`exports discard` gives an export up for good."""
+    assert cli("exports", "discard", road["export"])[0] == 0
+
+    assert find_export(adapter.ledger, road["export"]).state == "discarded"
+
+
+def test_quarantined_files_are_shown_and_discarded(cli, adapter):
+    """A quarantined file is listed with its reason, shown with its path, and discarded once."""
+    version = add_ae_title(adapter)
+    arrival = add_arrival(
+        adapter, version, state="quarantined", reason="not-parseable", message="cut short"
+    )
+
+    assert "not-parseable" in cli("quarantine", "list")[1]
+    shown = json.loads(cli("quarantine", "show", arrival, "--json")[1])
+    assert shown["path"] == str(adapter.spool.quarantine_path(arrival))
+    assert cli("quarantine", "discard", arrival)[0] == 0
+
+    code, _, err = cli("quarantine", "discard", arrival)
+    assert code == 1
+    assert "not in quarantine" in err
+
+
+def test_verify_tells_a_file_that_was_removed(cli, adapter):
+    """Verify exits 0 while all is accounted for, and 1 with a table when a file is gone."""
+    version = add_ae_title(adapter)
+    group = add_group(adapter, version, state="open")
+    arrival = add_arrival(adapter, version, group_id=group)
+    change_rows(adapter, schema.groups, instances=1)
+    assert cli("verify")[0] == 0
+
+    adapter.spool.instance_path(arrival).unlink()
+
+    code, out, _ = cli("verify")
+    assert code == 1
+    assert arrival in out
+    assert "its file is not in instances/" in out
+    assert [item["id"] for item in json.loads(cli("verify", "--json")[1])] == [arrival]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo and `up`: everything started on one machine, as a new user does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from adapter.demo import proof
+from adapter.demo.command import DEFAULT_STUDY
+from adapter.embedded.roles import own_command
+from adapter.settings import load
+from adapter.spool import Spool
+from tests.support_stack import free_port
+from tests.support_supervisor import children, environment, eventually, runs
+
+#: Everything starts at once here, beside other tests.
+pytestmark = pytest.mark.timeout(240)
+
+ROLES = {"redis", "scp", "short", "pipeline", "export", "api", "flower"}
+
+
+@contextmanager
+def program(tmp_path, *arguments, **variables):
+    """Run `dicom-adapter`, and leave nothing of it behind."""
+    variables = environment(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1", **variables)
+    with subprocess.Popen(
+        own_command(*map(str, arguments)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process, pattern):
+    """Return the lines up to one that a pattern is found in."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            return lines
+    pytest.fail(f"{pattern!r} was never said:\n{''.join(lines)}")
+
+
+def test_the_demo_passes_and_leaves_nothing(tmp_path):
+    """The whole road is run once on a real study of two series, proven, told, and cleaned up."""
+    begin = time.monotonic()
+    with program(tmp_path, "demo") as process:
+        output, _ = process.communicate()
+
+    assert process.returncode == 0, output
+    assert time.monotonic() - begin < 90
+    assert "Sending 7 files to DEMO" in output
+    assert "registered  7 instances of 2 series, 1 study" in output
+    assert "Timeline of study 1.3.6.1.4.1.5962.1.1.0.0.0.1194734704.16302.0.1" in output
+    assert "group closed: reason quiet, instances 7, jobs 1" in output
+    assert re.search(r"What arrived is what the pipeline wrote, bit for bit: [1-9]", output)
+    assert "Spool and ledger account for each other." in output
+    assert "The demo has passed" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_survives_the_death_of_each_process(tmp_path):
+    """With the user's own studies: every child process is killed once, and all ends well."""
+    # Given
+    study = tmp_path / "study"
+    shutil.copytree(DEFAULT_STUDY.parent / "77654033", study / "one")
+    shutil.copytree(DEFAULT_STUDY, study / "two")
+    shutil.copy(DEFAULT_STUDY.parent / "DICOMDIR", study)
+    (study / "notes.txt").write_text("no image")
+    with program(tmp_path, "demo", "--study", study) as process:
+        lines = read_until(process, "ready after")
+
+        # If
+        for moment, roles in (
+            (r"Sending", {"scp", "redis"}),
+            (r"groups +[1-9]", {"short", "pacs", "api"}),
+            (r"jobs .* started", {"pipeline", "flower"}),
+            (r"exports +[1-9]", {"export"}),
+        ):
+            lines += read_until(process, moment)
+            there = children(process.pid)
+            for role in roles:
+                os.kill(there[role], signal.SIGKILL)
+        output, _ = process.communicate()
+    output = "".join(lines) + output
+
+    # Then
+    assert process.returncode == 0, output
+    assert "skipped: 1 DICOMDIR, 1 not DICOM" in output
+    for role in ROLES | {"pacs"}:
+        assert f"{role} ended (killed by SIGKILL)" in output
+    assert "The demo has passed" in output
+
+
+def test_the_demo_fails_where_nothing_can_be_computed(tmp_path):
+    """Images without pixel data: the pipeline fails, and the demo says so and exits 1."""
+    study = DEFAULT_STUDY.parent / "TINY_ALPHA" / "PT000000" / "ST000000" / "SE000000"
+    shutil.copytree(study, tmp_path / "study")
+    with program(tmp_path, "demo", "--study", tmp_path / "study") as process:
+        output, _ = process.communicate()
+
+    assert process.returncode == 1
+    assert "the demo failed" in output
+    assert "is parked (exit-code" in output
+    assert "The demo has passed" not in output
+
+
+def test_a_study_without_dicom_is_refused_at_once(tmp_path):
+    """Nothing is started for a folder that has no DICOM file."""
+    (tmp_path / "notes.txt").write_text("no image")
+    with program(tmp_path, "demo", "--study", tmp_path) as process:
+        output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert "no DICOM file to send" in output
+
+
+@pytest.mark.parametrize("difference", ["none", "other bytes", "missing", "stranger"])
+def test_the_proof_sees_every_difference(tmp_path, difference):
+    """What arrived has to be what was written: each file, each byte of the data set, no other."""
+    # Given
+    job = "00000000-0000-4000-8000-000000000001"
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    results, received = spool.result_folder(job), tmp_path / "received"
+    for folder in (results, received):
+        shutil.copytree(DEFAULT_STUDY / "CT2N", folder)
+        for path in list(folder.iterdir()):
+            path.rename(path.with_suffix(".dcm"))
+    one = min(received.iterdir())
+
+    # If
+    if difference == "other bytes":
+        raw = one.read_bytes()
+        one.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    elif difference == "missing":
+        one.unlink()
+    elif difference == "stranger":
+        shutil.copy(DEFAULT_STUDY / "CT5N" / "2062", received / "stranger.dcm")
+
+    # Then
+    same, problems = proof.compare(spool, [job], received)
+    assert (same, len(problems)) == {
+        "none": (2, 0),
+        "other bytes": (1, 1),
+        "missing": (1, 1),
+        "stranger": (2, 1),
+    }[difference]
+
+
+def test_up_runs_until_it_is_told_to_stop(tmp_path):
+    """`up` says where everything is, serves, guards its ports, and stops all within 30 s."""
+    # Given
+    data = tmp_path / "data"
+    data.mkdir()
+    ports = {name: free_port() for name in ("scp", "api", "flower", "broker")}
+    document = {
+        "dicom": {"scp": {"host": "127.0.0.1", "port": ports["scp"]}},
+        "storage": {"watermarkPercent": 100, "reserveSpaceGB": 0},
+        **{name: {"port": ports[name]} for name in ("api", "flower", "broker")},
+    }
+    (data / "appsettings.json").write_text(json.dumps({"DicomAdapter": document}))
+
+    # If
+    with program(tmp_path, "up", "--data", data) as process:
+        said = "".join(read_until(process, r"Ready\."))
+        there = children(process.pid)
+
+        # Then
+        assert set(there) == ROLES
+        for words in (str(ports["scp"]), f"http://127.0.0.1:{ports['api']}", str(data)):
+            assert words in said
+        assert httpx.get(f"http://127.0.0.1:{ports['api']}/health/ready").status_code == 200
+        flower = f"http://127.0.0.1:{ports['flower']}/workers"
+        assert httpx.get(flower).status_code == 401
+        password = (data / "flower.password").read_text().strip()
+        assert password not in said
+        assert httpx.get(flower, auth=("admin", password)).status_code == 200
+        niceness = {role: os.getpriority(os.PRIO_PROCESS, pid) for role, pid in there.items()}
+        assert niceness["scp"] < niceness["short"] == niceness["pipeline"] == niceness["export"]
+        with program(tmp_path, "up", "--data", data) as second:
+            output, _ = second.communicate(timeout=30)
+        assert second.returncode == 1
+        assert f"runs already (process {process.pid})" in output
+
+        # If
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=40)
+
+    # Then
+    assert process.returncode == 0, output
+    assert time.monotonic() - begin < 30
+    assert "Stopped." in output
+    assert not any(runs(pid) for pid in there.values())
+    assert list(load(data=data).spool_path.joinpath("status").iterdir()) == []
+
+
+def test_killing_up_ends_everything(tmp_path):
+    """When `up` is killed, its roles end too, and it starts again on the same data."""
+    data = tmp_path / "data"
+    variables = {
+        "DICOMADAPTER__DICOM__SCP__PORT": str(free_port()),
+        "DICOMADAPTER__DICOM__SCP__HOST": "127.0.0.1",
+        "DICOMADAPTER__API__PORT": str(free_port()),
+        "DICOMADAPTER__BROKER__PORT": str(free_port()),
+        "DICOMADAPTER__FLOWER__ENABLED": "false",
+    }
+    with program(tmp_path, "up", "--data", data, **variables) as process:
+        read_until(process, r"Ready\.")
+        there = children(process.pid)
+        assert set(there) == ROLES - {"flower"}
+
+        process.kill()
+
+        # At once: the roles of the first one may still be ending.
+        with program(tmp_path, "up", "--data", data, **variables) as again:
+            read_until(again, r"Ready\.")
+            assert not any(runs(pid) for pid in there.values())
+            mine = children(again.pid)
+            again.send_signal(signal.SIGINT)
+            again.communicate(timeout=40)
+        assert again.returncode == 0
+        eventually(lambda: not any(runs(pid) for pid in mine.values()))
