@@ -120,7 +120,10 @@ def connect(scp: Scp) -> socket.socket:
 
 
 class Peer:
-    """A pynetdicom SCU that sends whatever it is told to, also what no honest one would."""
+    """A pynetdicom SCU that sends whatever it is told to, also what no honest one would.
+
+    A rejection that comes very soon it may take for an abort: ask whether it is established.
+    """
 
     def __init__(
         self,

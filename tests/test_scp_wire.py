@@ -6,6 +6,7 @@ T1 to T6 are the original's integration tests (its fixture is `add_fixture`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import socket
@@ -208,11 +209,20 @@ def test_low_storage_rejects_storage_only(scp, monkeypatch, adapter: Adapter):
     assert (event.detail["result"], event.detail["source"], event.detail["reason"]) == (2, 3, 1)
 
 
-def test_low_storage_in_mid_association(scp, monkeypatch, adapter: Adapter):
-    """Space that runs low during an association is A700 for each store, until there is room."""
+def space_is_low(*_arguments):
+    return DiskSpace(100, 1, low=True)
+
+
+def space_is_unknown(*_arguments):
+    raise OSError(errno.EIO, "not to be read")
+
+
+@pytest.mark.parametrize("space", [space_is_low, space_is_unknown])
+def test_low_storage_in_mid_association(scp, monkeypatch, adapter: Adapter, space):
+    """Space that runs low, or cannot be read, is A700 for each store, until there is room."""
     with Peer(scp, [(CT.sop_class, [EVLE])]) as peer:
         with monkeypatch.context() as patch:
-            patch.setattr(Spool, "space", lambda *_: DiskSpace(100, 1, low=True))
+            patch.setattr(Spool, "space", space)
             assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0xA700
         assert incoming(adapter) == []
         assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
@@ -361,7 +371,7 @@ def test_ipv4_and_ipv6(adapter: Adapter, settings):
         with Peer(scp, [(Verification, [IVLE])], calling="SIX", address="::1") as peer:
             assert peer.assoc.send_c_echo().Status == 0
         rejected = Peer(scp, [(Verification, [IVLE])], calling="PACS1", address="::1").assoc
-        assert rejected.is_rejected
+        assert not rejected.is_established
 
 
 def test_an_association_keeps_its_configuration(scp, adapter: Adapter):
