@@ -101,9 +101,10 @@ def test_t4_echo_with_abort(scp, adapter: Adapter):
     assert code == 0
     assert lines.count("I: Aborting Association") == 1
     assert call("echoscu", scp, "-aet", "PACS1", "-aec", "CECHOTEST")[0] == 0
-    eventually(lambda: len(recorded(adapter, "association")) == 2)
+    eventually(lambda: recorded(adapter, "association"))
+    # The echo that was released is no event: monitors ask for one every few seconds, for years.
     endings = [event.detail["ended"] for event in recorded(adapter, "association")]
-    assert sorted(endings) == ["aborted", "released"]
+    assert endings == ["aborted"]
 
 
 @pytest.fixture

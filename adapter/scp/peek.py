@@ -15,6 +15,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from adapter.dicom import (
+    DEFLATED,
     EXPLICIT_VR_BIG_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     SOP_CLASS_UID,
@@ -24,10 +25,6 @@ from adapter.dicom import (
 #: Bytes of a data set that are looked at.
 PEEK_BYTES = 65536
 
-#: The whole data set is deflated (PS3.5 Annex A.5, A.6.2): what it holds is left to notification.
-_DEFLATED = frozenset(
-    {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
-)
 _STANDARD_ROOT = "1.2.840.10008.1.2"
 
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
@@ -67,7 +64,7 @@ def _form(transfer_syntax: str) -> _Form | None:
         return _Form(False, *_LITTLE)
     if transfer_syntax == EXPLICIT_VR_BIG_ENDIAN:
         return _Form(True, *_BIG)
-    if transfer_syntax in _DEFLATED or not transfer_syntax.startswith(_STANDARD_ROOT):
+    if transfer_syntax in DEFLATED or not transfer_syntax.startswith(_STANDARD_ROOT):
         return None
     return _Form(True, *_LITTLE)
 

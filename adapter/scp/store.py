@@ -175,9 +175,11 @@ class StoreSink:
         if self._receive is not None:
             self._receive.discard()
         summary = self._summary(how) | ({"cause": cause} if cause else {})
-        self.surroundings.reports.event(
-            reports.ASSOCIATION, association=self.association, **summary
-        )
+        # Monitors ask for an echo every few seconds, for years: that is no event.
+        if self._number or self._ignored or self._failed or how != "released":
+            self.surroundings.reports.event(
+                reports.ASSOCIATION, association=self.association, **summary
+            )
         log.info("association ended", association=self.association, **summary)
         self._ended()
 
