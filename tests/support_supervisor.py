@@ -12,7 +12,7 @@ from adapter.embedded.roles import Role
 
 #: Writes its id and when it is told to end into files, then lives until then.
 _PROGRAM = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, subprocess, sys, time
 name, folder, stubborn = sys.argv[1:]
 folder = pathlib.Path(folder)
 def end(*_):
@@ -20,6 +20,9 @@ def end(*_):
     if stubborn != "yes":
         os._exit(0)
 signal.signal(signal.SIGTERM, end)
+if stubborn == "yes":
+    child = subprocess.Popen(["sleep", "1000"])
+    (folder / f"{name}.child").write_text(str(child.pid))
 (folder / f"{name}.{os.getpid()}").touch()
 while True:
     signal.pause()
@@ -27,7 +30,7 @@ while True:
 
 
 def make_role(name, folder, *, stubborn=False, **values):
-    """Return a role that is ready when it runs; a stubborn one ignores SIGTERM."""
+    """Return a role that is ready when it runs; a stubborn one ignores SIGTERM and has a child."""
     return Role(
         name,
         [sys.executable, "-c", _PROGRAM, name, str(folder), "yes" if stubborn else "no"],

@@ -130,16 +130,18 @@ def test_roles_stop_in_order(start, tmp_path):
 
 
 def test_a_role_that_does_not_stop_is_killed(start, tmp_path, told):
-    """Stopping takes no longer than a role's time, whatever the role does."""
+    """Stopping takes no longer than a role's time, whatever the role and its children do."""
     one = start(make_role("deaf", tmp_path, stubborn=True, stop_seconds=0.3))
     assert one.wait_ready(20)
-    pid = one.pids["deaf"]
+    pid, child = one.pids["deaf"], int((tmp_path / "deaf.child").read_text())
+    assert runs(child)
     begin = time.monotonic()
 
     one.stop()
 
     assert time.monotonic() - begin < 5
     assert not runs(pid)
+    eventually(lambda: not runs(child))
     assert told == ["deaf has not stopped yet; killing it"]
 
 

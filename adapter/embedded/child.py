@@ -114,7 +114,7 @@ class Child:
         while self._reap(process) is None:
             if hurry.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
                 self._tell(f"{self.role.name} has not stopped yet; killing it")
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 self._process = None
                 return
