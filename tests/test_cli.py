@@ -456,9 +456,11 @@ def test_a_parked_export_is_retried(cli, adapter, road, by_destination):
     assert find_export(adapter.ledger, road["export"]).state == "pending"
 
 
-def test_an_export_is_discarded(cli, adapter, road):
-    """`exports discard` gives an export up for good."""
-    assert cli("exports", "discard", road["export"])[0] == 0
+@pytest.mark.parametrize("by_destination", [True, False])
+def test_an_export_is_discarded(cli, adapter, road, by_destination):
+    """`exports discard` gives up for good the exports named, or all that wait for an operator."""
+    words = ["--destination", "PACS"] if by_destination else [road["export"]]
+    assert cli("exports", "discard", *words)[0] == 0
 
     assert find_export(adapter.ledger, road["export"]).state == "discarded"
 

@@ -54,9 +54,9 @@ def start(free_settings, monkeypatch, told):
     """Start a supervisor with small programs for roles; Redis only if asked for."""
     started = []
 
-    def start(*roles, own_redis=False):
+    def start(*roles, own_redis=False, data=free_settings.data):
         monkeypatch.setattr(supervisor, "roles", lambda _settings: list(roles))
-        settings = free_settings
+        settings = free_settings.model_copy(update={"data": data})
         if not own_redis:
             elsewhere = settings.broker.model_copy(update={"url": "redis://127.0.0.1:1/0"})
             settings = settings.model_copy(update={"broker": elsewhere})
@@ -362,3 +362,28 @@ def test_only_warnings_reach_the_terminal(tmp_path):
         "error: bad",
     ]
     assert list(log.follow()) == []
+
+
+def test_a_terminal_that_has_gone_ends_nothing(start, tmp_path):
+    """When nobody takes what the supervisor tells, it goes on supervising."""
+    one = start(make_role("api", tmp_path))
+
+    def gone(_line):
+        raise BrokenPipeError
+
+    one._terminal = gone
+    assert one.wait_ready(20)
+    before = one.pids["api"]
+
+    os.kill(before, signal.SIGKILL)
+
+    eventually(lambda: one.pids["api"] not in {None, before} and not one.missing())
+
+
+def test_any_folder_will_do_for_redis(free_settings, start):
+    """A data folder with spaces, quotes and umlauts in its name is no hindrance."""
+    odd = free_settings.data.with_name('dä ta "x"')
+    one = start(own_redis=True, data=odd)
+
+    assert one.wait_ready(20)
+    assert (odd / "redis" / "appendonlydir").is_dir()

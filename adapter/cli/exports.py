@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from adapter.cli.which import After, AsJson, Limit, opened
+from adapter.core import Adapter
 from adapter.errors import AdapterError
 from adapter.ledger import exports as verbs
 from adapter.ledger.queries import find_export, list_exports
@@ -16,6 +18,12 @@ from adapter.story import count
 from adapter.terminal import print_json, print_page, print_table, say
 
 exports = typer.Typer(help="Each task's way to each destination.", no_args_is_help=True)
+
+Exports = Annotated[list[str] | None, typer.Argument(metavar="EXPORT...")]
+Everything = Annotated[
+    str | None,
+    typer.Option("--destination", help="All parked and partial exports to this destination."),
+]
 
 
 @exports.command("list")
@@ -76,16 +84,9 @@ def show(
 
 
 @exports.command("retry")
-def retry(
-    ctx: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="EXPORT...")] = None,
-    destination: Annotated[
-        str | None, typer.Option(help="All parked and partial exports to this destination.")
-    ] = None,
-) -> None:
+def retry(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
     """Send what is not confirmed of parked or partial exports again, with all their tries."""
-    if bool(ids) == bool(destination):
-        raise typer.BadParameter("name exports, or a --destination")
+    _one_of(ids, destination)
     with opened(ctx) as adapter:
         for export in ids or []:
             verbs.retry(adapter.ledger, export)
@@ -96,11 +97,28 @@ def retry(
 
 
 @exports.command("discard")
-def discard(
-    ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="EXPORT...")]
-) -> None:
+def discard(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
     """Give exports up for good; their files are reclaimed when nothing else needs them."""
+    _one_of(ids, destination)
     with opened(ctx) as adapter:
-        for export in ids:
+        for export in ids or list(_waiting(adapter, str(destination))):
             verbs.discard(adapter.ledger, export, adapter.settings.dicom.scu.export)
             say(f"export {export} is discarded")
+
+
+def _one_of(ids: list[str] | None, destination: str | None) -> None:
+    if bool(ids) == bool(destination):
+        raise typer.BadParameter("name exports, or a --destination")
+
+
+def _waiting(adapter: Adapter, destination: str) -> Iterator[str]:
+    """Yield the exports to a destination that wait for an operator."""
+    for state in (ExportState.PARKED, ExportState.PARTIAL):
+        after = None
+        while True:
+            page = list_exports(
+                adapter.ledger, state=state, destination=destination, limit=1000, after=after
+            )
+            yield from (export.id for export in page.items)
+            if (after := page.next) is None:
+                break

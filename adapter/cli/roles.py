@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
+import time
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,7 +17,7 @@ from adapter.cli.which import AsJson, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
 from adapter.embedded.supervisor import Supervisor, end_by_interrupt
-from adapter.errors import ConfigurationError
+from adapter.errors import AdapterError, ConfigurationError
 from adapter.settings import Settings
 from adapter.terminal import print_json, print_table, say, warn
 
@@ -79,7 +79,8 @@ def up(ctx: typer.Context) -> None:
             for name in supervisor.missing():
                 warn(f"{name} is not ready yet; see {supervisor.log_of(name).path}")
         while supervisor.running:
-            threading.Event().wait(60.0)
+            time.sleep(1.0)
+        raise AdapterError("the supervisor has ended by itself; what it said last tells why")
     except KeyboardInterrupt:
         say("Stopping ...")
     finally:

@@ -99,7 +99,7 @@ def prepare(settings: Settings) -> Path:
     lines = {
         "bind": "127.0.0.1",
         "port": settings.broker.port,
-        "dir": json.dumps(str(folder)),
+        "dir": json.dumps(str(folder), ensure_ascii=False),
         "requirepass": secret(password_file(settings)),
         "appendonly": "yes",
         "appendfsync": "everysec",

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -51,7 +52,7 @@ class Supervisor:
         self.logs = settings.data / "logs"
         self._settings = settings
         self._extra = extra
-        self._tell = tell
+        self._terminal = tell
         self._children: list[Child] = []
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
@@ -131,6 +132,11 @@ class Supervisor:
             self._join()
         if self._lock is not None:
             self._lock.close()
+
+    def _tell(self, line: str) -> None:
+        """Tell the operator; a terminal that has gone ends nothing."""
+        with suppress(OSError, ValueError):
+            self._terminal(line)
 
     def _join(self) -> None:
         if self._thread.ident is not None:
