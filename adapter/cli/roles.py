@@ -122,8 +122,10 @@ def worker(
         known = ", ".join(road.STAGES)
         raise ConfigurationError([f"no stage {stage!r}; there are: {known}" for stage in unknown])
     settings = settings_of(ctx)
+    # Two workers of one name on one machine would be one to Celery.
+    name = "-".join([*stages, str(os.getpid())])
     number = concurrency or commands.concurrency(settings, stages)
-    _become(settings, commands.worker_command(stages, number, "-".join(stages)), {})
+    _become(settings, commands.worker_command(stages, number, name), {})
 
 
 def api(ctx: typer.Context) -> None:
