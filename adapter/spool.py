@@ -5,6 +5,7 @@
 
     spool/
       id                      the random id that it shares with its ledger
+      key                     the key that grouping values which are no UIDs are hashed with
       configuration.json      the SCP's copy of AE titles, sources and destinations
       incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .*.part: on its way
       instances/<nn>/         <arrival>.dcm: registered
@@ -23,6 +24,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
 import uuid
@@ -248,6 +250,7 @@ class Spool:
         for folder in (self.incoming, self.instances, self.root, self.root.parent):
             sync_directory(folder)
         if not (self.root / "id").exists():
+            write_durably(self.root / "key", secrets.token_hex(32).encode("ascii"))
             write_durably(self.root / "id", uuid.uuid4().hex.encode("ascii"))
 
     @property
@@ -263,6 +266,14 @@ class Spool:
             return (self.root / "id").read_text(encoding="ascii").strip()
         except FileNotFoundError:
             raise SpoolError(f"no spool at {self.root}: start the adapter once with `up`") from None
+
+    def hash_key(self) -> bytes:
+        """Return the key that grouping values which are no UIDs are hashed with.
+
+        It is here and not in the ledger, which then tells nobody the values; and a ledger that is
+        rebuilt makes the same ids of groups and jobs.
+        """
+        return bytes.fromhex((self.root / "key").read_text(encoding="ascii"))
 
     def holds_instances(self) -> bool:
         """Tell whether any acknowledged instance is here."""

@@ -67,7 +67,7 @@ class Deciding:
     def __init__(self, adapter: Adapter, reader: HeaderReader) -> None:
         self._adapter = adapter
         self._reader = reader
-        self._hash_key = adapter.ledger.hash_key()
+        self._hash_key = adapter.spool.hash_key()
         self._processors: dict[int, tuple[AETitle, JobProcessor] | None] = {}
 
     def decide(self, row: Any) -> tuple[Decision, Instance | None]:

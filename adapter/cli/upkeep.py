@@ -11,6 +11,7 @@ import typer
 from adapter.cli.which import AsJson, opened, settings_of
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError
+from adapter.rebuild import rebuild as rebuild_ledger
 from adapter.story import count
 from adapter.terminal import print_json, print_table, say
 from adapter.verify import verify as find_differences
@@ -36,6 +37,18 @@ def verify(
         say("Spool and ledger account for each other.")
     if differences:
         raise typer.Exit(1)
+
+
+def rebuild(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Fill an empty ledger from a spool that outlived its own; nothing may run meanwhile."""
+    rebuilt = rebuild_ledger(settings_of(ctx))
+    if as_json:
+        print_json(asdict(rebuilt))
+        return
+    say(f"{count(rebuilt.configuration, 'version')} of the configuration restored")
+    say(f"{count(rebuilt.instances, 'instance')} to be registered anew as soon as `up` runs")
+    say(f"{count(rebuilt.incoming, 'instance')} had not been registered yet")
+    say(f"{count(rebuilt.quarantined, 'quarantined file')} entered")
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:

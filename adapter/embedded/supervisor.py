@@ -95,7 +95,7 @@ class Supervisor:
         """
         settings = self._settings
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _only_one(settings.data / "up.lock")
+        self._lock = only_one(settings.data / "up.lock")
         try:
             ports.check_free(settings, self._tell, self._stopping)
             open_adapter(settings).close()
@@ -174,7 +174,7 @@ def end_by_interrupt() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _only_one(path: Path) -> IO[str]:
+def only_one(path: Path) -> IO[str]:
     """Take the lock that says that a supervisor runs this adapter, and return it.
 
     Raises

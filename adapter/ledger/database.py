@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,19 +93,9 @@ class Ledger:
             row = connection.execute(select(table.c.value).where(table.c.name == "spool")).first()
             if row is None:
                 connection.execute(table.insert().values(name="spool", value=spool_id))
-                connection.execute(table.insert().values(name="hash-key", value=uuid.uuid4().hex))
                 connection.execute(table.insert().values(name="housekept", value="0"))
             elif row[0] != spool_id:
                 raise SpoolError("this ledger belongs to another spool")
-
-    def hash_key(self) -> bytes:
-        """Return the key under which grouping values that are not UIDs are hashed."""
-        with self.read() as connection:
-            table = schema.meta
-            value = connection.execute(
-                select(table.c.value).where(table.c.name == "hash-key")
-            ).scalar_one()
-        return bytes.fromhex(value)
 
 
 def _alembic_config() -> Config:

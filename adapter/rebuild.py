@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuilding: an empty ledger is filled from a spool whose own ledger is lost.
+
+The spool alone can rebuild the road up to the groups: the configuration from the copy that the SCP
+keeps, and the instances by registering them anew.  Groups, jobs and exports then come about as they
+did before, under the same ids; results that had been published are taken as they are, not made
+again, and are sent again to their destinations.  What is lost: the history, parked and discarded
+decisions, receipts, and the bounds between the generations of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from sqlalchemy import func, insert, select
+
+from adapter.core import Adapter, open_adapter
+from adapter.embedded.supervisor import only_one
+from adapter.errors import SpoolError
+from adapter.ledger import Ledger, configuration, events, schema
+from adapter.ledger.schema import now
+from adapter.models import ArrivalId, ArrivalState
+from adapter.settings import Settings
+
+#: Files that are given their second name before the directories are synced.
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild found.
+
+    Attributes
+    ----------
+    configuration : int
+        Versions of AE titles, sources and destinations.
+    instances : int
+        Registered instances, to be registered anew.
+    incoming : int
+        Instances that had not been registered yet.
+    quarantined : int
+        Files in quarantine.
+    """
+
+    configuration: int
+    instances: int
+    incoming: int
+    quarantined: int
+
+
+def rebuild(settings: Settings) -> Rebuilt:
+    """Fill the empty ledger of an adapter from its spool.
+
+    A rebuild that is interrupted is finished by calling it again.
+
+    Raises
+    ------
+    AdapterError
+        If the adapter runs.
+    SpoolError
+        If the ledger is not empty, belongs to another spool, or the spool holds no copy of the
+        configuration.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with only_one(settings.data / "up.lock"):
+        adapter = open_adapter(settings, rebuilding=True)
+        try:
+            return _rebuild(adapter)
+        finally:
+            adapter.close()
+
+
+def _rebuild(adapter: Adapter) -> Rebuilt:
+    ledger, spool = adapter.ledger, adapter.spool
+    if _knows_arrivals(ledger):
+        raise SpoolError(
+            "this ledger is not empty: rebuilding is for a ledger that was lost; "
+            "`dicom-adapter verify` tells what is wrong with one that was not"
+        )
+    saved = spool.read_configuration()
+    if saved is None:
+        raise SpoolError(
+            "the spool has no configuration.json, without which nobody knows what its instances "
+            "were accepted for; restore it from a backup"
+        )
+    incoming = {str(arrival) for arrival in spool.list_incoming()}
+    instances = [a for a in map(str, spool.list_instances()) if a not in incoming]
+    for batch in _batches(instances):
+        spool.link_incoming(batch)
+    versions = configuration.restore(ledger, saved)
+    quarantined = list(spool.list_quarantine())
+    _enter_quarantined(ledger, quarantined)
+    return Rebuilt(versions, len(instances), len(incoming), len(quarantined))
+
+
+def _knows_arrivals(ledger: Ledger) -> bool:
+    with ledger.read() as connection:
+        return bool(
+            connection.execute(select(func.count()).select_from(schema.arrivals)).scalar_one()
+        )
+
+
+def _enter_quarantined(ledger: Ledger, quarantined: Iterable[ArrivalId]) -> None:
+    with ledger.write() as connection:
+        for arrival in quarantined:
+            connection.execute(
+                insert(schema.arrivals).values(
+                    id=str(arrival),
+                    state=ArrivalState.QUARANTINED,
+                    version=arrival.version,
+                    association=arrival.association,
+                    received_at=arrival.received_at,
+                    registered_at=now(),
+                    reason="rebuilt",
+                    message="it was in quarantine when the ledger was lost, and the reason with it",
+                )
+            )
+        events.record(connection, "ledger-rebuilt")
+
+
+def _batches(items: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the spool: names and sizes, read once."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapter.models import ArrivalId
+from adapter.spool import SHARDS, Spool
+from adapter.verify.difference import Difference
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a spool, with their sizes in bytes.
+
+    Attributes
+    ----------
+    incoming, instances, quarantine : dict of str to int
+        By arrival.
+    results : dict of str to dict
+        By job, then by name.
+    work : set of str
+        Jobs that have a working folder.
+    strangers : set of Difference
+        What no role of the adapter has put there.
+    """
+
+    incoming: dict[str, int] = field(default_factory=dict)
+    instances: dict[str, int] = field(default_factory=dict)
+    quarantine: dict[str, int] = field(default_factory=dict)
+    results: dict[str, dict[str, int]] = field(default_factory=dict)
+    work: set[str] = field(default_factory=set)
+    strangers: set[Difference] = field(default_factory=set)
+
+
+def list_spool(spool: Spool) -> Listing:
+    """List a spool's files; those that are being written are left out."""
+    listing = Listing()
+    shards = [f"{number:02d}" for number in range(SHARDS)]
+    for found, folders, place in (
+        (listing.incoming, [spool.incoming / nn for nn in shards], spool.incoming_path),
+        (listing.instances, [spool.instances / nn for nn in shards], spool.instance_path),
+        (listing.quarantine, [spool.quarantine], spool.quarantine_path),
+    ):
+        for folder in folders:
+            _list_arrivals(spool, folder, place, found, listing.strangers)
+    for path, _ in _entries(spool.results):
+        if _is_job(path.name):
+            listing.results[path.name] = {file.name: size for file, size in _entries(path)}
+        else:
+            listing.strangers.add(_stranger(spool, path))
+    for path, _ in _entries(spool.work):
+        if _is_job(path.name):
+            listing.work.add(path.name)
+        else:
+            listing.strangers.add(_stranger(spool, path))
+    return listing
+
+
+def _list_arrivals(
+    spool: Spool,
+    folder: Path,
+    place: Callable[[str], Path],
+    found: dict[str, int],
+    strangers: set[Difference],
+) -> None:
+    for path, size in _entries(folder):
+        try:
+            arrival = str(ArrivalId.parse(path.stem))
+        except ValueError:
+            arrival = ""
+        if arrival and place(arrival) == path:
+            found[arrival] = size
+        elif not path.name.endswith(".part"):
+            strangers.add(_stranger(spool, path))
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # it went while we looked
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+
+
+def _is_job(name: str) -> bool:
+    try:
+        return str(uuid.UUID(name)) == name
+    except ValueError:
+        return False
+
+
+def _stranger(spool: Spool, path: Path) -> Difference:
+    return Difference(
+        "file",
+        str(path.relative_to(spool.root)),
+        "no role of the adapter has put it there",
+        "move it out of the spool",
+    )

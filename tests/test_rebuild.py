@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuilding: a spool whose ledger is lost is worth a ledger."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from adapter.core import Adapter, open_adapter
+from adapter.embedded.supervisor import only_one
+from adapter.errors import AdapterError, SpoolError
+from adapter.ledger import configuration
+from adapter.ledger.schema import arrivals, groups, jobs
+from adapter.models import EntityKind, Source
+from adapter.rebuild import Rebuilt, rebuild
+from adapter.settings import Settings
+from adapter.verify import verify
+from tests.support_road import (
+    Association,
+    add_ae_title,
+    let_time_pass,
+    make_instance,
+    make_work,
+    rows,
+)
+from workers import grouping, notification
+
+
+@pytest.fixture
+def lost(settings: Settings) -> Iterator[Settings]:
+    """An adapter that lost its ledger, with registered, waiting and quarantined instances."""
+    adapter = open_adapter(settings)
+    source = Source(ae_title="MODALITY", host_ip=["127.0.0.1"])
+    configuration.put(adapter.ledger, EntityKind.SOURCE, source, replace=False)
+    add_ae_title(adapter, processor_settings={"pipeline-a": "a"})
+    by_patient = {"pipeline-b": "b", "groupBy": "0010,0020"}
+    version = add_ae_title(adapter, processor_settings=by_patient)
+    association = Association(adapter, version)
+    association.store(make_instance())
+    association.store(make_instance())
+    association.store(make_instance(PatientID=""))
+    work = make_work(adapter)
+    notification.run(work)
+    let_time_pass(adapter, 6)
+    grouping.run(work)
+    work.headers.close()
+    association.store(make_instance())
+    adapter.spool.write_configuration(configuration.snapshot(adapter.ledger))
+    (settings.data / "jobs-before").write_text(rows(adapter, jobs)[0].id)
+    adapter.close()
+    for path in settings.data.glob("ledger.sqlite*"):
+        path.unlink()
+    return settings
+
+
+def test_an_empty_ledger_on_a_full_spool_does_not_start(lost: Settings) -> None:
+    """Nothing runs on a spool whose ledger is gone until an operator says so."""
+    with pytest.raises(SpoolError, match="rebuild"):
+        open_adapter(lost)
+
+
+def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
+    """Configuration, instances and quarantine come back, and jobs under the ids they had."""
+    assert rebuild(lost) == Rebuilt(configuration=3, instances=2, incoming=1, quarantined=1)
+
+    adapter = open_adapter(lost)
+    assert verify(adapter, settle_seconds=0) == []
+    work = make_work(adapter)
+    assert notification.run(work) == {"registered": 3}
+    let_time_pass(adapter, 6)
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    work.headers.close()
+    assert rows(adapter, jobs)[0].id == (lost.data / "jobs-before").read_text()
+    assert rows(adapter, groups)[0].instances == 3
+    assert [row.reason for row in rows(adapter, arrivals, arrivals.c.state == "quarantined")] == [
+        "rebuilt"
+    ]
+    kinds = [EntityKind.AE_TITLE, EntityKind.SOURCE]
+    assert [len(configuration.current(adapter.ledger, kind)) for kind in kinds] == [1, 1]
+    assert verify(adapter, settle_seconds=0) == []
+    adapter.close()
+
+
+def test_a_ledger_that_is_not_empty_is_left_alone(adapter: Adapter) -> None:
+    """Rebuilding never touches a ledger that knows its instances."""
+    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    work = make_work(adapter)
+    notification.run(work)
+    work.headers.close()
+
+    with pytest.raises(SpoolError, match="not empty"):
+        rebuild(adapter.settings)
+    assert list(adapter.spool.list_incoming()) == []
+
+
+def test_without_the_configuration_nothing_is_guessed(lost: Settings) -> None:
+    """Instances whose AE title versions are unknown would all go to quarantine: refused."""
+    (lost.spool_path / "configuration.json").unlink()
+
+    with pytest.raises(SpoolError, match=r"configuration\.json"):
+        rebuild(lost)
+
+
+def test_nothing_is_rebuilt_under_a_running_adapter(lost: Settings) -> None:
+    """Rebuilding and running exclude each other."""
+    with only_one(lost.data / "up.lock"), pytest.raises(AdapterError, match="runs already"):
+        rebuild(lost)
+
+
+def test_a_ledger_and_a_spool_that_do_not_belong_together_do_not_start(
+    adapter: Adapter, settings: Settings
+) -> None:
+    """Another spool under the same ledger is refused."""
+    shutil.rmtree(adapter.spool.root)
+
+    with pytest.raises(SpoolError, match="another spool"):
+        open_adapter(settings)
