@@ -37,6 +37,7 @@ IN_ENVIRONMENT = [path for path in SETTINGS if "<id>" not in path]
 #: Another value than the default's, where `other_than` cannot make one up.
 OTHER_VALUES: dict[tuple[str, ...], Any] = {
     ("data",): "/srv/adapter",
+    ("storage", "durability"): "none",
     ("storage", "temporary"): "/srv/spool",
     ("services", "platform", "metadataDicomSource"): ["00100020"],
     ("services", "resultsService", "endpoint"): "http://results.example",
