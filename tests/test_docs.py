@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pydantic import BaseModel
 
+from adapter import cli
 from adapter import settings as settings_module
+from adapter.api.access import Access
+from adapter.api.app import create_app
 from adapter.models import AETitle, Destination, Source
 from adapter.processors.ae_title import AETitleSettings
+from adapter.road import STAGES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -30,6 +35,7 @@ def load_renderer() -> Any:
 
 
 renderer = load_renderer()
+INTERFACES = (DOCS / "interfaces.md").read_text(encoding="utf-8")
 PAGE = renderer.PAGE.read_text(encoding="utf-8")
 SETTINGS = dict(renderer.settings())
 IN_ENVIRONMENT = [path for path in SETTINGS if "<id>" not in path]
@@ -135,3 +141,43 @@ def test_the_example_on_the_page_is_a_valid_settings_file(tmp_path: Path) -> Non
     loaded = settings_module.load(config=file)
 
     assert loaded.pipelines["lung-1"].destinations == ["PACS"]
+
+
+def commands() -> list[str]:
+    """Return every command of the command line, with its group."""
+    found: list[str] = []
+
+    def walk(command: Any, path: str) -> None:
+        below = getattr(command, "commands", None)
+        if below is None:
+            found.append(path)
+        for name, one in (below or {}).items():
+            walk(one, f"{path} {name}".strip())
+
+    walk(typer.main.get_command(cli.app), "")
+    return found
+
+
+def test_every_command_is_on_the_page() -> None:
+    """What the command line offers stands in docs/interfaces.md, and nothing that it does not."""
+    on_the_page = re.findall(r"^\| `([a-z -]+)` \| [A-Z]", INTERFACES, re.MULTILINE)
+
+    assert len(commands()) > 30
+    assert sorted(on_the_page) == sorted(commands())
+
+
+def test_every_route_is_on_the_page() -> None:
+    """What the REST API answers stands in docs/interfaces.md, and nothing that it does not."""
+    routes = set(create_app(Access(settings_module.load())).openapi()["paths"])
+
+    assert len(routes) > 8
+    assert set(re.findall(r"`(/(?:api|health)/[^`]*)`", INTERFACES)) == routes
+
+
+def test_every_stage_and_processor_setting_is_on_the_page() -> None:
+    """Stages and the settings of the AE Title Job Processor stand in docs/interfaces.md."""
+    fields = AETitleSettings.model_fields
+    names = {field.alias for name, field in fields.items() if name != "pipelines"}
+
+    for name in [*STAGES, *names, "pipeline-<name>"]:
+        assert f"| `{name}` |" in INTERFACES, name

@@ -7,6 +7,8 @@ takes what is due in the ledger until there is no more.  Every worker also ticks
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from adapter import heartbeat, log
 from adapter.core import open_adapter
+from adapter.embedded.roles import flower_environment
 from adapter.errors import LeaseLost
 from adapter.road import EXPORT, STAGES, Bells, Tick, make_app
 from adapter.settings import Settings, load
@@ -73,6 +76,11 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
             logger.info(stage, **done)
         return done
 
+
+if "flower" in sys.argv:
+    # However it is started, Flower asks for the password of the data folder.
+    for _name, _value in flower_environment(settings()).items():
+        os.environ.setdefault(_name, _value)
 
 app = make_app(settings())
 for _stage, _run in RUNS.items():

@@ -125,7 +125,7 @@ def worker(
     # Two workers of one name on one machine would be one to Celery.
     name = "-".join([*stages, str(os.getpid())])
     number = concurrency or commands.concurrency(settings, stages)
-    _become(settings, commands.worker_command(stages, number, name), {})
+    _become(settings, commands.worker_command(stages, number, name))
 
 
 def api(ctx: typer.Context) -> None:
@@ -141,12 +141,11 @@ def flower(ctx: typer.Context) -> None:
     """Run Flower alone, with the password of the data folder."""
     settings = settings_of(ctx)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _become(settings, commands.flower_command(), commands.flower_environment(settings))
+    _become(settings, commands.flower_command())
 
 
-def _become(settings: Settings, command: list[str], environment: dict[str, str]) -> None:
+def _become(settings: Settings, command: list[str]) -> None:
     """Replace this process by another program for the same adapter."""
     sys.stdout.flush()
-    os.execve(  # noqa: S606 - no shell is wanted
-        command[0], command, {**os.environ, **settings.environment, **environment}
-    )
+    environment = {**os.environ, **settings.environment}
+    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

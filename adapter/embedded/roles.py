@@ -163,7 +163,6 @@ def roles(settings: Settings) -> list[Role]:
                 flower_command(),
                 partial(_serves, flower.host, flower.port, "/healthcheck"),
                 nice=BACKGROUND,
-                environment=flower_environment(settings),
             )
         )
     return found
