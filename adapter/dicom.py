@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -98,19 +99,31 @@ def part10_header(
     ----------
     PS3.10 section 7.1.
     """
-    group = b"".join(
-        (
-            _element(0x0001, b"OB", b"\0\1"),
-            _element(0x0002, b"UI", sop_class_uid.encode("ascii")),
-            _element(0x0003, b"UI", sop_instance_uid.encode("ascii")),
-            _element(0x0010, b"UI", transfer_syntax_uid.encode("ascii")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii")),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode("ascii")),
-            _element(0x0017, b"AE", calling_ae_title.encode("ascii")),
-            _element(0x0018, b"AE", called_ae_title.encode("ascii")),
-        )
+    before, after = _constant_elements(
+        sop_class_uid, transfer_syntax_uid, calling_ae_title, called_ae_title
     )
-    return bytes(128) + b"DICM" + _element(0, b"UL", struct.pack("<I", len(group))) + group
+    group = before + _element(0x0003, b"UI", sop_instance_uid.encode("ascii")) + after
+    return _START + struct.pack("<I", len(group)) + group
+
+
+_START = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0, b"UL", 4)
+
+
+@lru_cache(maxsize=256)
+def _constant_elements(
+    sop_class_uid: str, transfer_syntax_uid: str, calling_ae_title: str, called_ae_title: str
+) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the SOP Instance UID, the same for many instances."""
+    before = _element(0x0001, b"OB", b"\0\1")
+    before += _element(0x0002, b"UI", sop_class_uid.encode("ascii"))
+    after = (
+        _element(0x0010, b"UI", transfer_syntax_uid.encode("ascii")),
+        _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii")),
+        _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode("ascii")),
+        _element(0x0017, b"AE", calling_ae_title.encode("ascii")),
+        _element(0x0018, b"AE", called_ae_title.encode("ascii")),
+    )
+    return before, b"".join(after)
 
 
 def read_file_meta(file: BinaryIO) -> dict[int, str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -297,9 +298,9 @@ class ArrivalId:
     version: int
 
     def __str__(self) -> str:
-        micros = round(self.received_at * 1_000_000)
-        at = datetime.fromtimestamp(micros // 1_000_000, UTC)
-        stamp = f"{at:%Y%m%dT%H%M%S}.{micros % 1_000_000:06d}Z"
+        seconds, micros = divmod(round(self.received_at * 1_000_000), 1_000_000)
+        year, month, day, hour, minute, second, *_ = time.gmtime(seconds)
+        stamp = f"{year:04d}{month:02d}{day:02d}T{hour:02d}{minute:02d}{second:02d}.{micros:06d}Z"
         return f"{stamp}-{self.association}-{self.number:06d}-v{self.version}"
 
     @classmethod

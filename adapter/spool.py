@@ -153,7 +153,7 @@ class IncomingFile:
             self._descriptor = os.open(path, flags, 0o600)
             self._path = path
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, *pieces: bytes | memoryview) -> None:
         """Append bytes.
 
         Raises
@@ -161,9 +161,9 @@ class IncomingFile:
         OSError
             If the file system refuses them, e.g. ENOSPC.
         """
-        written = os.write(self._descriptor, data)
-        if written < len(data):
-            view = memoryview(data)[written:]
+        left = os.writev(self._descriptor, pieces) - sum(map(len, pieces))
+        if left:  # a part of them: all of it once more, or the reason why not
+            view = memoryview(b"".join(pieces))[left:]
             while view:
                 view = view[os.write(self._descriptor, view) :]
 

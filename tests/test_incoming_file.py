@@ -88,3 +88,14 @@ def test_a_name_is_given_once(tmp_path):
     second.discard()
 
     assert names(spool) == [f"{ARRIVAL}.dcm"]
+
+
+def test_what_is_written_in_part_is_written_on(spool, monkeypatch):
+    """A write that takes only a part of the bytes loses none and doubles none."""
+    monkeypatch.setattr(
+        spool_module.os, "writev", lambda descriptor, pieces: os.write(descriptor, pieces[0][:3])
+    )
+    file = spool.receive(ASSOCIATION)
+    file.write(b"abcde", memoryview(b"fgh"))
+
+    assert file.publish(ARRIVAL).read_bytes() == b"abcdefgh"

@@ -67,6 +67,7 @@ class Connection:
         self._pdu_began: float | None = None
         self._pdus_begun = 0
         self._stopping = False
+        self._timeout = 0.0  # the socket's
 
     def run(self, progress: Callable[[Connection, bool], None]) -> None:
         """Serve until the connection is closed.
@@ -134,7 +135,7 @@ class Connection:
             self._await_close(buffer)
 
     def _shake_hands(self, tls: ssl.SSLContext) -> None:
-        self._socket.settimeout(self._settings.artim_seconds)
+        self._limit(self._settings.artim_seconds)
         self._socket = tls.wrap_socket(
             self._socket, server_side=True, do_handshake_on_connect=False
         )
@@ -142,19 +143,22 @@ class Connection:
 
     def _receive(self, buffer: memoryview, deadline: float) -> int | None:
         """Return how many bytes have come, or None if none came in time."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return None
-        self._socket.settimeout(left)
-        try:
-            return self._socket.recv_into(buffer)
-        except TimeoutError:
-            return None
+        while (left := deadline - time.monotonic()) > 0:
+            if not left / 2 < self._timeout < left * 1.05:  # a system call for each would add up
+                self._limit(left)
+            with suppress(TimeoutError):
+                return self._socket.recv_into(buffer)
+        return None
 
     def _send(self, data: bytes) -> None:
         if data:
-            self._socket.settimeout(self._settings.idle_seconds)
+            if self._timeout < self._settings.idle_seconds:
+                self._limit(self._settings.idle_seconds)
             self._socket.sendall(data)
+
+    def _limit(self, seconds: float) -> None:
+        self._timeout = seconds
+        self._socket.settimeout(seconds)
 
     def _next_deadline(self) -> float:
         now, layer = time.monotonic(), self._layer

@@ -51,6 +51,8 @@ OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH_SOP_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
+#: Bytes of a data set that are looked at first, in the hope that it will do.
+_GLANCE_BYTES = 2048
 #: Events about single failures that an association may cause; its summary counts them all.
 _MOST_FAILURES = 20
 #: SOP classes of refused presentation contexts that a summary names.
@@ -174,9 +176,10 @@ class StoreSink:
         self._closed = True
         if self._receive is not None:
             self._receive.discard()
+            cause = cause or "ended within an instance"
         summary = self._summary(how) | ({"cause": cause} if cause else {})
         # Monitors ask for an echo every few seconds, for years: that is no event.
-        if self._number or self._ignored or self._failed or how != "released":
+        if self._number or self._ignored or self._failed or cause:
             self.surroundings.reports.event(
                 reports.ASSOCIATION, association=self.association, **summary
             )
@@ -266,6 +269,7 @@ class Receive:
         self._file: IncomingFile | None = None
         self._answer: Answer | None = None
         self._ignored = False
+        self._header = b""
         self._head = bytearray()
         self._peeked = False
         self._size = 0
@@ -274,7 +278,7 @@ class Receive:
     def data(self, fragment: bytes | memoryview) -> None:
         """Take the next bytes of the data set; after a refusal they are dropped."""
         if self._answer is None:
-            self._attempt(lambda: self._write(memoryview(fragment)))
+            self._attempt(self._write, fragment)
 
     def finish(self) -> Answer:
         """Make the instance durable, or withdraw it, and return what to answer."""
@@ -307,25 +311,39 @@ class Receive:
             raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
         around = sink.surroundings
         self._file = around.spool.receive(sink.association, durable=around.durable)
-        self._file.write(
-            part10_header(
-                sop_class_uid=command.sop_class_uid,
-                sop_instance_uid=command.sop_instance_uid,
-                transfer_syntax_uid=command.context.transfer_syntax,
-                calling_ae_title=sink.accepted.calling_ae,
-                called_ae_title=sink.accepted.called_ae,
-            )
+        self._header = part10_header(
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=command.context.transfer_syntax,
+            calling_ae_title=sink.accepted.calling_ae,
+            called_ae_title=sink.accepted.called_ae,
         )
 
-    def _write(self, fragment: memoryview) -> None:
-        if not self._peeked:
+    def _write(self, fragment: bytes | memoryview) -> None:
+        if not self._peeked and not (self._size == 0 and self._glance(fragment)):
             self._head += fragment[: PEEK_BYTES - len(self._head)]
             if len(self._head) == PEEK_BYTES:
                 self._peek(complete=False)
         self._size += len(fragment)
         if self._size > self._sink.surroundings.instance_bytes:
             raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
-        self._open_file.write(fragment)
+        if self._header:  # with the first bytes behind it: one call for both
+            self._open_file.write(self._header, fragment)
+            self._header = b""
+        else:
+            self._open_file.write(fragment)
+
+    def _glance(self, fragment: bytes | memoryview) -> bool:
+        """Look for the UIDs where they nearly always are; False if they are not there."""
+        if len(fragment) < _GLANCE_BYTES:
+            return False
+        head = bytes(fragment[:_GLANCE_BYTES])
+        found = leading_uids(head, self._command.context.transfer_syntax, complete=False)
+        self._peeked = found == {
+            SOP_CLASS_UID: self._command.sop_class_uid,
+            SOP_INSTANCE_UID: self._command.sop_instance_uid,
+        }
+        return self._peeked
 
     def _publish(self) -> None:
         if not self._peeked:
@@ -338,12 +356,9 @@ class Receive:
     def _peek(self, *, complete: bool) -> None:
         """Compare the data set's UIDs with the command's; missing ones are left to notification."""
         self._peeked = True
-        try:
-            found = leading_uids(
-                bytes(self._head), self._command.context.transfer_syntax, complete=complete
-            )
-        except UnreadableStart as error:
-            raise _RefusedStore(CANNOT_UNDERSTAND, str(error)) from None
+        found = leading_uids(
+            bytes(self._head), self._command.context.transfer_syntax, complete=complete
+        )
         self._head.clear()
         if found.get(SOP_CLASS_UID, self._command.sop_class_uid) != self._command.sop_class_uid:
             raise _RefusedStore(
@@ -363,12 +378,14 @@ class Receive:
 
     # -- failures ------------------------------------------------------------------------------
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[..., None], *arguments: bytes | memoryview) -> None:
         """Take a step; whatever goes wrong withdraws the file and becomes the answer."""
         try:
-            step()
+            step(*arguments)
         except _RefusedStore as refusal:
             self._answer = refusal.answer
+        except UnreadableStart as error:
+            self._answer = Answer(CANNOT_UNDERSTAND, str(error))
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "error")
             self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")

@@ -272,7 +272,8 @@ class UpperLayer:
         return Fragment(context_id, self._command, self._last, memoryview(b""))
 
     def _begin_pdu(self, kind: Received, code: int, length: int) -> Indication | None:
-        if TABLE[self.state][kind] in {Action.AA_1, Action.AA_8}:
+        action = TABLE[self.state][kind]
+        if action is Action.AA_8 or action is Action.AA_1:
             return self._violation(kind)
         if kind is Received.DATA:
             if not _HEADER_LENGTH <= length <= self._limits.pdu_bytes:
