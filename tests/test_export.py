@@ -18,8 +18,9 @@ from adapter import road
 from adapter.errors import PermanentError
 from adapter.ledger import exports, holds, schema
 from adapter.ledger.queries import find_export
+from adapter.ledger.receipts import Receipt
 from adapter.ledger.verdicts import Tally, verdict
-from adapter.models import ExportState
+from adapter.models import ExportState, Outcome
 from adapter.settings import ScuExport
 from tests.support_exports import (
     add_destination,
@@ -39,7 +40,7 @@ from tests.support_road import eventually
 from tests.support_stack import free_port
 from tests.support_wire import reject
 from workers import export
-from workers.receipt_book import ENOUGH, MOST
+from workers.receipt_book import ENOUGH, MOST, ReceiptBook
 
 PENDING, SENDING, SUCCEEDED, PARTIAL, PARKED, DISCARDED = ExportState
 
@@ -93,9 +94,9 @@ def test_each_destination_gets_everything(quick, pacs):
 
 def test_names_are_found_without_regard_to_case(quick, pacs):
     """A destination is found by its name whatever its case, as in the original."""
-    add_task(quick, 1, ["pacs"])
+    add_task(quick, 1, ["pAcs"])
     run(quick)
-    assert state(quick, "pacs") == SUCCEEDED
+    assert state(quick, "pAcs") == SUCCEEDED
 
 
 def test_task_without_files_has_succeeded(quick, pacs):
@@ -384,6 +385,16 @@ def test_hold_grows_and_is_bounded(quick):
     assert lengths == [10, 20, 40, 80, 160, 300, 300, 300]
 
 
+def test_hold_counts_what_is_found_at_once_as_one(quick):
+    """Exports that find a destination away at the same time make its hold no longer."""
+    for _ in range(4):
+        with quick.ledger.write() as connection:
+            holds.extend(connection, "PACS", "away", ScuExport(hold_minimum_seconds=10))
+    [hold] = rows(quick, schema.holds)
+    assert hold.failures == 1
+    assert hold.until - quick.ledger.now() < 11
+
+
 def test_patience_ends(quick):
     """Who has waited for a destination longer than its patience is parked, all of them at once."""
     hasty = hasten(quick, export={"destination_patience_seconds": 0.5})
@@ -581,6 +592,59 @@ def test_receipts_are_written_soon(quick, pacs):
     assert ENOUGH < MOST
 
 
+class SlowLedger:
+    """Stands for the ledger's verb that writes receipts, and takes as long as a test wants."""
+
+    def __init__(self):
+        self.batches = []
+        self.go_on = threading.Semaphore(0)
+
+    def __call__(self, _ledger, _export, receipts):
+        self.go_on.acquire()
+        self.batches.append([receipt.number for receipt in receipts])
+
+
+@pytest.fixture
+def slow_ledger(monkeypatch):
+    """A ledger that writes receipts when it is told to, and never because time has passed."""
+    ledger = SlowLedger()
+    monkeypatch.setattr("workers.receipt_book.exports.confirm", ledger)
+    monkeypatch.setattr("workers.receipt_book.SECONDS", 60.0)
+    return ledger
+
+
+def test_sixteen_receipts_wait_at_most(slow_ledger):
+    """While the ledger is slow, no more than sixteen answers are in nobody's ledger."""
+    taken = []
+
+    def send():
+        with ReceiptBook(None, None) as book:
+            for number in range(40):
+                book.add(Receipt(number, 1, Outcome.STORED))
+                taken.append(number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    eventually(lambda: len(taken) == MOST - 1)
+    slow_ledger.go_on.release()
+    first = eventually(lambda: slow_ledger.batches and slow_ledger.batches[0])
+    assert ENOUGH <= len(first) <= MOST
+    eventually(lambda: len(taken) == MOST - 1 + len(first))
+    for _ in range(40):
+        slow_ledger.go_on.release()
+    sender.join(10)
+    assert [number for batch in slow_ledger.batches for number in batch] == list(range(40))
+
+
+def test_eight_receipts_are_written_at_once(slow_ledger):
+    """Receipts are written when there are enough of them, though little time has passed."""
+    slow_ledger.go_on.release()
+    with ReceiptBook(None, None) as book:
+        for number in range(ENOUGH):
+            book.add(Receipt(number, 1, Outcome.STORED))
+        eventually(lambda: slow_ledger.batches == [list(range(ENOUGH))])
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -620,6 +684,15 @@ def test_bound_to_fail_sends_nothing(quick, pacs):
     assert (row.state, row.reason) == (PARKED, "unfit-files")
     assert "2 of 3 files cannot be sent" in row.message
     assert pacs.associations == 0
+
+
+def test_refused_by_the_peer_is_not_unfit(quick, pacs):
+    """What its destination refused does not keep the rest of a failed task from being tried."""
+    uids = add_task(quick, 10)
+    pacs.answer = lambda uid: 0xC000 if uid in uids[:6] else 0xA700
+    run_until(quick, lambda: state(quick) == PARKED)
+    assert one_export(quick).reason == "too-many-failed"
+    assert pacs.sent == {uid: 1 if uid in uids[:6] else 4 for uid in uids}
 
 
 def test_half_of_the_files_unfit_is_no_failure(quick, pacs):

@@ -414,6 +414,21 @@ def test_task_waits_for_its_destination(remote, service):
     assert service.reports == [("success", task, None)]
 
 
+def test_report_waits_for_every_destination(remote, service, pacs):
+    """A task is reported when each of its destinations has been tried, not before."""
+    port = free_port()
+    add_destination(remote, port, "AWAY")
+    uids, uris = add_files(remote, 1)
+    [task] = service.add(make_task(uris, '["PACS", "AWAY"]'))
+    polled(remote, lambda: pacs.sent and rows(remote, schema.holds))
+    run(remote)
+    assert service.reports == []
+    with ScriptedPacs(port=port):
+        polled(remote, lambda: service.reports)
+    assert service.reports == [("success", task, None)]
+    assert pacs.sent == {uids[0]: 1}
+
+
 def test_patience_of_a_task(remote, service):
     """When patience with its destination ends a task has failed."""
     hasty = hasten(remote, export={"destination_patience_seconds": 0.3})
@@ -511,13 +526,50 @@ def test_forgetful_service_is_told_again(remote, service, pacs):
 def test_success_stays_a_success(remote, service, pacs):
     """A task that succeeded and comes back with more retries is reported again, not exported."""
     service.forgetful = True
-    uids, uris = add_files(remote, 1)
+    uids, uris = add_files(remote, 2)
+    pacs.answer = lambda uid: 0xC000 if uid == uids[0] else 0
     [task] = service.add(make_task(uris))
     polled(remote, lambda: service.reports)
     service.tasks[task]["retries"] = 2
     polled(remote, lambda: len(service.reports) == 2)
     assert set(service.reports) == {("success", task, None)}
+    assert pacs.sent == dict.fromkeys(uids, 1)
+    assert one_export(remote).state == "partial"
+
+
+def test_failure_stays_until_it_is_delivered_one_further(remote, service, pacs):
+    """A task that failed and comes back with the same retries is reported again, not exported."""
+    service.forgetful = True
+    uids, uris = add_files(remote, 1)
+    pacs.answer = lambda _: 0xA700
+    [task] = service.add(make_task(uris))
+    polled(remote, lambda: len(service.reports) == 3)
+    assert set(service.reports) == {("failure", task, True)}
     assert pacs.sent == {uids[0]: 1}
+
+
+def test_delivered_again_while_a_rest_is_being_sent(remote, service, pacs):
+    """A new delivery takes no export away from the worker that is sending it."""
+    uids, uris = add_files(remote, 4)
+    with ScriptedPacs(lambda _: 0xA700) as other:
+        add_destination(remote, other.port, "OTHER")
+        pacs.answer = lambda uid: 0xA700 if uid == uids[0] else 0
+        [task] = service.add(make_task(uris, '["PACS", "OTHER"]'))
+        poll(remote)
+        policy = hasten(remote, export={"retry_delay_seconds": 1000})
+        run(policy)
+    assert service.reports == [("failure", task, True)]
+    with remote.ledger.write() as connection:
+        connection.execute(schema.exports.update().values(due_at=schema.now()))
+    held = claim(remote)
+    assert held.destination == "PACS"
+    assert poll(remote) == 1
+    exports.confirm(remote.ledger, held, [])  # raises if the lease is gone
+    assert claim(remote).destination == "OTHER"
+
+
+def claim(adapter):
+    return exports.claim(adapter.ledger, adapter.settings.dicom.scu, adapter.settings.workers)
 
 
 def test_failure_that_was_requeued_before_it_was_taken(remote, service, pacs):

@@ -134,7 +134,6 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
     young = export.task_age < adapter.settings.workers.visibility_seconds
     files, unfit = [], []
     for file in exports.files_to_send(adapter.ledger, export):
-        words = None
         try:
             files.append(
                 examine(root, file.path, file.number, tries=file.tries, repeat=export.again)
@@ -142,23 +141,22 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
         except NotYetVisible:
             if young or not anchor.is_dir():
                 raise
-            words = "file missing"
+            unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, "file missing"))
         except PermanentError as error:
-            words = str(error)
+            unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, str(error)))
         except OSError as error:
-            words = f"the file cannot be read (errno {error.errno})"
-        if words is not None:
-            unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, words))
+            words = f"the file cannot be opened (errno {error.errno})"
+            unfit.append(Receipt(file.number, file.tries, Outcome.RETRY, None, words))
     if unfit:
         exports.confirm(adapter.ledger, export, unfit)
     if export.remote and files:
         exports.describe(adapter.ledger, export, [_uids(file) for file in files])
     count = exports.tally(adapter.ledger, export)
-    lost = count.files - count.stored - count.hopeful
+    lost = count.unfit + sum(receipt.outcome is Outcome.REFUSED for receipt in unfit)
     if over_threshold(lost, count.files, adapter.settings.dicom.scu.export.failure_threshold):
-        words = unfit[0].reason if unfit else "see its files"
+        first = unfit[0].reason if unfit else "see its files"
         raise PermanentError(
-            f"{lost} of {count.files} files cannot be sent: {words}", "unfit-files"
+            f"{lost} of {count.files} files cannot be sent: {first}", "unfit-files"
         )
     return files
 

@@ -65,6 +65,7 @@ def count(connection: Connection, export: str, task: str) -> Tally:
             func.count(),
             func.count().filter(receipts.c.outcome == Outcome.STORED),
             func.count().filter(_hopeful()),
+            func.count(task_files.c.problem),
         )
         .select_from(_files_and_receipts(export))
         .where(task_files.c.task_id == task)

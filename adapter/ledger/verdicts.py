@@ -17,6 +17,7 @@ class Tally:
     files: int
     stored: int
     hopeful: int
+    unfit: int = 0  #: of the files, those that cannot be sent anywhere
 
 
 @dataclass(frozen=True, slots=True)

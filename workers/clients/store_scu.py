@@ -207,20 +207,20 @@ def _store_each(association: Association, left: list[Outgoing]) -> Iterator[Rece
             yield Receipt(file.number, tries, Outcome.REFUSED, None, str(trouble))
             raise
         except NotYetVisible as missing:
-            yield Receipt(file.number, tries, Outcome.RETRY, None, str(missing))
+            yield Receipt(file.number, file.tries, Outcome.RETRY, None, str(missing))
+        except OSError as error:
+            words = f"the file cannot be opened (errno {error.errno})"
+            yield Receipt(file.number, file.tries, Outcome.RETRY, None, words)
         except PermanentError as trouble:
             yield Receipt(file.number, tries, Outcome.REFUSED, None, str(trouble))
         else:
             outcome = judge(status, repeat=file.repeat)
-            words = None if outcome is Outcome.STORED else f"status {status:04X}"
-            yield Receipt(file.number, tries, outcome, status, words)
+            said = None if outcome is Outcome.STORED else f"status {status:04X}"
+            yield Receipt(file.number, tries, outcome, status, said)
 
 
 def _store_one(association: Association, context_id: int, file: Outgoing) -> int:
-    try:
-        descriptor = open_beneath(file.root, file.path)
-    except OSError:
-        raise PermanentError("the file cannot be opened", "file-unreadable") from None
+    descriptor = open_beneath(file.root, file.path)
     try:
         size = os.lseek(descriptor, 0, os.SEEK_END) - file.data_set
         os.lseek(descriptor, file.data_set, os.SEEK_SET)
