@@ -9,8 +9,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 # Debian packages that tests talk to as real peers, and a command that tells whether they are there.
-TEST_PACKAGES := dcmtk
-TEST_COMMAND  := storescu
+TEST_PACKAGES := dcmtk postgresql
+TEST_COMMAND  := command -v storescu && ls /usr/lib/postgresql/*/bin/postgres
 
 # A virtual environment knows its own path and its interpreter: in a tree that was moved or copied, or
 # where that Python has gone, it is made anew.
@@ -102,7 +102,7 @@ $(DEV_STAMP): requirements-dev.txt pyproject.toml .venv/pyvenv.cfg
 # Installs the peers where it may; where it may not, the tests that need them say so.
 .PHONY: test-peers
 test-peers:
-	@command -v $(TEST_COMMAND) >/dev/null || { \
+	@{ $(TEST_COMMAND); } >/dev/null 2>&1 || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& echo "Installing $(TEST_PACKAGES) for the tests ..." \
 		&& apt-get -qq update \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,52 @@ import pytest
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
 from adapter.settings import Settings
+from tests import support_postgresql
+from tests.support_postgresql import PostgreSQL
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked `every_ledger` on SQLite and on PostgreSQL."""
+    marked = metafunc.definition.get_closest_marker("every_ledger")
+    if marked and "database_url" in metafunc.fixturenames:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server of this session's own."""
+    programs = support_postgresql.find_programs()
+    if programs is None and os.environ.get("CI") != "true":
+        pytest.skip("PostgreSQL is not installed")
+    assert programs is not None, "PostgreSQL is not installed"
+    server = PostgreSQL(programs)
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of a PostgreSQL database of this test's own, with the ledger's schema."""
+    url = postgresql.create_database()
+    yield url
+    postgresql.drop_database(url)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Where the ledger is: None (SQLite in the data folder), or on PostgreSQL.
+
+    Processes that a test starts find it too, in their environment.
+    """
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgresql_url")
+    monkeypatch.setenv("DICOMADAPTER__DATABASE__URL", url)
+    return url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
     """Settings of an adapter of its own, quick to notice things; its disk is never full."""
     loaded = settings_module.load(data=tmp_path / "data")
     return loaded.model_copy(

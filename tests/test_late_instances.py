@@ -24,6 +24,8 @@ from workers import grouping, notification, submission
 from workers.clients.platform import PayloadFile
 from workers.stage import Work
 
+pytestmark = pytest.mark.every_ledger
+
 
 class Platform:
     """A platform that is away at first, and then remembers what it was given."""

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real PostgreSQL server on loopback, of a test session's own, with a fresh database for a test.
+
+It is Debian's, started beside whatever cluster the machine may have and never touching it.  What it
+holds is thrown away, so it does not sync: a test that kills the machine's power needs another one.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import make_url
+
+from adapter.ledger import Ledger
+from tests.support_stack import free_port
+
+#: Debian keeps the server's programs of each release in a folder of their own.
+DEBIAN = Path("/usr/lib/postgresql")
+TEMPLATE = "template_adapter"
+START_SECONDS = 60.0
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "log_min_messages": "fatal",
+}
+
+
+def find_programs() -> Path | None:
+    """Return the folder of the newest release's `initdb` and `postgres`; None if there is none."""
+    if found := sorted(DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3])):
+        return found[-1].parent
+    on_path = shutil.which("postgres")
+    return None if on_path is None else Path(on_path).resolve().parent
+
+
+class PostgreSQL:
+    """A running server; databases are made and dropped on it.
+
+    Parameters
+    ----------
+    programs : Path
+        The folder of its programs.
+    """
+
+    def __init__(self, programs: Path) -> None:
+        self._user = _unprivileged()
+        self.folder = Path(tempfile.mkdtemp(prefix="dicom-adapter-postgresql-"))
+        shutil.chown(self.folder, self._user)
+        self._data = self.folder / "data"
+        subprocess.run(
+            [*self._as_user(), programs / "initdb", "--no-sync", "--auth=trust", "--encoding=UTF8",
+             "--locale=C", "--username=adapter", "--pgdata", self._data],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+        )  # fmt: skip
+        self._programs = programs
+        self.port = free_port()
+        self.start()
+        self.execute(f"CREATE DATABASE {TEMPLATE}")
+        ledger = Ledger(self.url(TEMPLATE))
+        ledger.upgrade()
+        ledger.close()
+
+    def _as_user(self) -> list[str]:
+        """Return what starts a program as a user that may run it, and ends it with this process."""
+        # SIGQUIT is the server's immediate shutdown: its children end with it.
+        command = ["setpriv", "--pdeathsig", "QUIT"]
+        if os.geteuid() == 0:
+            command += [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
+        return command
+
+    def start(self) -> None:
+        """Start the server on what it holds, and wait until it answers."""
+        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [*self._as_user(), self._programs / "postgres", "-D", self._data,
+             f"--port={self.port}", *settings],
+            stdout=log,
+            stderr=log,
+            cwd=self.folder,
+        )  # fmt: skip
+        log.close()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._accepts():
+            ended = self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(f"PostgreSQL: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def _accepts(self) -> bool:
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """Return a connection outside the ledger's ways, in no transaction."""
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="adapter", dbname=database, autocommit=True
+        )
+
+    def execute(self, statement: str) -> None:
+        """Run one statement for the whole server."""
+        with self.connect() as connection:
+            connection.execute(statement)
+
+    def url(self, database: str) -> str:
+        """Return a database's URL for the ledger."""
+        return f"postgresql+psycopg://adapter@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, *, schema: bool = True) -> str:
+        """Make a database, with the ledger's schema or empty, and return its URL."""
+        name = f"adapter_{uuid.uuid4().hex[:12]}"
+        template = TEMPLATE if schema else "template1"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        self.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+    def stop(self) -> None:
+        """End the server at once, in mid-transaction; what it has committed stays."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(30)
+
+    def close(self) -> None:
+        """End the server and throw away what it holds."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _unprivileged() -> str:
+    """Return a user that may run the server: it refuses to run as root."""
+    if os.geteuid() != 0:
+        return getpass.getuser()
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in known else "nobody"
