@@ -176,6 +176,9 @@ def parse_tag(value: str) -> int:
 AETitleText = Annotated[str, AfterValidator(check_ae_title)]
 UIDText = Annotated[str, AfterValidator(check_uid)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f/\\]+$")]
+ProcessorSettings = dict[
+    Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=4096)]
+]
 
 
 def _networks(value: object) -> list[str]:
@@ -210,8 +213,8 @@ class AETitle(Entity):
 
     name: Name = ""
     ae_title: AETitleText
-    processor: str = "ae-title"
-    processor_settings: dict[str, str] = Field(default_factory=dict)
+    processor: Annotated[str, Field(min_length=1, max_length=128)] = "ae-title"
+    processor_settings: ProcessorSettings = Field(default_factory=dict, max_length=100)
     overwrite_same_instance: bool = False
     ignored_sop_classes: list[UIDText] = Field(default_factory=list, max_length=200)
     resend: Literal["ignore", "rerun"] = "ignore"
@@ -234,7 +237,7 @@ class Source(Entity):
     """A calling AE title, and the addresses it may call from."""
 
     ae_title: AETitleText
-    host_ip: Annotated[list[str], BeforeValidator(_networks)]
+    host_ip: Annotated[list[str], BeforeValidator(_networks)] = Field(max_length=256)
 
     @property
     def key(self) -> str:
