@@ -41,9 +41,9 @@ def password_file(settings: Settings) -> Path:
 
 
 def broker_url(settings: Settings) -> str:
-    """Return the URL of the broker: the setting's, or that of our own Redis."""
-    if settings.broker.url is not None:
-        return settings.broker.url
+    """Return the URL of the broker, with its password: the setting's, or that of our own Redis."""
+    if settings.broker.whole_url is not None:
+        return settings.broker.whole_url
     try:
         password = password_file(settings).read_text(encoding="ascii").strip()
     except FileNotFoundError:

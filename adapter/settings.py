@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from adapter import passwords
 from adapter.errors import ConfigurationError
 from adapter.models import AETitleText, Name, UIDText, parse_tag
 
@@ -38,6 +39,13 @@ CONFIG_VARIABLE = "DICOMADAPTER_CONFIG"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = PositiveFloat
+
+
+def _read_password(path: Path) -> str:
+    try:
+        return passwords.read(path)
+    except ValueError as error:
+        raise ValueError(f"passwordFile: {error}") from None
 
 
 def _tag_text(value: object) -> str:
@@ -309,10 +317,63 @@ class Flower(Section):
     enabled: bool = Field(True, description="Whether `up` starts Flower.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(5555, description="TCP port to listen on.")
-    user: str = Field("admin", description="User name; the password is in the data folder.")
+    user: str = Field("admin", description="User name.")
+    password_file: Path | None = Field(
+        None,
+        description="File that holds the password; by default `flower.password` in the data "
+        "folder, made on first use.",
+    )
+
+    _password: str | None = PrivateAttr(None)
+
+    @property
+    def password(self) -> str | None:
+        """What the password file held when the settings were read."""
+        return self._password
+
+    @model_validator(mode="after")
+    def _read_password(self) -> Flower:
+        if self.password_file is not None:
+            self._password = _read_password(self.password_file)
+            if "," in self._password:
+                raise ValueError(
+                    f"passwordFile: {self.password_file}: Flower takes no password with a comma"
+                )
+        return self
 
 
-class Broker(Section):
+class Server(Section):
+    """A server whose password may be in a file: it is read once, with the settings."""
+
+    url: str | None
+    password_file: Path | None = Field(
+        None,
+        description="File that holds the password of `url`, which then has none; it is read at "
+        "start and never shown.",
+    )
+
+    _password: str | None = PrivateAttr(None)
+
+    @property
+    def whole_url(self) -> str | None:
+        """The URL with its password: never to be shown."""
+        if self.url is None or self._password is None:
+            return self.url
+        return passwords.put_into(self.url, self._password)
+
+    @model_validator(mode="after")
+    def _read_password(self) -> Self:
+        if self.password_file is None:
+            return self
+        if self.url is None or self.url.startswith("sqlite"):
+            raise ValueError("passwordFile needs the url of a server that asks for a password")
+        if passwords.stands_in(self.url):
+            raise ValueError("both url and passwordFile name a password; take it out of url")
+        self._password = _read_password(self.password_file)
+        return self
+
+
+class Broker(Server):
     """Redis, which carries the bells."""
 
     url: str | None = Field(
@@ -323,7 +384,7 @@ class Broker(Section):
     port: Port = Field(16379, description="TCP port of our own Redis, on loopback.")
 
 
-class Database(Section):
+class Database(Server):
     """The ledger."""
 
     url: str | None = Field(
@@ -435,8 +496,8 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The ledger's SQLAlchemy URL."""
-        return self.database.url or f"sqlite:///{(self.data / 'ledger.sqlite').absolute()}"
+        """The ledger's SQLAlchemy URL, with its password: never to be shown."""
+        return self.database.whole_url or f"sqlite:///{(self.data / 'ledger.sqlite').absolute()}"
 
     @classmethod
     def settings_customise_sources(

@@ -95,17 +95,22 @@ def test_a_setting_nobody_wrote_down_would_be_missed() -> None:
 
 @pytest.mark.parametrize("path", IN_ENVIRONMENT, ids=" > ".join)
 def test_the_environment_variable_on_the_page_is_the_one_that_works(
-    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each setting takes another value from the variable that its row names."""
     variable = renderer.environment_variable(path)
-    value = OTHER_VALUES.get(path) or other_than(
-        SETTINGS[path].get_default(call_default_factory=True)
-    )
     assert f"`{variable}`" in PAGE
 
     if path[-1] == "endpoint":  # which goes with a root only
         monkeypatch.setenv(variable.replace("ENDPOINT", "ROOT"), "/srv/results")
+    if path[-1] == "passwordFile":  # which is read at once, and goes with the url of a server
+        value = str(tmp_path / "password")
+        Path(value).write_text("hushhush", encoding="utf-8")
+        if url := OTHER_VALUES.get((path[0], "url")):
+            monkeypatch.setenv(variable.replace("PASSWORDFILE", "URL"), url)
+    else:
+        default = SETTINGS[path].get_default(call_default_factory=True)
+        value = OTHER_VALUES.get(path) or other_than(default)
     monkeypatch.setenv(variable, value if isinstance(value, str) else json.dumps(value))
     loaded: Any = settings_module.load().model_dump(mode="json", by_alias=True)
 

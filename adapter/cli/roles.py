@@ -8,11 +8,10 @@ import shutil
 import sys
 import time
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from adapter import log, road
+from adapter import log, passwords, road
 from adapter.cli.which import AsJson, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
@@ -30,7 +29,8 @@ def check_config(ctx: typer.Context, as_json: AsJson = False) -> None:
     settings = settings_of(ctx)
     document: dict[str, Any] = settings.model_dump(mode="json", by_alias=True)
     for section in ("broker", "database"):
-        document[section]["url"] = _without_password(document[section]["url"])
+        url = document[section]["url"]
+        document[section]["url"] = passwords.hide(url) if url else url
     if as_json:
         print_json({"DicomAdapter": document})
     else:
@@ -46,14 +46,6 @@ def _flat(node: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
         here = f"{path} > {key}" if path else key
         found += _flat(value, here) if isinstance(value, dict) and value else [(here, value)]
     return found
-
-
-def _without_password(url: str | None) -> str | None:
-    parts = urlsplit(url) if url else None
-    if parts is None or parts.password is None:
-        return url
-    where = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{where}"))
 
 
 def _doubts(settings: Settings) -> list[str]:
@@ -138,7 +130,7 @@ def api(ctx: typer.Context) -> None:
 
 
 def flower(ctx: typer.Context) -> None:
-    """Run Flower alone, with the password of the data folder."""
+    """Run Flower alone; who looks has to know its password."""
     settings = settings_of(ctx)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     _become(settings, commands.flower_command())

@@ -92,8 +92,8 @@ def concurrency(settings: Settings, stages: Sequence[str]) -> int:
 
 
 def flower_password_file(settings: Settings) -> Path:
-    """Return the file that holds Flower's password."""
-    return settings.data / "flower.password"
+    """Return the file that holds Flower's password: the setting's, or that of the data folder."""
+    return settings.flower.password_file or settings.data / "flower.password"
 
 
 def flower_command() -> list[str]:
@@ -104,10 +104,11 @@ def flower_command() -> list[str]:
 def flower_environment(settings: Settings) -> dict[str, str]:
     """Return how Flower is configured; its password must not stand among its arguments."""
     flower = settings.flower
+    password = flower.password or broker.secret(flower_password_file(settings))
     return {
         "FLOWER_ADDRESS": flower.host,
         "FLOWER_PORT": str(flower.port),
-        "FLOWER_BASIC_AUTH": f"{flower.user}:{broker.secret(flower_password_file(settings))}",
+        "FLOWER_BASIC_AUTH": f"{flower.user}:{password}",
     }
 
 
