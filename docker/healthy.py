@@ -1,0 +1,30 @@
+#!/opt/dicom-adapter/bin/python3 -IS
+# SPDX-License-Identifier: Apache-2.0
+"""Tells whether a role in this container is well: ``healthy 9090/ready``, exit code 0 or 1.
+
+It is started every few seconds in every container, so that it imports next to nothing.
+"""
+
+import socket
+import sys
+
+#: Seconds that the role has to answer; the health check's own time-out is longer.
+_PATIENCE = 4.0
+
+
+def main() -> None:
+    """Ask for the path, and end with what was answered."""
+    port, _, path = sys.argv[1].partition("/")
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=_PATIENCE) as connection:
+        connection.sendall(f"GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
+        answer = connection.makefile("rb").readline(100)
+    words = answer.split()
+    if len(words) < 2 or words[1] != b"200":
+        sys.exit(f"{sys.argv[1]}: {answer.decode('ascii', 'replace').strip() or 'no answer'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")
