@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import fcntl
+import socket
+import time
 from dataclasses import dataclass
 
-from adapter.errors import SpoolError
+from adapter import heartbeat
+from adapter.errors import ConfigurationError, SpoolError
 from adapter.ledger import Ledger
 from adapter.settings import Settings
 from adapter.spool import Spool
+
+#: Seconds between looks at the heartbeats of other hosts.
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,30 +48,100 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
 
     Raises
     ------
+    ConfigurationError
+        If the ledger is SQLite and another host works on this spool.
+    LedgerError
+        If a newer release has upgraded the ledger and left this one behind.
     SpoolError
         If spool and ledger do not belong together, or the ledger is empty and the spool is not.
     """
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     spool = Spool(settings.spool_path)
+    ledger = open_ledger(settings)
+    try:
+        if not ledger.is_shared:
+            _refuse_other_hosts(spool)
+        spool.create()
+        _upgrade(settings, ledger)
+        _tie(spool, ledger, rebuilding=rebuilding)
+    except BaseException:
+        ledger.close()
+        raise
+    return Adapter(settings, spool, ledger)
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """Return the ledger alone, as it stands; nothing is made, and nothing asked of it yet."""
+    return Ledger(settings.database_url, settings.database.connections)
+
+
+def upgrade_ledger(settings: Settings) -> str | None:
+    """Bring the ledger's schema up to date, without a look at the spool; return its revision.
+
+    Raises
+    ------
+    LedgerError
+        If a newer release has upgraded the ledger and left this one behind.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ledger = open_ledger(settings)
+    try:
+        _upgrade(settings, ledger)
+        return ledger.revision
+    finally:
+        ledger.close()
+
+
+def _upgrade(settings: Settings, ledger: Ledger) -> None:
+    # The lock is for SQLite: two that make one file at once are in each other's way.
     with (settings.data / "open.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        spool.create()
-        ledger = Ledger(settings.database_url)
         ledger.upgrade()
-        known = ledger.spool_id
-        if known is None:
-            if spool.holds_instances() and not rebuilding:
-                raise SpoolError(
-                    "the ledger is empty but the spool holds instances; if the ledger is lost for "
-                    "good, run `dicom-adapter rebuild`"
-                )
-            ledger.adopt_spool(spool.id)
-        elif known != spool.id:
+
+
+def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
+    """Make sure that spool and ledger belong together; tie them if both are new."""
+    if ledger.spool_id is None:
+        # The spool first: another role may tie them, and receive, between the two questions.
+        if spool.holds_instances() and ledger.spool_id is None and not rebuilding:
             raise SpoolError(
-                "this ledger belongs to another spool; check `storage > temporary` and "
-                "`database > url`"
+                "the ledger is empty but the spool holds instances; if the ledger is lost for "
+                "good, run `dicom-adapter rebuild`"
             )
-    return Adapter(settings, spool, ledger)
+        ledger.adopt_spool(spool.id)
+    elif ledger.spool_id != spool.id:
+        raise SpoolError(
+            "this ledger belongs to another spool; check `storage > temporary` and `database > url`"
+        )
+
+
+def _refuse_other_hosts(spool: Spool) -> None:
+    """Make sure that no other host works on the spool: its SQLite would not be ours.
+
+    A heartbeat counts if it is written again while we look: hosts' clocks may differ, and that of a
+    container which is gone is there for a while.
+    """
+    end = time.monotonic() + heartbeat.SILENCE_SECONDS
+    first = _other_hosts(spool)
+    while (now := _other_hosts(spool)) and time.monotonic() < end:
+        if beating := sorted(host for host, at in now.items() if at != first.get(host, at)):
+            problem = (
+                "DicomAdapter > database > url: SQLite serves one host, and "
+                f"{', '.join(beating)} works on this spool too: name a PostgreSQL database, "
+                "postgresql+psycopg://..., for all of them (a container is a host)"
+            )
+            raise ConfigurationError([problem])
+        time.sleep(_LOOK_SECONDS)
+
+
+def _other_hosts(spool: Spool) -> dict[str, float]:
+    """Return the other hosts that seem to be at work, and when the last of each was heard of."""
+    found: dict[str, float] = {}
+    for beat in heartbeat.read_all(spool):
+        host = str(beat.get("host"))
+        if host != socket.gethostname() and beat["age"] < heartbeat.SILENCE_SECONDS:
+            found[host] = max(found.get(host, 0.0), float(beat["at"]))
+    return found
 
 
 def open_spool(settings: Settings) -> Spool:

@@ -11,6 +11,7 @@
     +-- ConfigurationError          bad settings or configuration: lists every problem with its path
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
     +-- SpoolError                  the spool cannot be used as it stands
+    +-- LedgerError                 the ledger cannot be used as it stands
 
 A stage knows two kinds of failure: one that may pass and one that will not.
 """
@@ -84,3 +85,7 @@ class LeaseLost(AdapterError):
 
 class SpoolError(AdapterError):
     """The spool is missing, belongs to another ledger, or cannot be written."""
+
+
+class LedgerError(AdapterError):
+    """The ledger has a schema that this release cannot use."""

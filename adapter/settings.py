@@ -388,7 +388,13 @@ class Database(Server):
     """The ledger."""
 
     url: str | None = Field(
-        None, description="SQLAlchemy URL; by default SQLite, `ledger.sqlite` in the data folder."
+        None,
+        pattern=r"^(sqlite:///|postgresql(\+psycopg)?://)",
+        description="SQLAlchemy URL of a PostgreSQL database, `postgresql+psycopg://...`; without "
+        "one it is SQLite, `ledger.sqlite` in the data folder, which serves one host.",
+    )
+    connections: int = Field(
+        10, ge=2, le=100, description="Connections of a process to PostgreSQL, at most."
     )
 
 

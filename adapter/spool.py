@@ -58,14 +58,31 @@ def sync_directory(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a small file's content so that a reader sees the old or the new, and it stays."""
+    temporary = _write_beside(path, data)
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Make a small file, durably, unless it is there already, whoever makes it at the same time."""
+    temporary = _write_beside(path, data)
+    try:
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    sync_directory(path.parent)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    """Write and sync a file's content under a name of its own, and return that."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
+    return temporary
 
 
 def open_beneath(root: Path, relative: str) -> int:
@@ -250,8 +267,8 @@ class Spool:
         for folder in (self.incoming, self.instances, self.root, self.root.parent):
             sync_directory(folder)
         if not (self.root / "id").exists():
-            write_durably(self.root / "key", secrets.token_hex(32).encode("ascii"))
-            write_durably(self.root / "id", uuid.uuid4().hex.encode("ascii"))
+            write_once(self.root / "key", secrets.token_hex(32).encode("ascii"))
+            write_once(self.root / "id", uuid.uuid4().hex.encode("ascii"))
 
     @property
     def id(self) -> str:

@@ -17,10 +17,11 @@ from tests.support_postgresql import PostgreSQL
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test marked `every_ledger` on SQLite and on PostgreSQL."""
+    """Run a test marked `every_ledger` on SQLite and on PostgreSQL, or on the one it names."""
     marked = metafunc.definition.get_closest_marker("every_ledger")
     if marked and "database_url" in metafunc.fixturenames:
-        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+        chosen = marked.args or ("sqlite", "postgresql")
+        metafunc.parametrize("database_url", chosen, indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import Table, insert, update
+from sqlalchemy import Table, insert, select, text, update
 
 from adapter.core import Adapter
 from adapter.ledger import configuration, schema
@@ -21,6 +21,27 @@ from adapter.models import (
     task_id,
 )
 from adapter.spool import write_durably
+
+
+def everything_in(adapter: Adapter) -> bytes:
+    """Return all that the ledger holds, as far as it can be got at."""
+    adapter.ledger.close()
+    files = b"".join(p.read_bytes() for p in adapter.settings.data.glob("ledger.sqlite*"))
+    with adapter.ledger.read() as connection:
+        rows = [connection.execute(select(t)).all() for t in schema.metadata.sorted_tables]
+    return files + repr(rows).encode()
+
+
+def lose_ledger(adapter: Adapter) -> None:
+    """Lose the ledger for good: an empty one takes its place."""
+    with adapter.ledger.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+    adapter.close()
+    for path in adapter.settings.data.glob("ledger.sqlite*"):
+        path.unlink()
+
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 #: An hour ago: what was written then is not in flight now.

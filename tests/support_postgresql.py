@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -70,6 +72,9 @@ class PostgreSQL:
             stdout=subprocess.DEVNULL,
             cwd=self.folder,
         )  # fmt: skip
+        lines = (f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.writelines(lines)
         self._programs = programs
         self.port = free_port()
         self.start()
@@ -88,11 +93,10 @@ class PostgreSQL:
 
     def start(self) -> None:
         """Start the server on what it holds, and wait until it answers."""
-        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(
             [*self._as_user(), self._programs / "postgres", "-D", self._data,
-             f"--port={self.port}", *settings],
+             f"--port={self.port}"],
             stdout=log,
             stderr=log,
             cwd=self.folder,
@@ -147,6 +151,33 @@ class PostgreSQL:
         """End the server and throw away what it holds."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def shut(url: str) -> Iterator[None]:
+    """Take a database away for a while, as a server that stops does."""
+    database = make_url(url).database
+    with _beside(url) as other:
+        other.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        kill_backends(url)
+        try:
+            yield
+        finally:
+            other.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+
+def kill_backends(url: str) -> int:
+    """End every session of a database, in mid-transaction; return how many there were."""
+    with _beside(url) as other:
+        return other.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s",
+            [make_url(url).database],
+        ).fetchone()[0]
+
+
+def _beside(url: str) -> psycopg.Connection:
+    server = make_url(url).set(drivername="postgresql", database="postgres")
+    return psycopg.connect(server.render_as_string(hide_password=False), autocommit=True)
 
 
 def _unprivileged() -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ from tests.support_ledger import (
     add_task,
     change_rows,
 )
+from tests.support_postgresql import shut
+
+pytestmark = pytest.mark.every_ledger
 
 CANARY = "CANARY^NAME"
 
@@ -95,6 +98,10 @@ def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
 @contextmanager
 def broken_ledger(adapter: Adapter, access: Access) -> Iterator[None]:
     """Take the ledger away, as a database server that stops does."""
+    if adapter.ledger.is_shared:
+        with shut(adapter.ledger.url):
+            yield
+        return
     file = adapter.settings.data / "ledger.sqlite"
     hidden = file.with_suffix(".away")
     access.adapter.ledger.close()
@@ -304,16 +311,19 @@ def test_without_a_ledger_the_api_lives_and_says_so(
 
 def test_the_api_starts_without_a_ledger_and_opens_it_when_it_comes(settings: Settings) -> None:
     """An API that starts before its ledger answers 503, and 200 as soon as the ledger is there."""
-    settings.data.mkdir(parents=True)
-    in_the_way = settings.data / "ledger.sqlite"
-    in_the_way.mkdir()
-    with TestClient(create_app(Access(settings))) as client:
+    with ExitStack() as away, TestClient(create_app(Access(settings))) as client:
+        if settings.database.url is None:
+            in_the_way = settings.data / "ledger.sqlite"
+            in_the_way.mkdir(parents=True)
+            away.callback(in_the_way.rmdir)
+        else:
+            away.enter_context(shut(settings.database.url))
         eventually(lambda: "OperationalError" in client.get("/health/ready").text)
         assert client.get("/health/live").status_code == 200
         assert client.get("/api/jobs").status_code == 503
         assert client.get("/health/status").json()["unfinished"] is None
 
-        in_the_way.rmdir()
+        away.close()
 
         eventually(lambda: client.get("/health/ready").status_code == 200)
         assert client.get("/api/jobs").status_code == 200
@@ -335,12 +345,19 @@ def test_a_missing_or_foreign_spool_is_not_ready(client: TestClient, adapter: Ad
     assert client.get("/health/ready").status_code == 200
 
 
-def test_a_ledger_of_another_release_is_not_ready(client: TestClient, adapter: Adapter) -> None:
-    """Ready means that the schema is the one that this code was written for."""
+def test_a_ledger_of_a_release_that_left_this_one_behind_is_not_ready(
+    client: TestClient, adapter: Adapter
+) -> None:
+    """Ready means that the schema is this code's, or one that a newer release only added to."""
     with adapter.ledger.write() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'newer'")
+    assert client.get("/health/ready").status_code == 200
 
-    assert client.get("/health/ready").json()["detail"] == "the ledger has another schema"
+    add_row(adapter, schema.meta, name="needs", value="newer")
+
+    assert client.get("/health/ready").json()["detail"] == (
+        "the ledger has the schema of another release"
+    )
 
 
 # -- what happened ---------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from adapter.road import (
 from tests.support_road import Association, add_ae_title, make_instance
 from tests.support_stack import Stack
 
+pytestmark = pytest.mark.every_ledger
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:

@@ -42,6 +42,8 @@ from tests.support_wire import reject
 from workers import export
 from workers.receipt_book import ENOUGH, MOST, ReceiptBook
 
+pytestmark = pytest.mark.every_ledger
+
 PENDING, SENDING, SUCCEEDED, PARTIAL, PARKED, DISCARDED = ExportState
 
 

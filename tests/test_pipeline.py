@@ -34,6 +34,8 @@ from workers import pipeline
 from workers.clients.attempt import Attempt
 from workers.submission import payload_files
 
+pytestmark = pytest.mark.every_ledger
+
 
 def shell(text):
     """Return the command that runs a line of shell."""

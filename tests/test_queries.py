@@ -25,6 +25,8 @@ from tests.support_ledger import (
     change_rows,
 )
 
+pytestmark = pytest.mark.every_ledger
+
 
 @pytest.fixture
 def version(adapter: Adapter) -> int:
@@ -50,6 +52,7 @@ def test_studies_come_newest_first_in_pages_that_neither_skip_nor_repeat(
     ]
 
 
+@pytest.mark.every_ledger("sqlite")
 def test_a_page_of_studies_does_not_read_the_whole_history(adapter: Adapter) -> None:
     """The list walks an index backwards and probes another; it sorts and scans no table."""
     statement = str(_newest(10, None).compile(adapter.ledger.engine)).replace("\n", " ")

@@ -17,6 +17,7 @@ from adapter.models import EntityKind, Source
 from adapter.rebuild import Rebuilt, rebuild
 from adapter.settings import Settings
 from adapter.verify import verify
+from tests.support_ledger import lose_ledger
 from tests.support_road import (
     Association,
     add_ae_title,
@@ -26,6 +27,8 @@ from tests.support_road import (
     rows,
 )
 from workers import grouping, notification
+
+pytestmark = pytest.mark.every_ledger
 
 
 @pytest.fixture
@@ -49,9 +52,7 @@ def lost(settings: Settings) -> Iterator[Settings]:
     association.store(make_instance())
     adapter.spool.write_configuration(configuration.snapshot(adapter.ledger))
     (settings.data / "jobs-before").write_text(rows(adapter, jobs)[0].id)
-    adapter.close()
-    for path in settings.data.glob("ledger.sqlite*"):
-        path.unlink()
+    lose_ledger(adapter)
     return settings
 
 
@@ -80,6 +81,7 @@ def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
     kinds = [EntityKind.AE_TITLE, EntityKind.SOURCE]
     assert [len(configuration.current(adapter.ledger, kind)) for kind in kinds] == [1, 1]
     assert verify(adapter, settle_seconds=0) == []
+    assert add_ae_title(adapter) == 4, "versions are counted on"
     adapter.close()
 
 

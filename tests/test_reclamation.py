@@ -23,6 +23,8 @@ from tests.support_road import (
 from workers import grouping, notification, reclamation
 from workers.stage import Work
 
+pytestmark = pytest.mark.every_ledger
+
 
 @pytest.fixture
 def work(adapter: Adapter) -> Iterator[Work]:

@@ -46,6 +46,8 @@ from workers.clients.results_service import (
 )
 from workers.clients.task import destination_names, path_problem, read_task
 
+pytestmark = pytest.mark.every_ledger
+
 
 @pytest.fixture
 def service():

@@ -22,7 +22,10 @@ from tests.support_jobs import (
     row,
     rows,
 )
+from tests.support_ledger import everything_in
 from workers import submission
+
+pytestmark = pytest.mark.every_ledger
 
 PIPELINES = {"one": {"command": ["true"]}, "two": {"command": ["true"]}}
 STEPS = ["create", "describe", "upload", "start"]
@@ -354,8 +357,7 @@ def test_metadata_values_are_unique_cut_and_kept_out_of_the_ledger(adapter, tmp_
         "00082111": "y" * 256,
         "00080060": "CT",
     }
-    ledger = b"".join(p.read_bytes() for p in adapter.settings.data.glob("ledger.sqlite*"))
-    assert b"Jane" not in ledger
+    assert b"Jane" not in everything_in(adapter)
     assert "Jane" not in "".join(capfd.readouterr())
 
 

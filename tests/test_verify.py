@@ -22,6 +22,8 @@ from tests.support_ledger import (
     change_rows,
 )
 
+pytestmark = pytest.mark.every_ledger
+
 
 @pytest.fixture
 def version(adapter: Adapter) -> int:

@@ -16,12 +16,12 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
-from sqlalchemy.exc import OperationalError
 
 from adapter import heartbeat, log
 from adapter.core import open_adapter
 from adapter.embedded.roles import flower_environment
 from adapter.errors import LeaseLost
+from adapter.ledger.engines import AWAY
 from adapter.road import EXPORT, STAGES, Bells, Tick, make_app
 from adapter.settings import Settings, load
 from workers import export, grouping, notification, pipeline, reclamation, submission
@@ -68,7 +68,7 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
         """Take what is due until there is no more."""
         try:
             done = run(work())
-        except (LeaseLost, OperationalError) as error:
+        except (LeaseLost, *AWAY) as error:
             # Somebody else has it, or the ledger is away: the tick rings again.
             logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
             return {}

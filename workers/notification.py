@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from adapter.errors import ConfigurationError, NotYetVisible, UnreadableInstance
 from adapter.ledger import arrivals, leases
 from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Grouped, Quarantined, Unwanted
 from adapter.ledger.configuration import ae_title_version
+from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import AETitle, ArrivalId, ArrivalState, Instance, check_uid
@@ -183,6 +185,11 @@ def run(work: Work) -> dict[str, Any]:
             # Settled by another worker between our look and our lease, or not visible here yet.
             arrivals.give_back(work.adapter.ledger, lease)
             break
+        except AWAY:
+            # No attempt that died: the arrivals are not to be taken for what kills their reader.
+            with suppress(*AWAY):
+                arrivals.give_back(work.adapter.ledger, lease)
+            raise
         counts.update(settled.values())
     if counts[ArrivalState.UNWANTED]:
         work.bells.ring(RECLAMATION)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 
-from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat
@@ -75,7 +74,7 @@ class Access:
                 adapter = open_adapter(self.settings)
             except AdapterError as error:
                 self._explain(str(error))
-            except (SQLAlchemyError, CommandError, OSError) as error:
+            except (SQLAlchemyError, OSError) as error:
                 # Their text may quote addresses and statements: the type says enough.
                 self._explain(f"the ledger cannot be opened ({type(error).__name__})")
             else:

@@ -28,6 +28,8 @@ from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
 from adapter.road import NOTIFICATION, STAGES
 from adapter.spool import DiskSpace, Spool
 
+_OTHER_SCHEMA = "the ledger has the schema of another release"
+
 Colour = Literal["green", "yellow", "red"]
 
 
@@ -68,7 +70,7 @@ def unready(access: Access) -> list[str]:
     """Return what keeps the adapter from working; nothing if it is ready."""
     try:
         adapter = access.adapter
-        problems = [] if adapter.ledger.is_current() else ["the ledger has another schema"]
+        problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
         if adapter.ledger.spool_id != adapter.spool.id:
             problems.append("the ledger belongs to another spool")
     except NotOpen as error:

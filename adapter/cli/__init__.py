@@ -25,6 +25,7 @@ from adapter.cli import (
     demo,
     exports,
     jobs,
+    ledger,
     quarantine,
     roles,
     send,
@@ -54,6 +55,7 @@ app.command()(send.send)
 app.command()(upkeep.status)
 app.command()(upkeep.verify)
 app.command()(upkeep.rebuild)
+app.add_typer(ledger.ledger, name="ledger")
 app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")
 app.add_typer(configuration.destinations, name="destination")

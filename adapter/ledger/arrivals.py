@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.errors import LeaseLost
-from adapter.ledger import events, leases
+from adapter.ledger import events, leases, locks
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
 from adapter.ledger.schema import arrivals, groups, now
@@ -163,6 +163,7 @@ def register(ledger: Ledger, lease: Lease, decisions: Sequence[Decision]) -> dic
     """
     settled: dict[str, str] = {}
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.INSTANCES, _touched(decisions))
         for decision in decisions:
             if isinstance(decision, Quarantined):
                 settled[decision.arrival] = _quarantine(connection, lease, decision)
@@ -174,6 +175,20 @@ def register(ledger: Ledger, lease: Lease, decisions: Sequence[Decision]) -> dic
             else:
                 settled[decision.instance.arrival] = _group(connection, lease, decision)
     return settled
+
+
+def _touched(decisions: Sequence[Decision]) -> set[str]:
+    """Return names of all that decisions compare with: the study, and the group's key.
+
+    The same instance again is of the same study, and a group has one key: two registrations that
+    could take an instance twice, or open the same generation, have one of these in common.
+    """
+    grouped = [decision for decision in decisions if isinstance(decision, Grouped)]
+    return {
+        f"{decision.instance.called_ae_title}/{part}"
+        for decision in grouped
+        for part in (decision.instance.study_instance_uid, decision.key)
+    }
 
 
 def _quarantine(connection: Connection, lease: Lease, decision: Quarantined) -> str:
@@ -314,7 +329,8 @@ _SAME = select(arrivals.c.id, arrivals.c.group_id, arrivals.c.digest, arrivals.c
 )
 
 _SAME_KEY = and_(groups.c.version == bindparam("version"), groups.c.key == bindparam("key"))
-_OPEN = select(groups.c.id).where(_SAME_KEY, groups.c.state == GroupState.OPEN)
+#: The open group; it is not closed before this transaction ends.
+_OPEN = select(groups.c.id).where(_SAME_KEY, groups.c.state == GroupState.OPEN).with_for_update()
 _LAST = select(func.max(groups.c.generation)).where(_SAME_KEY)
 
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from adapter.errors import ConfigurationError
-from adapter.ledger import events
+from adapter.ledger import events, locks
 from adapter.ledger.database import Ledger
 from adapter.ledger.schema import configuration, now
 from adapter.models import ENTITIES, AETitle, Destination, EntityKind, Source, Versioned
 
 Entity: TypeAlias = AETitle | Source | Destination
+
+_COUNT_ON = text(
+    "SELECT setval(pg_get_serial_sequence('configuration', 'version'), max(version)) "
+    "FROM configuration"
+)
 
 #: Versions that the SCP's copy keeps for a rebuild.
 _HISTORY = 2000
@@ -62,6 +67,7 @@ def put(
     """
     table = configuration
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.CONFIGURATION)
         rows = _current(connection, kind)
         known = {row.key: row for row in rows}
         if entity.key in known and not replace:
@@ -113,6 +119,7 @@ def remove(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Entity]:
     """
     table = configuration
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.CONFIGURATION)
         found = [row for row in _current(connection, kind) if row.key == key]
         if not found:
             raise ConfigurationError([f"there is no {kind} {key!r}"])
@@ -197,11 +204,14 @@ def snapshot(ledger: Ledger) -> dict[str, Any]:
 def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
     """Write a snapshot's rows into a ledger that has none, and return how many there were."""
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.CONFIGURATION)
         if connection.execute(select(func.count()).select_from(configuration)).scalar_one():
             return 0
         rows = saved["rows"]
         if rows:
             connection.execute(insert(configuration), rows)
+            if connection.dialect.name == "postgresql":  # SQLite counts on by itself
+                connection.execute(_COUNT_ON)
     return len(rows)
 
 

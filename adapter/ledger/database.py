@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy import Connection, select
 
 from adapter.errors import SpoolError
-from adapter.ledger import schema
+from adapter.ledger import locks, revisions, schema
+from adapter.ledger.engines import make_engine
 
-#: Seconds that a statement waits for another process's transaction.
-BUSY_SECONDS = 30
+#: Connections that a process has to PostgreSQL, at the most.
+CONNECTIONS = 10
+
+#: The fact in `meta` that says which spool it belongs to.
+SPOOL = "spool"
 
 
 class Ledger:
@@ -28,11 +28,19 @@ class Ledger:
     ----------
     url : str
         ``sqlite:///...`` on a local disk, or ``postgresql+psycopg://...``.
+    connections : int
+        Connections to PostgreSQL, at the most.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int = CONNECTIONS) -> None:
         self.url = url
-        self.engine = _engine(url)
+        self.engine = make_engine(url, connections)
+        #: whether hosts can share it: SQLite's locks hold on one only
+        self.is_shared = self.engine.dialect.name == "postgresql"
+        self._reading: dict[str, Any] = {}
+        if self.is_shared:
+            # All of a transaction's questions are answered as of one moment, as on SQLite.
+            self._reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -44,12 +52,18 @@ class Ledger:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection in a transaction that only reads."""
-        with self.engine.connect() as connection, connection.begin():
+        connection = self.engine.connect().execution_options(**self._reading)
+        with connection, connection.begin():
             yield connection
 
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+    def exists(self) -> bool:
+        """Tell whether there is something to connect to; SQLite would make it."""
+        database = self.engine.url.database
+        return self.is_shared or (database is not None and Path(database).is_file())
 
     def now(self) -> float:
         """Return the database's time: seconds since 1970, UTC."""
@@ -59,26 +73,33 @@ class Ledger:
     # -- schema and identity -----------------------------------------------------------------
 
     def upgrade(self) -> None:
-        """Bring the schema up to date; done twice it is done once."""
-        with self.engine.connect() as connection:
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        """Bring the schema up to date, once however many do so; one beyond stays as it is.
 
-    def is_current(self) -> bool:
-        """Tell whether the schema is the one that this code was written for."""
-        head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+        Raises
+        ------
+        LedgerError
+            If a newer release has left this one behind.
+        """
+        if not self.is_usable():  # so that a start takes no lock that it does not need
+            with self.write() as connection:
+                revisions.upgrade(connection)
+
+    def is_usable(self) -> bool:
+        """Tell whether the schema is the one that this code was written for, or one beyond."""
         with self.read() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == head
+            return revisions.is_usable(connection)
+
+    @property
+    def revision(self) -> str | None:
+        """The schema's revision; None if there is none yet."""
+        with self.read() as connection:
+            return revisions.current(connection)
 
     @property
     def spool_id(self) -> str | None:
         """The id of the spool that the ledger belongs to; None while it belongs to none."""
         with self.read() as connection:
-            row = connection.execute(
-                select(schema.meta.c.value).where(schema.meta.c.name == "spool")
-            ).first()
-        return None if row is None else str(row[0])
+            return revisions.fact(connection, SPOOL)
 
     def adopt_spool(self, spool_id: str) -> None:
         """Tie the ledger to a spool for good.
@@ -89,43 +110,11 @@ class Ledger:
             If it is tied to another one.
         """
         with self.write() as connection:
-            table = schema.meta
-            row = connection.execute(select(table.c.value).where(table.c.name == "spool")).first()
-            if row is None:
-                connection.execute(table.insert().values(name="spool", value=spool_id))
+            locks.hold(connection, locks.Kind.MIGRATIONS)
+            known = revisions.fact(connection, SPOOL)
+            if known is None:
+                table = schema.meta
+                connection.execute(table.insert().values(name=SPOOL, value=spool_id))
                 connection.execute(table.insert().values(name="housekept", value="0"))
-            elif row[0] != spool_id:
+            elif known != spool_id:
                 raise SpoolError("this ledger belongs to another spool")
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
-
-
-def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=20)
-    engine = create_engine(
-        url, connect_args={"timeout": BUSY_SECONDS}, pool_size=5, max_overflow=50
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        # sqlite3 must not open transactions of its own: BEGIN is emitted below.
-        connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout = {BUSY_SECONDS * 1000}",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("adapter_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine

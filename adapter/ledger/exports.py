@@ -28,12 +28,11 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     update,
 )
 
 from adapter.errors import PermanentError
-from adapter.ledger import events, holds, leases, receipts, reports
+from adapter.ledger import events, holds, leases, locks, receipts, reports
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.receipts import File, Receipt
@@ -47,7 +46,6 @@ from adapter.settings import Scu, ScuExport, Workers
 LONGEST_WAIT = 7 * 86400.0
 
 _ENDED = (ExportState.SUCCEEDED, ExportState.DISCARDED)
-_CLAIMS = 0x0A0D1C0E  # any number, the same in every process
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def _full(scu: Scu, workers: Workers) -> Select[Any]:
 def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
     """Lease the first export that can be claimed; None if there is none."""
     with ledger.write() as connection:
-        _one_at_a_time(connection)
+        locks.hold(connection, locks.Kind.EXPORTS)
         while True:
             lease, rows = leases.claim(
                 connection,
@@ -128,12 +126,6 @@ def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
                 return export
             died = f"{rows[0].lease_expiries} workers died while they held it"
             _park(connection, export, Trouble("kills-its-worker", died), scu.export)
-
-
-def _one_at_a_time(connection: Connection) -> None:
-    """Keep other claims out until this transaction ends: they would not see each other's lease."""
-    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIMS})
 
 
 def _claimed(connection: Connection, lease: Lease, row: Row[Any]) -> Export:
@@ -171,6 +163,7 @@ def tally(ledger: Ledger, export: Export) -> Tally:
 def answered(ledger: Ledger, export: Export) -> None:
     """Record that the destination accepted an association for an export."""
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         leases.change(connection, export.lease, export.id, waiting_since=None, updated_at=now())
         holds.lift(connection, export.destination)
         _record(connection, "export-started", export, run=export.tries + 1)
@@ -213,7 +206,7 @@ def give_back(ledger: Ledger, export: Export, *, delay: float = 0.0) -> ExportSt
 def unreachable(ledger: Ledger, export: Export, why: str, policy: ScuExport) -> ExportState:
     """Give an export back without a try and put its destination on hold."""
     with ledger.write() as connection:
-        _one_at_a_time(connection)
+        locks.hold(connection, locks.Kind.EXPORTS)
         _wait(connection, export, 0.0)
         for row in holds.extend(connection, export.destination, why, policy):
             impatient = _claimed(connection, export.lease, row)
@@ -239,6 +232,7 @@ def conclude(
         Why another try is of no use.
     """
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         count = receipts.count(connection, export.id, export.task)
         if trouble is not None:
             count = Tally(count.files, count.stored, 0)
@@ -275,6 +269,7 @@ def conclude(
 def park(ledger: Ledger, export: Export, trouble: Trouble, policy: ScuExport) -> ExportState:
     """Park an export until an operator retries or discards it; a remote task of it has failed."""
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         _park(connection, export, trouble, policy)
     return ExportState.PARKED
 
@@ -342,6 +337,7 @@ def retry(ledger: Ledger, export: str) -> None:
         If there is no such export, or it does not stand still.
     """
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         if not _retry(connection, exports.c.id == export):
             raise _refusal(connection, export, "only a parked or partial export can be retried")
 
@@ -349,6 +345,7 @@ def retry(ledger: Ledger, export: str) -> None:
 def retry_destination(ledger: Ledger, destination: str) -> list[str]:
     """Let every parked or partial export to a destination try again; return their ids."""
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         return _retry(connection, holds.same_name(exports.c.destination, destination))
 
 
@@ -361,6 +358,7 @@ def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> Non
         If there is no such export, or it has ended already.
     """
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         row = connection.execute(
             update(exports)
             .where(exports.c.id == export, exports.c.state.not_in(_ENDED))

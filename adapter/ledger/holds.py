@@ -82,7 +82,8 @@ def extend(connection: Connection, destination: str, why: str, policy: ScuExport
         .values(waiting_since=now())
     )
     over = exports.c.waiting_since < now() - policy.destination_patience_seconds
-    return list(connection.execute(select(exports).where(*waiting, over)).all())
+    impatient = select(exports).where(*waiting, over).order_by(exports.c.id).with_for_update()
+    return list(connection.execute(impatient).all())
 
 
 def lift(connection: Connection, destination: str) -> None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Table, and_, case, or_, select, update
-from sqlalchemy.exc import OperationalError
 
 from adapter.errors import LeaseLost
 from adapter.ledger.database import Ledger
+from adapter.ledger.engines import AWAY
 from adapter.ledger.schema import now
 from adapter.log import get_logger
 
@@ -89,10 +89,12 @@ def claim(
         .order_by(*order)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        # PostgreSQL may run a sub-select of an UPDATE for each row; this it runs once.
+        .cte("chosen")
     )
     rows = connection.execute(
         update(table)
-        .where(key.in_(chosen))
+        .where(key.in_(select(chosen.c.id)))
         .values(
             lease_token=lease.token,
             lease_until=now() + seconds,
@@ -110,9 +112,17 @@ def claim(
 def renew(connection: Connection, lease: Lease) -> int:
     """Extend a lease, and return how many rows it still holds."""
     table = lease.table
+    # In the order in which they are finished: the holder's own transaction may be at it.
+    held = (
+        select(table.c.id)
+        .where(table.c.lease_token == lease.token)
+        .order_by(table.c.id)
+        .with_for_update()
+        .cte("held")
+    )
     return connection.execute(
         update(table)
-        .where(table.c.lease_token == lease.token)
+        .where(table.c.id.in_(select(held.c.id)), table.c.lease_token == lease.token)
         .values(lease_until=now() + lease.seconds)
     ).rowcount
 
@@ -161,7 +171,7 @@ def kept(ledger: Ledger, lease: Lease) -> Iterator[Lease]:
                     if renew(connection, lease) == 0:
                         lease.lost.set()
                         return
-            except OperationalError:
+            except AWAY:
                 log.warning("a lease could not be renewed", table=lease.table.name)
 
     thread = threading.Thread(target=renew_until_done, name="lease", daemon=True)

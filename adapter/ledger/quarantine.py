@@ -62,9 +62,9 @@ def discard(ledger: Ledger, ids: Collection[str]) -> list[str]:
     with ledger.write() as connection:
         for arrival in ids:
             was = connection.execute(
-                select(arrivals.c.reason, arrivals.c.association).where(
-                    _KEPT, arrivals.c.id == arrival
-                )
+                select(arrivals.c.reason, arrivals.c.association)
+                .where(_KEPT, arrivals.c.id == arrival)
+                .with_for_update()
             ).first()
             if was is None:
                 continue

@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    case,
     cast,
     delete,
     exists,
@@ -96,7 +97,9 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
 
 def housekeeping_due(every_seconds: float) -> ColumnElement[bool]:
     """Return the condition, on `meta`, that the last sweep is long enough ago (or never was)."""
-    return and_(meta.c.name == HOUSEKEPT, cast(meta.c.value, Double) < now() - every_seconds)
+    # Only that fact is a number, and a database asks its questions in any order.
+    at = case((meta.c.name == HOUSEKEPT, cast(meta.c.value, Double)))
+    return at < now() - every_seconds
 
 
 def due_questions(storage: Storage, workers: Workers) -> list[tuple[Table, ColumnElement[bool]]]:

@@ -17,9 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
-from adapter.ledger import events, receipts
+from adapter.ledger import events, locks, receipts
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import due
 from adapter.ledger.schema import exports, now, task_files, tasks
@@ -98,14 +109,15 @@ def deliver(
         How many of them bring work to do.
     """
     with ledger.read() as connection:
-        known = _known(connection, [delivery.id for delivery in deliveries])
+        known = _known(connection, select(tasks), [delivery.id for delivery in deliveries])
     news = [d for d in deliveries if _is_news(d, known.get(d.id))]
     if not news:
         return 0
     amount = 0
     with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.EXPORTS)
         for delivery in news:
-            row = _known(connection, [delivery.id]).get(delivery.id)
+            row = _known(connection, _HELD, [delivery.id]).get(delivery.id)
             if row is None:
                 _insert(connection, delivery, agent)
                 amount += 1
@@ -114,8 +126,11 @@ def deliver(
     return amount
 
 
-def _known(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
-    rows = connection.execute(select(tasks).where(tasks.c.id.in_(ids)).with_for_update()).all()
+_HELD = select(tasks).with_for_update()
+
+
+def _known(connection: Connection, query: Select[Any], ids: Sequence[str]) -> dict[str, Row[Any]]:
+    rows = connection.execute(query.where(tasks.c.id.in_(ids))).all()
     return {row.id: row for row in rows}
 
 
@@ -304,6 +319,7 @@ def claim_report(ledger: Ledger, seconds: float) -> Report | None:
         .order_by(tasks.c.report_due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
+        .cte("first")
     )
     with ledger.read() as connection:
         if not connection.execute(select(exists().where(report_due()))).scalar():
@@ -311,7 +327,7 @@ def claim_report(ledger: Ledger, seconds: float) -> Report | None:
     with ledger.write() as connection:
         row = connection.execute(
             update(tasks)
-            .where(tasks.c.id.in_(first))
+            .where(tasks.c.id.in_(select(first.c.id)))
             .values(report_due_at=now() + seconds)
             .returning(tasks)
         ).first()

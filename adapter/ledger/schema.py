@@ -53,7 +53,10 @@ metadata = MetaData(
 
 
 class now(expression.FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
-    """The database's clock: seconds since 1970, UTC, to the millisecond at least."""
+    """The database's clock: seconds since 1970, UTC, to the millisecond at least.
+
+    One and the same all through a statement, so that an index can be searched by it.
+    """
 
     type = Double()
     inherit_cache = True
@@ -66,7 +69,7 @@ def _now_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
 
 @compiles(now, "postgresql")
 def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
-    return "extract(epoch from clock_timestamp())::double precision"
+    return "extract(epoch from statement_timestamp())::double precision"
 
 
 def _lease() -> list[Column[Any]]:

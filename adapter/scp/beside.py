@@ -20,7 +20,7 @@ from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat, road
-from adapter.ledger import Ledger
+from adapter.core import open_ledger
 from adapter.log import get_logger
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.reports import Reports
@@ -136,7 +136,7 @@ class Beside:
         self._reports = reports
         self._active = active
         self._port = settings.dicom.scp.port
-        self._ledger = Ledger(settings.database_url)
+        self._ledger = open_ledger(settings)
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._complained: dict[str, float] = {}
