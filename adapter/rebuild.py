@@ -10,6 +10,7 @@ decisions, receipts, and the bounds between the generations of a group.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -79,6 +80,7 @@ def _rebuild(adapter: Adapter) -> Rebuilt:
             "this ledger is not empty: rebuilding is for a ledger that was lost; "
             "`dicom-adapter verify` tells what is wrong with one that was not"
         )
+    time.sleep(adapter.settings.lag_seconds)  # until all that was written before is seen here
     saved = spool.read_configuration()
     if saved is None:
         raise SpoolError(

@@ -75,7 +75,7 @@ def due_stages(adapter: Adapter) -> list[str]:
             (schema.exports, exports.export_due(settings.dicom.scu, settings.workers)),
             (schema.tasks, reports.report_due()),
         ],
-        RECLAMATION: reclamation.due_questions(settings.storage, settings.workers),
+        RECLAMATION: reclamation.due_questions(settings),
     }
     old = time.time() - settings.workers.tick_seconds
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()

@@ -33,6 +33,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from adapter import passwords
 from adapter.errors import ConfigurationError
 from adapter.models import AETitleText, Name, UIDText, parse_tag
+from adapter.mounts import mount_of
 
 DATA_VARIABLE = "DICOMADAPTER_DATA"
 CONFIG_VARIABLE = "DICOMADAPTER_CONFIG"
@@ -213,6 +214,13 @@ class Storage(Section):
     )
     history_days: PositiveFloat = Field(
         90.0, description="Days that rows outlive their files, to know the same instance again."
+    )
+    lag_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="Seconds after which every host sees a new file of the spool; by default what "
+        "its mount options say (NFS: `acdirmax`, 60 unless given), and 0 on a local disk.",
     )
     stale_seconds: Seconds = Field(
         86400.0, description="Age at which an unfinished file of a dead receiver is deleted."
@@ -499,6 +507,20 @@ class Settings(BaseSettings):
     def spool_path(self) -> Path:
         """The spool's folder."""
         return self.storage.temporary or self.data / "spool"
+
+    @property
+    def lag_seconds(self) -> float:
+        """How many seconds after a file of the spool got its name every host sees it."""
+        lag = self.storage.lag_seconds
+        return mount_of(self.spool_path).lag_seconds if lag is None else lag
+
+    @property
+    def retention_seconds(self) -> float:
+        """How many seconds files are kept when nothing needs them: at least until they are seen.
+
+        A host that does not see a file yet cannot delete it.
+        """
+        return max(self.storage.retention_seconds, self.lag_seconds)
 
     @property
     def database_url(self) -> str:

@@ -56,6 +56,12 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there already, be it not to be seen yet on this host."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a small file's content so that a reader sees the old or the new, and it stays."""
     temporary = _write_beside(path, data)

@@ -656,7 +656,7 @@ def test_a_run_waits_for_a_file_that_is_not_visible_yet(adapter):
 
     first = pipeline.run(work)
     waiting = row(adapter, job)
-    change(adapter, job, due_at=0.0, created_at=adapter.ledger.now() - 1000)
+    change(adapter, job, due_at=0.0, updated_at=adapter.ledger.now() - 1000)
     second = pipeline.run(work)
     failed = row(adapter, job)
     hidden.rename(path)

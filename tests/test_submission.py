@@ -217,7 +217,7 @@ def test_a_file_that_is_not_visible_yet_costs_no_try(adapter):
 
     assert submission.run(work) == {"waits": 1}
     waiting = row(adapter, job)
-    change(adapter, job, due_at=0.0, created_at=adapter.ledger.now() - 1000)
+    change(adapter, job, due_at=0.0, updated_at=adapter.ledger.now() - 1000)
     assert submission.run(work) == {"failed": 1}
     failed = row(adapter, job)
     path.write_bytes(hidden.read_bytes()[:-1])

@@ -3,6 +3,10 @@
 
 A group closes when (a) its quiet time has passed and (b) nothing for its AE title that was received
 before that moment still waits in incoming/.  Its maximum wait closes it regardless.
+
+On a volume that shows new files late, (b) can only be told once everything that was there then is
+seen: as many seconds after the quiet time, and after the group was opened, since a rebuild gives
+files new names long after they were received.
 """
 
 from __future__ import annotations
@@ -42,7 +46,12 @@ def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
         ae_title = ae_title_version(connection, group.version)
         same_title = versions_of_same_title(connection, group.version)
     assert ae_title is not None, "groups.version refers to an AE title's version"
-    reason = MAXIMUM_WAIT if group.maximum_at <= ledger.now() else QUIET
+    now, lag = ledger.now(), adapter.settings.lag_seconds
+    reason = MAXIMUM_WAIT if group.maximum_at <= now else QUIET
+    unseen = max(group.due_at, group.opened_at) + lag - now
+    if reason == QUIET and 0 < unseen <= lag:
+        groups.hold_open(ledger, lease, group.id, unseen)
+        return []
     if reason == QUIET and any(
         arrival.version in same_title and arrival.received_at <= group.due_at
         for arrival in adapter.spool.list_incoming()

@@ -178,7 +178,7 @@ class Run:
         if not isinstance(error, NotYetVisible):
             return self._fail_try(Failure("failed", str(error)))
         visible = self._adapter.settings.workers.visibility_seconds
-        if self._adapter.ledger.now() < self._job.created_at + visible:
+        if self._adapter.ledger.now() < self._job.updated_at + visible:
             return self._give_back(VISIBILITY_PAUSE)
         return self._fail_try(Failure("not-visible", str(error)))
 

@@ -30,7 +30,7 @@ def run(work: Work) -> dict[str, Any]:
 def _unwanted(work: Work) -> int:
     adapter, count = work.adapter, 0
     while not work.stopping.is_set():
-        ids = reclamation.unwanted(adapter.ledger)
+        ids = reclamation.unwanted(adapter.ledger, adapter.settings.lag_seconds)
         if not ids:
             break
         for arrival in ids:
@@ -45,7 +45,7 @@ def _groups(work: Work) -> int:
     while not work.stopping.is_set():
         claimed = reclamation.claim_group(
             adapter.ledger,
-            adapter.settings.storage.retention_seconds,
+            adapter.settings.retention_seconds,
             adapter.settings.workers.lease_seconds,
         )
         if claimed is None:

@@ -96,7 +96,7 @@ class Submission:
         try:
             return self._steps()
         except NotYetVisible as error:
-            if ledger.now() < self._job.created_at + workers.visibility_seconds:
+            if ledger.now() < self._job.updated_at + workers.visibility_seconds:
                 return self._give_back(VISIBILITY_PAUSE)
             failure, delay = Failure("not-visible", str(error)), error.delay
         except PermanentError as error:

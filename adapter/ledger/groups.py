@@ -50,10 +50,16 @@ def claim_due(ledger: Ledger, seconds: float) -> tuple[Lease, Any] | None:
     return (lease, rows[0]) if rows else None
 
 
-def hold_open(ledger: Ledger, lease: Lease, group: str) -> None:
-    """Give a group back unclosed: instances received before its quiet time are on their way."""
+def hold_open(ledger: Ledger, lease: Lease, group: str, seconds: float = GUARD_SECONDS) -> None:
+    """Give a group back unclosed: instances received before its quiet time are on their way.
+
+    Parameters
+    ----------
+    seconds : float, optional
+        When to look again.
+    """
     with ledger.write() as connection:
-        leases.finish(connection, lease, group, look_at=now() + GUARD_SECONDS)
+        leases.finish(connection, lease, group, look_at=now() + seconds)
 
 
 def close(

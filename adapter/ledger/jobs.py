@@ -43,6 +43,7 @@ class Job:
     tries: int
     lease_expiries: int
     created_at: float
+    updated_at: float
     platform_job_id: str | None
 
 

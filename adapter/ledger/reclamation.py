@@ -39,7 +39,7 @@ from adapter.ledger.schema import (
 )
 from adapter.ledger.schema import events as happened
 from adapter.models import ArrivalState, ExportState, GroupState, JobState, ReportState
-from adapter.settings import Storage, Workers
+from adapter.settings import Settings
 
 #: Files deleted between two transactions, and rows looked up in one.
 _BATCH = 200
@@ -47,9 +47,13 @@ _BATCH = 200
 HOUSEKEPT = "housekept"
 
 
-def unwanted_due() -> ColumnElement[bool]:
-    """Return the condition that an arrival's file is not wanted and still there."""
-    return and_(arrivals.c.state == ArrivalState.UNWANTED, arrivals.c.deleted_at.is_(None))
+def unwanted_due(lag_seconds: float) -> ColumnElement[bool]:
+    """Return the condition that an arrival's file is not wanted, still there and seen by now."""
+    return and_(
+        arrivals.c.state == ArrivalState.UNWANTED,
+        arrivals.c.deleted_at.is_(None),
+        arrivals.c.registered_at <= now() - lag_seconds,
+    )
 
 
 def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[bool]:
@@ -102,21 +106,21 @@ def housekeeping_due(every_seconds: float) -> ColumnElement[bool]:
     return at < now() - every_seconds
 
 
-def due_questions(storage: Storage, workers: Workers) -> list[tuple[Table, ColumnElement[bool]]]:
+def due_questions(settings: Settings) -> list[tuple[Table, ColumnElement[bool]]]:
     """Return what makes reclamation due: tables, and a condition on each."""
+    workers = settings.workers
     return [
-        (arrivals, unwanted_due()),
-        (groups, group_due(storage.retention_seconds, workers.lease_seconds)),
+        (arrivals, unwanted_due(settings.lag_seconds)),
+        (groups, group_due(settings.retention_seconds, workers.lease_seconds)),
         (meta, housekeeping_due(workers.housekeeping_seconds)),
     ]
 
 
-def unwanted(ledger: Ledger) -> list[str]:
-    """Return some arrivals whose files are not wanted and still there."""
+def unwanted(ledger: Ledger, lag_seconds: float) -> list[str]:
+    """Return some arrivals whose files are not wanted, still there and seen by now."""
+    query = select(arrivals.c.id).where(unwanted_due(lag_seconds)).limit(_BATCH)
     with ledger.read() as connection:
-        return list(
-            connection.execute(select(arrivals.c.id).where(unwanted_due()).limit(_BATCH)).scalars()
-        )
+        return list(connection.execute(query).scalars())
 
 
 def mark_deleted(ledger: Ledger, ids: Sequence[str], lease: Lease | None = None) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acknowledged files and their rows.
 
-What waits in incoming/ needs no row: notification looks there, and nowhere else.
+What waits in incoming/ needs no row: notification looks there, and nowhere else.  A file that got
+its name a moment ago need not be seen yet on a volume that shows new files late.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from adapter.core import Adapter
 from adapter.ledger.reclamation import without_row
-from adapter.ledger.schema import arrivals, groups
+from adapter.ledger.schema import arrivals, groups, now
 from adapter.models import ArrivalState, GroupState
 from adapter.verify.difference import Difference
 from adapter.verify.listing import Listing
@@ -26,6 +27,7 @@ _RESTORE = "restore the file from a backup; it was acknowledged, so ask its send
 
 def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
     """Yield the differences between arrivals' files and their rows."""
+    unseen = now() - adapter.settings.lag_seconds
     with adapter.ledger.read() as connection:
         rows = {
             row.id: row
@@ -36,6 +38,9 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
                     arrivals.c.size,
                     arrivals.c.group_id,
                     groups.c.state.label("group_state"),
+                    (
+                        func.coalesce(arrivals.c.registered_at, arrivals.c.received_at) > unseen
+                    ).label("young"),
                 )
                 .select_from(arrivals.outerjoin(groups, arrivals.c.group_id == groups.c.id))
                 .where(arrivals.c.deleted_at.is_(None))
@@ -66,6 +71,8 @@ def _row(adapter: Adapter, listing: Listing, row: Any) -> Iterator[Difference]:
     if row.id not in found and not place(row.id).exists():
         if row.state == ArrivalState.QUARANTINED and row.id in listing.incoming:
             return  # on its way there
+        if row.young:
+            return
         yield Difference("arrival", row.id, f"its file is not in {where}/", _RESTORE)
     elif row.size is not None and found.get(row.id, row.size) != row.size:
         problem = f"its file has {found[row.id]} bytes instead of {row.size}"

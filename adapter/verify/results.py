@@ -9,7 +9,7 @@ from sqlalchemy import Connection, and_, select
 
 from adapter.core import Adapter
 from adapter.ledger.reclamation import without_row
-from adapter.ledger.schema import groups, jobs, task_files, tasks
+from adapter.ledger.schema import groups, jobs, now, task_files, tasks
 from adapter.models import GroupState, JobState
 from adapter.verify.difference import Difference
 from adapter.verify.listing import Listing
@@ -29,6 +29,7 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
         }
         to_come = _jobs_to_come(connection)
         files = _files_of_tasks(connection)
+        young = _young_jobs(connection, adapter.settings.lag_seconds)
     anew = _is_registered_anew(adapter, listing)
     for kind, folders in (("results", set(listing.results)), ("work", listing.work)):
         for job in folders:
@@ -41,7 +42,8 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
                 problem = f"its group is reclaimed but it has a folder in {kind}/"
                 yield Difference(kind, job, problem, "delete the folder by hand")
     for job, expected in files.items():
-        yield from _files(adapter, listing, job, expected)
+        if job not in young:
+            yield from _files(adapter, listing, job, expected)
     for job, row in known.items():
         if row.state == JobState.SUCCEEDED and row.group_state not in GOING:
             for name in sorted(listing.results.get(job, {}).keys() - files.get(job, {}).keys()):
@@ -63,6 +65,12 @@ def _files(
         elif size is not None and there.get(name, size) != size:
             problem = f"its file {name} has {there[name]} bytes instead of {size}"
             yield Difference("results", job, problem, remedy)
+
+
+def _young_jobs(connection: Connection, lag_seconds: float) -> set[str]:
+    """Return the jobs whose results are so young that they need not be seen here yet."""
+    young = tasks.c.created_at > now() - lag_seconds
+    return set(connection.execute(select(tasks.c.job_id).where(~tasks.c.remote, young)).scalars())
 
 
 def _files_of_tasks(connection: Connection) -> dict[str, dict[str, int | None]]:

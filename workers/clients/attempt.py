@@ -30,6 +30,7 @@ from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.ledger.tasks import TaskFile
 from adapter.models import check_uid
+from adapter.spool import make_folder
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
 
@@ -71,10 +72,10 @@ class Attempt:
         NotYetVisible
             If a file is not there, or not all of it.
         """
-        self.job_folder.mkdir(mode=0o700, exist_ok=True)
-        for folder in (self.folder, self.input, self.output, self.temporary):
-            folder.mkdir(mode=0o700)
         try:
+            make_folder(self.job_folder)
+            for folder in (self.folder, self.input, self.output, self.temporary):
+                folder.mkdir(mode=0o700)
             _copy(metadata, self.metadata)
             for file in files:
                 target = self.input / file.name
@@ -113,6 +114,8 @@ def read_results(folder: Path, reader: HeaderReader) -> list[TaskFile]:
 
     Raises
     ------
+    NotYetVisible
+        If the folder, which another host may have published, is not to be seen here.
     PermanentError
         If a file is no DICOM file that could be sent as it is.
 
@@ -120,7 +123,11 @@ def read_results(folder: Path, reader: HeaderReader) -> list[TaskFile]:
     ----------
     PS3.10 section 7.1; PS3.4 Annex B.2.1 (the UIDs of a C-STORE are those of its data set).
     """
-    results = [_read_result(path, reader) for path in sorted(folder.iterdir())]
+    try:
+        found = sorted(folder.iterdir())
+    except FileNotFoundError:
+        raise NotYetVisible("a folder of results is not visible (yet)") from None
+    results = [_read_result(path, reader) for path in found]
     if len({result.sop_instance_uid for result in results}) < len(results):
         raise _invalid("two files have the same SOP Instance UID")
     return results

@@ -15,7 +15,7 @@ from adapter.core import Adapter
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.ledger.jobs import Job
 from adapter.settings import Pipeline, Settings
-from adapter.spool import Spool, write_durably
+from adapter.spool import Spool, make_folder, write_durably
 from workers.clients.platform import PayloadFile
 
 
@@ -63,8 +63,11 @@ class EmbeddedPlatform:
     def describe(self, job: Job, metadata: Mapping[str, str]) -> None:
         """Write the metadata where a run finds it, readable by nobody else."""
         path = metadata_path(self._spool, job.id)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_durably(path, json.dumps(dict(metadata), indent=1).encode("utf-8"))
+        make_folder(path.parent)
+        try:
+            write_durably(path, json.dumps(dict(metadata), indent=1).encode("utf-8"))
+        except FileNotFoundError:
+            raise NotYetVisible(f"the folder of job {job.id} is not visible (yet)") from None
 
     def upload(self, job: Job, files: Sequence[PayloadFile]) -> None:
         """Check that every file is there with all its bytes; they stay where they are."""

@@ -30,7 +30,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
     over, ``export`` exports under way and answers owed to a Results Service, ``reclamation`` files
     and groups that may go.  What waits in incoming/ is the spool's to tell.
     """
-    storage, lease = settings.storage, settings.workers.lease_seconds
+    retention, lease = settings.retention_seconds, settings.workers.lease_seconds
     questions: dict[str, Select[Any]] = {
         "grouping": select(groups.c.opened_at.label("since")).where(
             groups.c.state == GroupState.OPEN
@@ -48,9 +48,11 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
             select(tasks.c.created_at.label("since")).where(tasks.c.report == ReportState.DUE),
         ),
         "reclamation": _both(
-            select(arrivals.c.registered_at.label("since")).where(unwanted_due()),
-            select((groups.c.closed_at + storage.retention_seconds).label("since")).where(
-                group_due(storage.retention_seconds, lease)
+            select(arrivals.c.registered_at.label("since")).where(
+                unwanted_due(settings.lag_seconds)
+            ),
+            select((groups.c.closed_at + retention).label("since")).where(
+                group_due(retention, lease)
             ),
         ),
     }
