@@ -45,6 +45,7 @@ OTHER_VALUES: dict[tuple[str, ...], Any] = {
     ("data",): "/srv/adapter",
     ("storage", "durability"): "none",
     ("storage", "temporary"): "/srv/spool",
+    ("storage", "lagSeconds"): 3.0,
     ("services", "platform", "metadataDicomSource"): ["00100020"],
     ("services", "resultsService", "endpoint"): "http://results.example",
     ("services", "resultsService", "root"): "/srv/results",
