@@ -76,7 +76,7 @@ def _role(words):
         return words[words.index("--hostname") + 1].partition("@")[0]
     if any("redis-server" in word or "valkey-server" in word for word in words):
         return "redis"
-    if "adapter.demo.pacs" in words:
+    if "demo-pacs" in words:
         return "pacs"
     return [word for word in words if word][-1]
 

@@ -19,7 +19,6 @@ from adapter.demo import proof
 from adapter.demo.command import DEFAULT_STUDY
 from adapter.embedded.roles import own_command
 from adapter.settings import load
-from adapter.spool import Spool
 from tests.support_stack import free_port
 from tests.support_supervisor import children, environment, eventually, runs
 
@@ -130,14 +129,66 @@ def test_a_study_without_dicom_is_refused_at_once(tmp_path):
     assert "no DICOM file to send" in output
 
 
+def test_the_demo_joins_an_adapter_that_runs(tmp_path):
+    """The road is run and proven each time anew; results of an earlier time do not count."""
+    # Given
+    data, received, elsewhere = (tmp_path / name for name in ("data", "received", "elsewhere"))
+    data.mkdir()
+    elsewhere.mkdir()
+    pacs, port = free_port(), free_port()
+    command = ["{python}", "-m", "adapter.demo.pipeline", "{input}", "{output}"]
+    document = {
+        "dicom": {"scp": {"host": "127.0.0.1", "port": port}},
+        "storage": {"watermarkPercent": 100, "reserveSpaceGB": 0},
+        "pipelines": {
+            "example": {"name": "Example", "command": command, "destinations": ["demo-pacs"]}
+        },
+        "flower": {"enabled": False},
+        "api": {"port": free_port()},
+        "broker": {"port": free_port()},
+    }
+    (data / "appsettings.json").write_text(json.dumps({"DicomAdapter": document}))
+    options = ("--data", data, "--pacs", f"127.0.0.1:{pacs}", "--patience", "60")
+    said = []
+
+    # If
+    with (
+        program(tmp_path, "up", "--data", data) as adapter,
+        program(tmp_path, "demo-pacs", "--port", pacs, received),
+    ):
+        read_until(adapter, r"Ready\.")
+        for folder in (received, elsewhere):
+            with program(tmp_path, "demo-sender", *options, folder) as sender:
+                output, _ = sender.communicate()
+            said.append((sender.returncode, output))
+        adapter.send_signal(signal.SIGTERM)
+        adapter.communicate(timeout=40)
+
+    # Then
+    (passed, first), (failed, second) = said
+    assert passed == 0, first
+    assert "bit for bit: 2 files" in first
+    assert failed == 1, second
+    assert "jobs        1 succeeded" in second
+    assert second.count("the PACS has not received it") == 2
+    assert len(list(received.iterdir())) == 4
+
+
+@pytest.mark.parametrize("address", ["pacs", ":104", "pacs:70000"])
+def test_an_address_that_is_none_is_refused(tmp_path, address):
+    """The demo says which option is wrong, and how an address is written."""
+    with program(tmp_path, "demo-sender", "--pacs", address, tmp_path) as process:
+        output, _ = process.communicate(timeout=30)
+
+    assert process.returncode == 2
+    assert f"--pacs: '{address}' is not HOST:PORT" in output
+
+
 @pytest.mark.parametrize("difference", ["none", "other bytes", "missing", "stranger"])
 def test_the_proof_sees_every_difference(tmp_path, difference):
     """What arrived has to be what was written: each file, each byte of the data set, no other."""
     # Given
-    job = "00000000-0000-4000-8000-000000000001"
-    spool = Spool(tmp_path / "spool")
-    spool.create()
-    results, received = spool.result_folder(job), tmp_path / "received"
+    results, received = tmp_path / "results", tmp_path / "received"
     for folder in (results, received):
         shutil.copytree(DEFAULT_STUDY / "CT2N", folder)
         for path in list(folder.iterdir()):
@@ -154,7 +205,7 @@ def test_the_proof_sees_every_difference(tmp_path, difference):
         shutil.copy(DEFAULT_STUDY / "CT5N" / "2062", received / "stranger.dcm")
 
     # Then
-    same, problems = proof.compare(spool, [job], received)
+    same, problems = proof.compare(proof.digests(results), proof.digests(received))
     assert (same, len(problems)) == {
         "none": (2, 0),
         "other bytes": (1, 1),

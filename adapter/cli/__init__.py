@@ -47,6 +47,8 @@ app = typer.Typer(
 app.command("check-config")(roles.check_config)
 app.command()(roles.up)
 app.command()(demo.demo)
+app.command("demo-sender")(demo.demo_sender)
+app.command("demo-pacs")(demo.demo_pacs)
 app.command()(roles.scp)
 app.command()(roles.worker)
 app.command()(roles.api)

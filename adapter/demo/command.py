@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from adapter.verify import verify
 DEFAULT_STUDY = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
 
 _START_SECONDS = 60.0
-#: Seconds without any change after which the demo gives up; a dead worker's lease is shorter.
+#: Seconds without any change after which the demo gives up; its own dead worker's lease is shorter.
 _STALL_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 
@@ -78,9 +79,7 @@ def run(study: Path | None, *, keep: bool) -> None:
         If anything did not go as it must.
     """
     begin = time.monotonic()
-    found = modality.find_files([study or DEFAULT_STUDY])
-    if not found.files:
-        raise AdapterError(f"there is no DICOM file to send in {study}")
+    found = _find(study)
     folder = Path(tempfile.mkdtemp(prefix="dicom-adapter-demo-"))
     try:
         problems = _play(scene.build(folder), found)
@@ -89,6 +88,42 @@ def run(study: Path | None, *, keep: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if keep:
         say(f"Kept, with copies of the images: {folder}")
+    _conclude(problems, begin)
+
+
+def visit(stage: Scene, study: Path | None, *, patience: float) -> None:
+    """Run the demo against an adapter that runs already.
+
+    Parameters
+    ----------
+    study : Path, optional
+        A folder (or file) of the user's own; several studies may be in it.
+    patience : float, seconds
+        How long nothing at all may happen.
+
+    Raises
+    ------
+    AdapterError
+        If anything did not go as it must.
+    """
+    begin = time.monotonic()
+    found = _find(study)
+    adapter = open_adapter(stage.settings)
+    try:
+        problems = _send_and_watch(stage, adapter, found, patience)
+    finally:
+        adapter.close()
+    _conclude(problems, begin)
+
+
+def _find(study: Path | None) -> Found:
+    found = modality.find_files([study or DEFAULT_STUDY])
+    if not found.files:
+        raise AdapterError(f"there is no DICOM file to send in {study}")
+    return found
+
+
+def _conclude(problems: list[str], begin: float) -> None:
     if problems:
         raise AdapterError("the demo failed:\n  " + "\n  ".join(problems))
     say(f"The demo has passed, in {time.monotonic() - begin:.0f} s.")
@@ -102,7 +137,9 @@ def _play(stage: Scene, found: Found) -> list[str]:
         f"  the disk may fill up to {scene.WATERMARK_PERCENT:.0f} %, less {scene.RESERVE_GB} GB, "
         "for this demo (by default 85 %, less 5 GB)"
     )
-    with Supervisor(settings, extra=[stage.pacs], tell=lambda line: say(f"  {line}")) as supervisor:
+    with Supervisor(
+        settings, extra=[stage.pacs_role], tell=lambda line: say(f"  {line}")
+    ) as supervisor:
         begin = time.monotonic()
         if not supervisor.wait_ready(_START_SECONDS):
             missing = supervisor.missing()
@@ -113,13 +150,13 @@ def _play(stage: Scene, found: Found) -> list[str]:
         say(f"  ready after {time.monotonic() - begin:.1f} s: {', '.join(supervisor.pids)}")
         adapter = open_adapter(settings)
         try:
-            return _send_and_watch(stage, adapter, found)
+            return _send_and_watch(stage, adapter, found, _STALL_SECONDS)
         finally:
             adapter.close()
             say("Stopping ...")
 
 
-def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
+def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: float) -> list[str]:
     if adapter.storage_is_low():
         return [f"the disk of {stage.settings.data} is full"]
     stage.register(adapter)
@@ -133,30 +170,48 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found) -> list[str]:
         + (f" (skipped: {skipped})" if skipped else "")
     )
     sending = Sending(len(found.files))
+    before = look(adapter)
+    received = proof.digests(stage.received)
     with ThreadPoolExecutor(1, thread_name_prefix="modality") as pool:
         sent = pool.submit(
             modality.send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
         )
-        progress = _watch(adapter, sending, sent)
+        progress, over = _watch(adapter, sending, sent, before, patience)
         sent.result()
     _tell_timelines(progress)
-    return _judge(stage, adapter, sending, progress)
+    problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
+    if not over:
+        lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
+        problems.append(f"nothing has moved for {patience:.0f} s: {lines}")
+    if quarantined := progress.quarantined - before.quarantined:
+        problems.append(f"{count(quarantined, 'file')} went to quarantine")
+    arrived = proof.digests(stage.received)
+    new = {uid: digest for uid, digest in arrived.items() if received.get(uid) != digest}
+    return problems + _judge(adapter, progress, new)
 
 
-def _watch(adapter: Adapter, sending: Sending, sent: Future[None]) -> Progress:
-    """Show the progress until nothing more will happen, or nothing has happened for too long."""
-    changed, before = time.monotonic(), [sending.line]
+def _watch(
+    adapter: Adapter, sending: Sending, sent: Future[None], before: Progress, patience: float
+) -> tuple[Progress, bool]:
+    """Show the progress until nothing more will happen, or nothing has happened for too long.
+
+    Returns
+    -------
+    tuple of Progress and bool
+        How far it has come, and whether that is the end.
+    """
+    changed, lines_before = time.monotonic(), [sending.line]
     with live_display() if console.is_terminal else plain_display() as show:
         while True:
             over = sent.done()  # asked first: what it stored is then in what is read next
-            progress = look(adapter)
+            progress = look(adapter, before.now)
             lines = [sending.line, *progress.lines()]
             show(lines)
-            if any(job.working for job in progress.jobs) or lines != before:
-                changed, before = time.monotonic(), lines
-            stalled = time.monotonic() - changed > _STALL_SECONDS
-            if stalled or (over and progress.is_over(sending.stored)):
-                return progress
+            if any(job.working for job in progress.jobs) or lines != lines_before:
+                changed, lines_before = time.monotonic(), lines
+            over = over and progress.is_over(before.accounted + sending.stored)
+            if over or time.monotonic() - changed > patience:
+                return progress, over
             time.sleep(_LOOK_SECONDS)
 
 
@@ -166,14 +221,9 @@ def _tell_timelines(progress: Progress) -> None:
         print_table(HEADINGS, tell(timeline), "nothing happened")
 
 
-def _judge(stage: Scene, adapter: Adapter, sending: Sending, progress: Progress) -> list[str]:
-    """Return everything that is not as it must be."""
-    problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
-    if not progress.is_over(sending.stored):
-        lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
-        problems.append(f"nothing has moved for {_STALL_SECONDS:.0f} s: {lines}")
-    if progress.quarantined:
-        problems.append(f"{count(progress.quarantined, 'file')} went to quarantine")
+def _judge(adapter: Adapter, progress: Progress, arrived: Mapping[str, str]) -> list[str]:
+    """Return everything that is not as it must be with what became of the files."""
+    problems = []
     if len(progress.jobs) != len(progress.groups) or not progress.jobs:
         problems.append(f"{len(progress.groups)} groups have {len(progress.jobs)} jobs")
     for job in progress.jobs:
@@ -182,9 +232,8 @@ def _judge(stage: Scene, adapter: Adapter, sending: Sending, progress: Progress)
     problems += [
         export_line(export) for export in progress.exports if export.state != ExportState.SUCCEEDED
     ]
-    same, differences = proof.compare(
-        adapter.spool, [job.id for job in progress.jobs], stage.pacs_folder
-    )
+    written = proof.published(adapter.ledger, [job.id for job in progress.jobs])
+    same, differences = proof.compare(written, arrived)
     problems += differences
     if not same:
         problems.append("no result arrived at the PACS")

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's PACS: a Storage SCP that keeps what it receives, byte for byte.
 
-``python -m adapter.demo.pacs PORT FOLDER``.  A file is synced and has its name before Success is
-answered, so that nothing confirmed is lost when the process is killed.
+A file is synced and has its name before Success is answered, so that nothing confirmed is lost when
+the process is killed.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
 
-from adapter.errors import AdapterError
 from adapter.models import check_uid
 from adapter.spool import write_durably
 
@@ -38,22 +36,11 @@ def store(event: evt.Event, folder: Path) -> int:
     return _SUCCESS
 
 
-def serve(port: int, folder: Path) -> None:
+def serve(host: str, port: int, folder: Path) -> None:
     """Receive until the process is ended."""
     folder.mkdir(parents=True, exist_ok=True)
     _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too
     ae = AE("DEMOPACS")
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(str(context.abstract_syntax), AllTransferSyntaxes)
-    ae.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, store, [folder])])
-
-
-def main() -> None:
-    """Run as a program."""
-    if len(sys.argv) != 3:
-        raise AdapterError("usage: python -m adapter.demo.pacs PORT FOLDER")
-    serve(int(sys.argv[1]), Path(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    main()
+    ae.start_server((host, port), evt_handlers=[(evt.EVT_C_STORE, store, [folder])])

@@ -49,27 +49,33 @@ class Progress:
         Acknowledged files that could not be processed.
     now : datetime
         The ledger's time.
+    since : datetime
+        Older groups, jobs and exports are none of this demo.
     """
 
     timelines: list[Timeline]
     waiting: int
     quarantined: int
     now: datetime
+    since: datetime
 
     @property
     def groups(self) -> list[Group]:
         """The groups, each once."""
-        return _unique(group for timeline in self.timelines for group in timeline.groups)
+        found = (group for timeline in self.timelines for group in timeline.groups)
+        return _unique(group for group in found if group.opened_at >= self.since)
 
     @property
     def jobs(self) -> list[Job]:
         """The jobs, each once."""
-        return _unique(job for timeline in self.timelines for job in timeline.jobs)
+        found = (job for timeline in self.timelines for job in timeline.jobs)
+        return _unique(job for job in found if job.created_at >= self.since)
 
     @property
     def exports(self) -> list[ExportDetail]:
         """The exports, each once."""
-        return _unique(export for timeline in self.timelines for export in timeline.exports)
+        found = (export for timeline in self.timelines for export in timeline.exports)
+        return _unique(export for export in found if export.created_at >= self.since)
 
     @property
     def accounted(self) -> int:
@@ -115,15 +121,17 @@ class Progress:
         return [*found, Line("exports", text)]
 
 
-def look(adapter: Adapter) -> Progress:
-    """Read how far everything has come."""
+def look(adapter: Adapter, since: datetime | None = None) -> Progress:
+    """Read how far everything has come; without `since`, what begins from now on counts."""
+    now = datetime.fromtimestamp(adapter.ledger.now(), UTC)
     page = list_studies(adapter.ledger, limit=1000)
     timelines = [find_timeline(adapter.ledger, study.study_instance_uid) for study in page.items]
     return Progress(
         timelines=[timeline for timeline in timelines if timeline is not None],
         waiting=sum(1 for _ in adapter.spool.list_incoming()),
         quarantined=len(quarantine.list_quarantined(adapter.ledger, limit=1000).items),
-        now=datetime.fromtimestamp(adapter.ledger.now(), UTC),
+        now=now,
+        since=since or now,
     )
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from sqlalchemy import select
+
 from adapter.dicom import digest_data_set, read_file_meta
-from adapter.spool import Spool
+from adapter.ledger import Ledger
+from adapter.ledger.schema import task_files, tasks
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -20,18 +23,24 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def compare(spool: Spool, jobs: Iterable[str], received: Path) -> tuple[int, list[str]]:
-    """Compare the published results of some jobs with what the PACS received.
+def published(ledger: Ledger, jobs: Collection[str]) -> dict[str, str]:
+    """Return the same of the files that pipelines wrote, as it was recorded before any was sent."""
+    query = select(task_files.c.sop_instance_uid, task_files.c.digest).select_from(
+        task_files.join(tasks, task_files.c.task_id == tasks.c.id)
+    )
+    with ledger.read() as connection:
+        rows = connection.execute(query.where(tasks.c.job_id.in_(jobs)))
+        return {row.sop_instance_uid: row.digest for row in rows}
+
+
+def compare(written: Mapping[str, str], arrived: Mapping[str, str]) -> tuple[int, list[str]]:
+    """Compare what pipelines wrote with what the PACS received.
 
     Returns
     -------
     tuple of int and list of str
         How many files are identical, and every difference.
     """
-    written: dict[str, str] = {}
-    for job in jobs:
-        written |= digests(spool.result_folder(job))
-    arrived = digests(received)
     problems = [f"{uid}: the PACS has not received it" for uid in written.keys() - arrived.keys()]
     problems += [f"{uid}: no pipeline wrote it" for uid in arrived.keys() - written.keys()]
     both = written.keys() & arrived.keys()

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's scene: an adapter of its own in a scratch folder, and the PACS beside it."""
+"""The demo's scene: who sends to whom, and where everything is.
+
+The demo makes an adapter of its own in a scratch folder, with a PACS beside it; or it joins an
+adapter that runs already, and whose pipelines, PACS and modality are elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.core import Adapter
-from adapter.embedded.roles import Role, accepts
+from adapter.embedded.roles import Role, accepts, own_command
 from adapter.errors import AdapterError
 from adapter.ledger import configuration
 from adapter.models import AETitle, Destination, EntityKind, Source
@@ -44,22 +47,25 @@ class Scene:
     Attributes
     ----------
     settings : Settings
-        Those of its adapter.
-    pacs_port : int
-        TCP port of its PACS.
-    pacs_folder : Path
-        What the PACS received.
+        Those of the adapter.
+    adapter : Destination
+        The adapter, as the modality sees it.
+    modality_address : str
+        The modality's address, as the adapter sees it.
+    pacs : Destination
+        The PACS, as the adapter sees it.
+    received : Path
+        Folder of what the PACS received.
+    again : bool
+        Whether the demo may have been here before: its study is then processed once more.
     """
 
     settings: Settings
-    pacs_port: int
-    pacs_folder: Path
-
-    @property
-    def adapter(self) -> Destination:
-        """The adapter, as the modality sees it."""
-        port = self.settings.dicom.scp.port
-        return Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=_HOST, port=port)
+    adapter: Destination
+    modality_address: str
+    pacs: Destination
+    received: Path
+    again: bool = False
 
     @property
     def modality(self) -> Scu:
@@ -67,14 +73,12 @@ class Scene:
         return Scu(ae_title=MODALITY)
 
     @property
-    def pacs(self) -> Role:
+    def pacs_role(self) -> Role:
         """The PACS, as a role of the supervisor."""
-        arguments = ["-m", "adapter.demo.pacs", str(self.pacs_port), str(self.pacs_folder)]
+        host, port = self.pacs.host_ip, self.pacs.port
+        arguments = ("--host", host, "--port", str(port), str(self.received))
         return Role(
-            "pacs",
-            [sys.executable, *arguments],
-            lambda _pid: accepts(_HOST, self.pacs_port),
-            nice=1,
+            "pacs", own_command("demo-pacs", *arguments), lambda _pid: accepts(host, port), nice=1
         )
 
     def register(self, adapter: Adapter) -> None:
@@ -86,17 +90,20 @@ class Scene:
                 "jobRetryDelay": "1000",
                 f"pipeline-{PIPELINE}": PIPELINE,
             },
+            resend="rerun" if self.again else "ignore",
         )
         registry.validate(ae_title)
-        destination = Destination(
-            name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=_HOST, port=self.pacs_port
-        )
+        source = Source(ae_title=MODALITY, host_ip=[self.modality_address])
+        version = 0
         for kind, entity in (
-            (EntityKind.DESTINATION, destination),
-            (EntityKind.SOURCE, Source(ae_title=MODALITY, host_ip=[_HOST])),
+            (EntityKind.DESTINATION, self.pacs),
+            (EntityKind.SOURCE, source),
             (EntityKind.AE_TITLE, ae_title),
         ):
-            version = configuration.put(adapter.ledger, kind, entity, replace=False)
+            there = {item.entity.key for item in configuration.current(adapter.ledger, kind)}
+            replace = self.again and entity.key in there
+            put = configuration.put(adapter.ledger, kind, entity, replace=replace)
+            version = max(version, put)
         end = time.monotonic() + _IN_FORCE_SECONDS
         while (adapter.spool.read_configuration() or {"version": 0})["version"] < version:
             if time.monotonic() > end:
@@ -144,7 +151,50 @@ def build(folder: Path) -> Scene:
     data.mkdir(mode=0o700)
     text = json.dumps({"DicomAdapter": document}, indent=2)
     (data / "appsettings.json").write_text(text, encoding="utf-8")
-    return Scene(load(data=data), pacs, folder / "pacs")
+    return Scene(
+        load(data=data),
+        adapter=Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=_HOST, port=scp),
+        modality_address=_HOST,
+        pacs=Destination(name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=_HOST, port=pacs),
+        received=folder / "pacs",
+    )
+
+
+def join(settings: Settings, scp: tuple[str, int], pacs: tuple[str, int], received: Path) -> Scene:
+    """Return the scene around an adapter that runs already.
+
+    Parameters
+    ----------
+    scp, pacs : tuple of str and int
+        Host and port of the adapter's receiver, and of the PACS.
+
+    Raises
+    ------
+    AdapterError
+        If the receiver's name is not known.
+    """
+    (scp_host, scp_port), (pacs_host, pacs_port) = scp, pacs
+    return Scene(
+        settings,
+        adapter=Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=scp_host, port=scp_port),
+        modality_address=_address_towards(scp_host, scp_port),
+        pacs=Destination(
+            name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=pacs_host, port=pacs_port
+        ),
+        received=received,
+        again=True,
+    )
+
+
+def _address_towards(host: str, port: int) -> str:
+    """Return the address of ours that packets to somebody else come from."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise AdapterError(f"{host}: {error.strerror or error}") from None
 
 
 def _free_ports(number: int) -> list[int]:
