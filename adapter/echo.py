@@ -16,7 +16,7 @@ from adapter.scu.association import (
     Rejected,
     Unreachable,
 )
-from adapter.settings import Settings
+from adapter.settings import Scu
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,18 @@ class Echo:
         The same in plain words, with what to do about it.
     seconds : float
         How long it took.
+    rejected : bool
+        Whether the destination rejected the association for good: it is there, but does not know us
+        or the title we call it by.
     """
 
     ok: bool
     text: str
     seconds: float
+    rejected: bool = False
 
 
-def echo(destination: Destination, settings: Settings) -> Echo:
+def echo(destination: Destination, scu: Scu) -> Echo:
     """Ask a destination for Verification and say what came of it; it never raises for a peer.
 
     References
@@ -46,20 +50,22 @@ def echo(destination: Destination, settings: Settings) -> Echo:
     PS3.4 Annex A.
     """
     start = time.monotonic()
+    rejected = False
     try:
-        ok, text = _ask(destination, settings)
-    except Rejected as rejected:
-        ok, text = False, f"{destination.name} {rejected}{_advice(rejected, destination, settings)}"
+        ok, text = _ask(destination, scu)
+    except Rejected as rejection:
+        ok, rejected = False, True
+        text = f"{destination.name} {rejection}{_advice(rejection, destination, scu)}"
     except Broken as broken:
         ok, text = False, f"{destination.name} {broken}"
     except Unreachable as unreachable:
         ok, text = False, f"{unreachable}; check host and port, and whether the peer runs"
-    return Echo(ok, text, time.monotonic() - start)
+    return Echo(ok, text, time.monotonic() - start, rejected)
 
 
-def _ask(destination: Destination, settings: Settings) -> tuple[bool, str]:
+def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
     context = VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN
-    with Association(destination, settings.dicom.scu, [context]) as association:
+    with Association(destination, scu, [context]) as association:
         if context not in association.accepted:
             return False, (
                 f"{destination.name} accepts associations but refused Verification; "
@@ -74,10 +80,10 @@ def _ask(destination: Destination, settings: Settings) -> tuple[bool, str]:
     )
 
 
-def _advice(rejected: Rejected, destination: Destination, settings: Settings) -> str:
+def _advice(rejection: Rejected, destination: Destination, scu: Scu) -> str:
     """Return what to do about a rejection, if we know."""
-    if rejected.code == CALLING_NOT_RECOGNISED:
-        return f"; add our AE title {settings.dicom.scu.ae_title} at the peer"
-    if rejected.code == CALLED_NOT_RECOGNISED:
+    if rejection.code == CALLING_NOT_RECOGNISED:
+        return f"; add our AE title {scu.ae_title} at the peer"
+    if rejection.code == CALLED_NOT_RECOGNISED:
         return f"; the peer does not call itself {destination.ae_title}, check its AE title"
     return ""

@@ -377,6 +377,28 @@ def test_destination_echo_tells_what_is_wrong(cli, adapter, scp, settings):
     assert "nobody listens" in err
 
 
+def test_echo_goes_to_any_address(cli, scp):
+    """An echo needs no destination, only an address; who calls is up to the caller."""
+    code, out, err = cli("echo", "CT-AI", "127.0.0.1", scp.port, "--calling", "CT1")
+
+    assert (code, err) == (0, "")
+    assert f"answered as CT-AI at 127.0.0.1:{scp.port}" in out
+
+
+def test_echo_may_take_a_rejection_for_an_answer(cli, scp):
+    """A stranger is rejected, which is a failure unless asked to be an answer; silence always is."""
+    stranger = ("echo", "CT-AI", "127.0.0.1", scp.port, "--calling", "STRANGER")
+
+    assert cli(*stranger)[0] == 1
+    code, out, err = cli(*stranger, "--accept-rejection", "--json")
+    assert code == 0
+    assert json.loads(out)["rejected"]
+    assert "the calling AE title is not recognised" in err
+
+    scp.stop(grace=0)
+    assert cli(*stranger, "--accept-rejection")[0] == 1
+
+
 # -- what happened ---------------------------------------------------------------------------------
 
 

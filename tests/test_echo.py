@@ -15,10 +15,9 @@ from tests.support_wire import abort, reject
 
 
 @pytest.fixture
-def quick(settings):
-    """Settings whose SCU waits a second."""
-    scu = Scu(ae_title="OURSCU", connect_seconds=1, association_seconds=1, response_seconds=1)
-    return settings.model_copy(update={"dicom": settings.dicom.model_copy(update={"scu": scu})})
+def quick():
+    """An SCU that waits a second."""
+    return Scu(ae_title="OURSCU", connect_seconds=1, association_seconds=1, response_seconds=1)
 
 
 def test_echo_that_is_answered(quick):
@@ -75,6 +74,18 @@ def test_what_went_wrong(quick, behave, words):
     for word in words:
         assert word in answer.text
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("behave", "rejected"),
+    [(answering(reject(1, 1, 3)), True), (answering(reject(2, 3, 2)), False),
+     (abort_the_echo, False), (refuse_verification, False)],
+    ids=("calling", "limit", "abort", "no-verification"),
+)  # fmt: skip
+def test_a_rejection_is_told_apart(quick, behave, rejected):
+    """Only a peer that does not want us is said to reject; one without a place is just away."""
+    with RawPeer(behave) as peer:
+        assert echo(destination(peer.port), quick).rejected == rejected
 
 
 def test_nobody_there(quick):

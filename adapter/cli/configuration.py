@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from adapter.cli.send import tell_echo
 from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
 from adapter.models import AETitle, EntityKind, Versioned
 from adapter.processors import registry
-from adapter.terminal import complain, print_json, print_table, say, warn
+from adapter.terminal import print_json, print_table, say, warn
 
 ae_titles = typer.Typer(help="AE titles that modalities send to.", no_args_is_help=True)
 sources = typer.Typer(help="Who may send: calling AE titles and addresses.", no_args_is_help=True)
@@ -303,11 +303,7 @@ def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = Fa
 
     with opened(ctx) as adapter:
         found = _find(adapter, EntityKind.DESTINATION, name)
-        answer = echo(found.entity, adapter.settings)
-    if as_json:
-        print_json({"name": name, **asdict(answer)})
-    elif answer.ok:
-        say(f"{answer.text} ({answer.seconds:.2f} s)")
+        answer = echo(found.entity, adapter.settings.dicom.scu)
+    tell_echo(answer, as_json=as_json, name=name)
     if not answer.ok:
-        complain(answer.text)
         raise typer.Exit(1)

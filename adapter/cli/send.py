@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`send`: a modality on the command line."""
+"""`send` and `echo`: a modality on the command line."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,10 +18,15 @@ from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, check_ae_title
 from adapter.settings import Scu
 from adapter.story import count
-from adapter.terminal import errors, print_json, print_table, say
+from adapter.terminal import complain, errors, print_json, print_table, say
 
 if TYPE_CHECKING:
     from adapter.demo import modality
+    from adapter.echo import Echo
+
+Calling = Annotated[
+    str | None, typer.Option(help="The calling AE title; by default that of our SCU.")
+]
 
 
 def send(
@@ -30,27 +36,13 @@ def send(
     *,
     host: Annotated[str | None, typer.Option(help="By default this adapter's.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The same.")] = None,
-    calling: Annotated[
-        str | None, typer.Option(help="The calling AE title; by default that of our SCU.")
-    ] = None,
+    calling: Calling = None,
     as_json: AsJson = False,
 ) -> None:
     """Send files and folders by C-STORE, as they are; what was not answered is sent again."""
     dicom = settings_of(ctx).dicom
-    body = {
-        "name": "peer",
-        "aeTitle": ae_title,
-        "hostIp": host or local(dicom.scp.host),
-        "port": port or dicom.scp.port,
-    }
-    peer = configuration.parse(EntityKind.DESTINATION, body)
-    assert isinstance(peer, Destination)
-    scu = dicom.scu
-    if calling is not None:
-        try:
-            scu = scu.model_copy(update={"ae_title": check_ae_title(calling)})
-        except ValueError as error:
-            raise ConfigurationError([f"--calling: {error}"]) from None
+    peer = _peer(ae_title, host or local(dicom.scp.host), port or dicom.scp.port)
+    scu = _calling_as(dicom.scu, calling)
     from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
 
     found = modality.find_files(paths)
@@ -70,6 +62,58 @@ def send(
             print_table(("failed", "why"), rows, "")
     if failures:
         raise typer.Exit(1)
+
+
+def echo(
+    ctx: typer.Context,
+    ae_title: Annotated[str, typer.Argument(metavar="AET", help="The called AE title.")],
+    host: Annotated[str, typer.Argument(help="Its address or host name.")],
+    port: Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")],
+    *,
+    calling: Calling = None,
+    accept_rejection: Annotated[
+        bool,
+        typer.Option(
+            "--accept-rejection",
+            help="Call a rejected association an answer too: it is DICOM that is spoken there.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a C-ECHO to any address, and say in plain words what came of it."""
+    from adapter import echo as verification  # noqa: PLC0415 - see the package's docstring
+
+    scu = _calling_as(settings_of(ctx).dicom.scu, calling)
+    answer = verification.echo(_peer(ae_title, host, port), scu)
+    tell_echo(answer, as_json=as_json)
+    if not (answer.ok or (accept_rejection and answer.rejected)):
+        raise typer.Exit(1)
+
+
+def tell_echo(answer: Echo, *, as_json: bool, **more: Any) -> None:
+    """Say what came of a C-ECHO."""
+    if as_json:
+        print_json({**more, **asdict(answer)})
+    elif answer.ok:
+        say(f"{answer.text} ({answer.seconds:.2f} s)")
+    if not answer.ok:
+        complain(answer.text)
+
+
+def _peer(ae_title: str, host: str, port: int) -> Destination:
+    body = {"name": "the peer", "aeTitle": ae_title, "hostIp": host, "port": port}
+    peer = configuration.parse(EntityKind.DESTINATION, body)
+    assert isinstance(peer, Destination)
+    return peer
+
+
+def _calling_as(scu: Scu, calling: str | None) -> Scu:
+    if calling is None:
+        return scu
+    try:
+        return scu.model_copy(update={"ae_title": check_ae_title(calling)})
+    except ValueError as error:
+        raise ConfigurationError([f"--calling: {error}"]) from None
 
 
 def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
