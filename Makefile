@@ -58,8 +58,9 @@ format: $(DEV_STAMP)  ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(RUN_STAMP)  ## write the tables of docs/configuration.md anew
+docs: $(DEV_STAMP)  ## write anew what docs and chart take from settings and values
 	@$(BIN)/python docs/render_configuration.py
+	@$(BIN)/python helm/render.py
 
 LOCK := $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --annotation-style line \

@@ -386,7 +386,7 @@ def test_echo_goes_to_any_address(cli, scp):
 
 
 def test_echo_may_take_a_rejection_for_an_answer(cli, scp):
-    """A stranger is rejected, which is a failure unless asked to be an answer; silence always is."""
+    """A rejection is a failure unless it is asked to be an answer; silence always is one."""
     stranger = ("echo", "CT-AI", "127.0.0.1", scp.port, "--calling", "STRANGER")
 
     assert cli(*stranger)[0] == 1

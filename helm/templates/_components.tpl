@@ -1,0 +1,89 @@
+{{/*
+The components of the adapter, and what the values say about each: the defaults, overridden by its
+own.  Templates take a component as the map that this returns.
+
+  name       of the component, which is also its label
+  values     the merged values
+  args       of the `dicom-adapter` command
+  probes     the port's name, and the paths that say "alive" and "ready"
+  spool      whether it mounts the spool
+  secrets    whose passwords it is given: redis, postgresql, flower
+  replicas   how many, or nothing if something else owns the number
+
+Beside those that are deployed there are two that run once: migrate and echo.
+*/}}
+
+{{- define "dicom-adapter.stages" -}}
+notification grouping submission pipeline export reclamation
+{{- end -}}
+
+{{/* The components that are installed, as a list of names. */}}
+{{- define "dicom-adapter.components" -}}
+{{- $found := concat (list "scp") (splitList " " (include "dicom-adapter.stages" .)) (list "api") -}}
+{{- if .Values.flower.enabled }}{{ $found = append $found "flower" }}{{ end -}}
+{{- if .Values.operator.enabled }}{{ $found = append $found "operator" }}{{ end -}}
+{{- join " " $found -}}
+{{- end -}}
+
+{{/* Those that mount the spool. */}}
+{{- define "dicom-adapter.spoolComponents" -}}
+{{- $found := splitList " " (include "dicom-adapter.components" .) -}}
+{{- without $found "flower" | join " " -}}
+{{- end -}}
+
+{{/* A component as YAML.  Takes (list $ name). */}}
+{{- define "dicom-adapter.component" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $isStage := has $name (splitList " " (include "dicom-adapter.stages" $root)) -}}
+{{- $own := default dict ($isStage | ternary (get $root.Values.stages $name) (get $root.Values $name)) -}}
+{{- $values := mergeOverwrite (dict "replicas" 1) (deepCopy $root.Values.defaults) (deepCopy $own) -}}
+{{- $image := deepCopy $root.Values.image -}}
+{{- /* A digest belongs to one repository. */ -}}
+{{- if (default dict $own.image).repository }}{{ $_ := unset $image "digest" }}{{ end -}}
+{{- $image = mergeOverwrite $image (deepCopy (default dict $own.image)) -}}
+{{- if not $image.tag }}{{ $_ := set $image "tag" $root.Chart.AppVersion }}{{ end -}}
+{{- $_ := set $values "image" $image -}}
+{{- $args := list $name -}}
+{{- $probes := dict "port" "metrics" "live" "/live" "ready" "/ready" -}}
+{{- $ports := list (dict "name" "metrics" "containerPort" 9090) -}}
+{{- $secrets := list "redis" "postgresql" -}}
+{{- if $isStage -}}
+  {{- $args = list "worker" $name -}}
+  {{- if $values.concurrency }}{{ $args = concat $args (list "--concurrency" (toString $values.concurrency)) }}{{ end -}}
+  {{- $_ := set $values "autoscaling" (mergeOverwrite (deepCopy $root.Values.stageAutoscaling) (deepCopy (default dict $own.autoscaling))) -}}
+{{- else if eq $name "scp" -}}
+  {{- $ports = prepend $ports (dict "name" "dicom" "containerPort" 11112) -}}
+{{- else if eq $name "api" -}}
+  {{- $ports = list (dict "name" "rest" "containerPort" 5000) -}}
+  {{- $probes = dict "port" "rest" "live" "/health/live" "ready" "/health/ready" -}}
+{{- else if eq $name "flower" -}}
+  {{- $ports = list (dict "name" "flower" "containerPort" 5555) -}}
+  {{- $probes = dict "port" "flower" "live" "/healthcheck" "ready" "/healthcheck" -}}
+  {{- $secrets = list "redis" "flower" -}}
+{{- else if eq $name "operator" -}}
+  {{- $secrets = list "postgresql" -}}
+{{- else if eq $name "migrate" -}}
+  {{- $args = list "ledger" "upgrade" -}}
+  {{- $ports = list -}}
+  {{- $secrets = list "postgresql" -}}
+{{- else if eq $name "echo" -}}
+  {{- $args = concat (list "echo" "--calling" $root.Values.echoTest.callingAETitle) ($root.Values.echoTest.strict | ternary list (list "--accept-rejection")) (list $root.Values.echoTest.calledAETitle (printf "%s-dicom" (include "dicom-adapter.fullname" $root)) (toString $root.Values.scp.service.port)) -}}
+  {{- $ports = list -}}
+  {{- $secrets = list -}}
+{{- end -}}
+{{- if not (or $root.Values.redis.enabled $root.Values.externalRedis.existingSecret) }}{{ $secrets = without $secrets "redis" }}{{ end -}}
+{{- if not (or $root.Values.postgresql.enabled $root.Values.externalDatabase.existingSecret) }}{{ $secrets = without $secrets "postgresql" }}{{ end -}}
+{{- $scaling := default dict $values.autoscaling -}}
+{{- $component := dict
+      "name" $name
+      "values" $values
+      "args" $args
+      "ports" $ports
+      "probes" $probes
+      "secrets" $secrets
+      "spool" (has $name (splitList " " (include "dicom-adapter.spoolComponents" $root)))
+-}}
+{{- if not (or (default dict $scaling.keda).enabled (default dict $scaling.hpa).enabled) }}{{ $_ := set $component "replicas" $values.replicas }}{{ end -}}
+{{- toYaml $component -}}
+{{- end -}}

@@ -1,0 +1,53 @@
+{{/* The adapter's settings, and where its passwords are. */}}
+
+{{- define "dicom-adapter.redisUrl" -}}
+{{- if .Values.redis.enabled -}}
+redis://{{ include "dicom-adapter.fullname" . }}-redis:6379/0
+{{- else -}}
+{{- .Values.externalRedis.url -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dicom-adapter.databaseUrl" -}}
+{{- if .Values.postgresql.enabled -}}
+postgresql+psycopg://dicom_adapter@{{ include "dicom-adapter.fullname" . }}-postgresql:5432/dicom_adapter
+{{- else -}}
+{{- .Values.externalDatabase.url -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+appsettings.json: the values' settings, and on them what the chart itself decides.  The paths of the
+passwords' files are not here: each role is given its own, by its environment, and no other.
+*/}}
+{{- define "dicom-adapter.settings" -}}
+{{- $own := dict
+      "data" "/var/lib/dicom-adapter"
+      "storage" (dict "temporary" "/spool")
+      "dicom" (dict "scp" (dict "host" "" "port" 11112))
+      "api" (dict "host" .Values.listen "port" 5000)
+      "flower" (dict "host" .Values.listen "port" 5555)
+      "metrics" (dict "host" .Values.listen "port" 9090)
+      "broker" (dict "url" (include "dicom-adapter.redisUrl" .))
+      "database" (dict "url" (include "dicom-adapter.databaseUrl" .))
+-}}
+{{- dict "DicomAdapter" (mergeOverwrite (deepCopy .Values.settings) $own) | toPrettyJson -}}
+{{- end -}}
+
+{{/* The Secret made by the chart. */}}
+{{- define "dicom-adapter.ownSecret" -}}
+{{ include "dicom-adapter.fullname" . }}-passwords
+{{- end -}}
+
+{{/* Where a password is, as YAML {secret, key}.  Takes (list $ which). */}}
+{{- define "dicom-adapter.password" -}}
+{{- $root := index . 0 -}}
+{{- $which := index . 1 -}}
+{{- $values := get $root.Values $which -}}
+{{- if and (eq $which "redis") (not $values.enabled) }}{{ $values = $root.Values.externalRedis }}{{ end -}}
+{{- if and (eq $which "postgresql") (not $values.enabled) }}{{ $values = $root.Values.externalDatabase }}{{ end -}}
+{{- dict
+      "secret" (default (include "dicom-adapter.ownSecret" $root) $values.existingSecret)
+      "key" (ternary $values.existingSecretKey (printf "%s-password" $which) (not (empty $values.existingSecret)))
+    | toYaml -}}
+{{- end -}}
