@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,14 @@ from adapter.spool import Spool
 #: Seconds after which the process of a heartbeat counts as gone.
 SILENCE_SECONDS = 10.0
 
+#: Seconds between the beats of one process.
+PERIOD = 1.0
+#: Seconds without a beat after which a process has to be replaced: more than a file server takes
+#: to fail over, since a beat is written beside the spool.
+DEAD_SECONDS = 60.0
+
 _FORGOTTEN_SECONDS = 3600.0
+_STOP_SECONDS = 1.0
 
 
 def _path(spool: Spool, role: str) -> Path:
@@ -71,3 +80,58 @@ def read_all(spool: Spool) -> list[dict[str, Any]]:
             beat = json.loads(path.read_text(encoding="utf-8"))
             found.append({**beat, "age": max(0.0, time.time() - float(beat["at"]))})
     return found
+
+
+class Heart:
+    """A thread that beats, and does nothing else: it waits for neither ledger nor broker.
+
+    Parameters
+    ----------
+    spool : Spool
+        Beside which the heartbeats are written; it need not be there yet.
+    role : str
+        Whose heart it is.
+    facts : callable
+        Returns what the role says about itself, None if it has nothing to say yet; called at every
+        beat, and must not wait.
+    """
+
+    def __init__(
+        self, spool: Spool, role: str, facts: Callable[[], Mapping[str, Any] | None]
+    ) -> None:
+        self._spool = spool
+        self._role = role
+        self._facts = facts
+        self._beat_at = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._beat_at
+
+    def start(self) -> None:
+        """Start beating."""
+        forget_gone(self._spool)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Beat now."""
+        self._beat_at = time.monotonic()
+        facts = self._facts()
+        if facts is not None:
+            with suppress(OSError):  # a spool that is away is for others to complain about
+                write(self._spool, self._role, **facts)
+
+    def stop(self) -> None:
+        """Stop, and take the heartbeat away."""
+        self._stop.set()
+        self._thread.join(_STOP_SECONDS)
+        remove(self._spool, self._role)
+
+    def _run(self) -> None:
+        while True:
+            self.beat()
+            if self._stop.wait(PERIOD):
+                return

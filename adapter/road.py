@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from adapter.core import Adapter
-from adapter.ledger import exports, groups, jobs, reclamation, reports, schema
+from adapter.ledger import exports, groups, jobs, queries, reclamation, reports, schema
 from adapter.log import get_logger
 from adapter.settings import Settings
 
@@ -60,14 +60,10 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def due_stages(adapter: Adapter) -> list[str]:
-    """Return the stages that have due work which nobody holds, in road order.
-
-    One reading transaction, and one look into incoming/ for files whose bell seems lost.
-    """
-    settings = adapter.settings
+def due_questions(settings: Settings) -> queries.Questions:
+    """Return what makes work of the ledger due, by stage."""
     lease = settings.workers.lease_seconds
-    questions = {
+    return {
         GROUPING: [(schema.groups, groups.close_due(lease))],
         SUBMISSION: [(schema.jobs, jobs.submission_due(lease))],
         PIPELINE: [(schema.jobs, jobs.run_due(lease))],
@@ -77,10 +73,17 @@ def due_stages(adapter: Adapter) -> list[str]:
         ],
         RECLAMATION: reclamation.due_questions(settings),
     }
-    old = time.time() - settings.workers.tick_seconds
+
+
+def due_stages(adapter: Adapter) -> list[str]:
+    """Return the stages that have due work which nobody holds, in road order.
+
+    One reading transaction, and one look into incoming/ for files whose bell seems lost.
+    """
+    old = time.time() - adapter.settings.workers.tick_seconds
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
     with adapter.ledger.read() as connection:
-        for stage, candidates in questions.items():
+        for stage, candidates in due_questions(adapter.settings).items():
             for table, condition in candidates:
                 if connection.execute(
                     select(exists().select_from(table).where(condition))
@@ -133,16 +136,11 @@ class Tick:
         Whose road it is.
     bells : Bells
         What to ring with.
-    also : callable, optional
-        Called at every tick, e.g. to write a heartbeat.
     """
 
-    def __init__(
-        self, adapter: Adapter, bells: Bells, also: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, adapter: Adapter, bells: Bells) -> None:
         self._adapter = adapter
         self._bells = bells
-        self._also = also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
 
@@ -168,8 +166,6 @@ class Tick:
         complained = 0.0
         while not self._stop.wait(self._adapter.settings.workers.tick_seconds):
             try:
-                if self._also is not None:
-                    self._also()
                 self.tick()
             except (SQLAlchemyError, OSError) as error:
                 if time.monotonic() > complained + 60:

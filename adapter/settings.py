@@ -350,6 +350,20 @@ class Flower(Section):
         return self
 
 
+class Metrics(Section):
+    """Where the receiver, the workers and the operator tell how they are, over HTTP.
+
+    `/metrics` is for Prometheus; `/live` and `/ready` are for probes.
+    """
+
+    host: str = Field("", description="Address to listen on; empty means all, IPv4 and IPv6.")
+    port: Port | None = Field(
+        None,
+        description="TCP port; without one nothing listens. With `up` it is the SCP's, and the "
+        "workers have the next three.",
+    )
+
+
 class Server(Section):
     """A server whose password may be in a file: it is read once, with the settings."""
 
@@ -486,6 +500,7 @@ class Settings(BaseSettings):
     )
     api: Api = Field(default_factory=Api, description="The REST API.")
     flower: Flower = Field(default_factory=Flower, description="Flower.")
+    metrics: Metrics = Field(default_factory=Metrics, description="Metrics and probes.")
     broker: Broker = Field(default_factory=Broker, description="Redis.")
     database: Database = Field(default_factory=Database, description="The ledger.")
     notification: Notification = Field(

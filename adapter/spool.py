@@ -236,11 +236,18 @@ class IncomingFile:
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """The spool's disk: bytes in all, free bytes, and whether receiving stops."""
+    """The spool's disk: bytes in all, free bytes, and whether receiving stops.
+
+    Attributes
+    ----------
+    reserved : int
+        Free bytes at which it stops.
+    """
 
     total: int
     free: int
     low: bool
+    reserved: int = 0
 
 
 class Spool:
@@ -488,4 +495,4 @@ class Spool:
         """
         usage = shutil.disk_usage(self.root)
         reserved = max(usage.total * (1 - watermark_percent / 100), reserve_gb * 1e9)
-        return DiskSpace(usage.total, usage.free, low=usage.free <= reserved)
+        return DiskSpace(usage.total, usage.free, usage.free <= reserved, int(reserved))

@@ -465,6 +465,8 @@ def test_openapi_describes_every_route(client: TestClient) -> None:
         "/health/live",
         "/health/ready",
         "/health/status",
+        "/metrics",
+        "/scaling/{stage}",
         "/api/studies",
         "/api/studies/{study_instance_uid}",
         "/api/jobs",

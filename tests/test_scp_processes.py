@@ -30,7 +30,17 @@ def free_port():
 
 
 class Processes:
-    def __init__(self, settings, port=None, stop_seconds=1, **changes):
+    def __init__(
+        self,
+        settings,
+        port=None,
+        *,
+        stop_seconds=1,
+        metrics_port=None,
+        first="",
+        more=None,
+        **changes,
+    ):
         self.port = port or free_port()
         scp = {"host": "127.0.0.1", "port": self.port, "processes": 2, **changes}
         environment = {f"DICOMADAPTER__DICOM__SCP__{k.upper()}": str(v) for k, v in scp.items()}
@@ -39,9 +49,17 @@ class Processes:
             "DICOMADAPTER__STORAGE__WATERMARKPERCENT": "100",
             "DICOMADAPTER__STORAGE__RESERVESPACEGB": "0",
             "DICOMADAPTER__WORKERS__STOPSECONDS": str(stop_seconds),
+            **(more or {}),
         }
+        self.expected = scp["processes"] if scp["processes"] > 1 else 0
+        if metrics_port is not None:
+            environment |= {
+                "DICOMADAPTER__METRICS__HOST": "127.0.0.1",
+                "DICOMADAPTER__METRICS__PORT": str(metrics_port),
+            }
+            self.expected += self.expected > 0
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND], env=os.environ | environment
+            [sys.executable, "-c", first + COMMAND], env=os.environ | environment
         )
 
     def call(self):
@@ -74,7 +92,7 @@ def processes(settings, **changes):
     found = Processes(settings, **changes)
     try:
         eventually(found.answers, timeout=20)
-        eventually(lambda: len(found.children()) == 2)
+        eventually(lambda: len(found.children()) == found.expected)
         yield found
     finally:
         if found.process.poll() is None:

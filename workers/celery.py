@@ -10,22 +10,30 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_init,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 
-from adapter import heartbeat, log
+from adapter import log
 from adapter.core import open_adapter
 from adapter.embedded.roles import flower_environment
-from adapter.errors import LeaseLost
+from adapter.errors import ConfigurationError, LeaseLost
 from adapter.ledger.engines import AWAY
-from adapter.road import EXPORT, STAGES, Bells, Tick, make_app
+from adapter.road import STAGES, Bells, make_app
 from adapter.settings import Settings, load
 from workers import export, grouping, notification, pipeline, reclamation, submission
-from workers.clients.results_service import Poller
+from workers.beside import Beside
+from workers.figures import WorkerFigures
 from workers.stage import Work
 
 logger = log.get_logger(__name__)
@@ -47,6 +55,7 @@ RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
 )
 
 _stopping = threading.Event()
+figures = WorkerFigures()
 
 
 @cache
@@ -66,12 +75,16 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
     @app.task(name=stage)
     def answer_bell() -> dict[str, Any]:
         """Take what is due until there is no more."""
+        began = time.monotonic()
+        done = None
         try:
             done = run(work())
         except (LeaseLost, *AWAY) as error:
             # Somebody else has it, or the ledger is away: the tick rings again.
             logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
             return {}
+        finally:
+            figures.ran(stage, time.monotonic() - began, done)
         if any(done.values()):
             logger.info(stage, **done)
         return done
@@ -87,40 +100,6 @@ for _stage, _run in RUNS.items():
     _add_stage(app, _stage, _run)
 
 
-class Beside:
-    """What runs beside the tasks of a worker: its tick, its heartbeat, and its polls.
-
-    Parameters
-    ----------
-    name : str
-        The worker's name.
-    stages : list of str
-        The stages whose queues it consumes.
-    """
-
-    def __init__(self, name: str, stages: list[str]) -> None:
-        self._facts = {"worker": name, "stages": stages}
-        self._tick = Tick(work().adapter, work().bells, also=self._beat)
-        self._poller = Poller(work().adapter, work().bells) if EXPORT in stages else None
-
-    def start(self) -> None:
-        """Start the threads."""
-        self._beat()
-        self._tick.start()
-        if self._poller is not None:
-            self._poller.start()
-
-    def stop(self) -> None:
-        """Stop the threads."""
-        if self._poller is not None:
-            self._poller.stop()
-        self._tick.stop()
-        heartbeat.remove(work().adapter.spool, "worker")
-
-    def _beat(self) -> None:
-        heartbeat.write(work().adapter.spool, "worker", **self._facts)
-
-
 _beside: list[Beside] = []
 
 
@@ -129,12 +108,22 @@ def _log(**_: Any) -> None:
     log.configure()
 
 
-@worker_ready.connect
+@worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
-    beside = Beside(sender.hostname, stages)
+    beside = Beside(settings(), work, figures, sender.hostname, stages)
+    try:
+        beside.start()
+    except ConfigurationError as error:
+        # Celery would go on after another exception of a signal's receiver.
+        raise SystemExit("; ".join(error.problems)) from None
     _beside.append(beside)
-    beside.start()
+
+
+@worker_ready.connect
+def _consume(sender: Any, **_: Any) -> None:
+    for beside in _beside:
+        beside.consume(sender)
 
 
 @worker_shutting_down.connect
@@ -146,5 +135,6 @@ def _stop_taking(**_: Any) -> None:
 def _stop(**_: Any) -> None:
     for beside in _beside:
         beside.stop()
-    work().headers.close()
-    work().adapter.close()
+    if work.cache_info().currsize:
+        work().headers.close()
+        work().adapter.close()

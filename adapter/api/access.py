@@ -7,12 +7,13 @@ import threading
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import heartbeat
 from adapter.core import Adapter, open_adapter
 from adapter.errors import AdapterError, TemporaryError
+from adapter.heartbeat import Heart
 from adapter.log import get_logger
 from adapter.road import Bells, Tick, make_app
 from adapter.settings import Settings
+from adapter.spool import Spool
 
 log = get_logger(__name__)
 
@@ -40,6 +41,7 @@ class Access:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._open, name="open", daemon=True)
         self._tick: Tick | None = None
+        self.heart = Heart(Spool(settings.spool_path), ROLE, lambda: {"port": settings.api.port})
 
     @property
     def adapter(self) -> Adapter:
@@ -56,6 +58,7 @@ class Access:
 
     def start(self) -> None:
         """Begin to open the adapter."""
+        self.heart.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -64,8 +67,8 @@ class Access:
         self._thread.join(timeout=10)
         if self._tick is not None:
             self._tick.stop()
+        self.heart.stop()
         if self._adapter is not None:
-            heartbeat.remove(self._adapter.spool, ROLE)
             self._adapter.close()
 
     def _open(self) -> None:
@@ -78,9 +81,9 @@ class Access:
                 # Their text may quote addresses and statements: the type says enough.
                 self._explain(f"the ledger cannot be opened ({type(error).__name__})")
             else:
+                self.heart.beat()  # there is a place for it now
                 self._adapter = adapter
-                self._beat()
-                self._tick = Tick(adapter, self.bells, also=self._beat)
+                self._tick = Tick(adapter, self.bells)
                 self._tick.start()
                 return
             self._stop.wait(self.settings.workers.tick_seconds)
@@ -89,7 +92,3 @@ class Access:
         if reason != self._reason:
             log.error("the adapter cannot be opened", reason=reason)
         self._reason = reason
-
-    def _beat(self) -> None:
-        if self._adapter is not None:
-            heartbeat.write(self._adapter.spool, ROLE, port=self.settings.api.port)

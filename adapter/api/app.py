@@ -9,15 +9,21 @@ from http import HTTPStatus
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import CollectorRegistry
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from adapter.api import health, problems
-from adapter.api.access import Access
+from adapter.api.access import ROLE, Access
+from adapter.api.figures import ApiFigures, Away, Figures, Scaling
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
 from adapter.ledger.queries.facts import Export, ExportDetail, Job, Study, Timeline
+from adapter.metrics import RoleFigures
 from adapter.models import ExportState, JobState
+from adapter.road import STAGES
 
 F = TypeVar("F")
 
@@ -39,9 +45,15 @@ def create_app(access: Access) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    figures = Figures(access)
     app.state.access = access
+    app.state.figures = figures
+    app.state.registry = CollectorRegistry()
+    app.state.registry.register(RoleFigures(ROLE, lambda: access.heart.age))
+    app.state.registry.register(ApiFigures(figures))
     problems.install(app)
     app.include_router(_health)
+    app.include_router(_machines)
     app.include_router(_api)
     return app
 
@@ -55,8 +67,14 @@ def _ledger(request: Request) -> Ledger:
     return _access(request).adapter.ledger
 
 
+def _figures(request: Request) -> Figures:
+    figures: Figures = request.app.state.figures
+    return figures
+
+
 AccessOf = Annotated[Access, Depends(_access)]
 LedgerOf = Annotated[Ledger, Depends(_ledger)]
+FiguresOf = Annotated[Figures, Depends(_figures)]
 Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Rows on a page.")]
 After = Annotated[str | None, Query(max_length=128, description="The `next` of the page before.")]
 
@@ -86,6 +104,34 @@ def status(access: AccessOf, response: Response) -> health.Health:
     if found.status == "red":
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return found
+
+
+# -- for machines --------------------------------------------------------------------------
+
+_machines = APIRouter(tags=["metrics"])
+
+
+@_machines.get("/metrics", response_class=PlainTextResponse)
+def show_metrics(request: Request) -> Response:
+    """Tell the figures of ledger, spool and broker in Prometheus' text format."""
+    text = generate_latest(request.app.state.registry)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+@_machines.get(
+    "/scaling/{stage}",
+    responses=problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+def show_scaling(figures: FiguresOf, stage: str) -> Scaling:
+    """Tell how much work there is for the workers of a stage, and for how long."""
+    if stage not in STAGES:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"the stages are {', '.join(STAGES)}")
+    try:
+        return figures.scaling(stage)
+    except Away:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE, "the ledger or the spool does not answer"
+        ) from None
 
 
 # -- what happened -------------------------------------------------------------------------

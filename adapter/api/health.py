@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat
 from adapter.api.access import Access, NotOpen
+from adapter.api.figures import incoming, quarantined_bytes
 from adapter.core import Adapter
 from adapter.errors import SpoolError
 from adapter.ledger import queries
@@ -142,13 +143,11 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
     try:
         by_stage = queries.unfinished(adapter.ledger, adapter.settings)
         attention = queries.attention(adapter.ledger)
-        now = adapter.ledger.now()
     except SQLAlchemyError:
         return  # what `unready` says already
-    by_stage[NOTIFICATION] = _incoming(adapter.spool, now)
+    by_stage[NOTIFICATION] = incoming(adapter.spool)
     report.unfinished = {stage: by_stage[stage] for stage in STAGES}
-    # The ledger knows the size of a file only when its header could be read.
-    quarantined = Kept(amount=attention.quarantined.amount, size=_quarantined_bytes(adapter.spool))
+    quarantined = Kept(amount=attention.quarantined.amount, size=quarantined_bytes(adapter.spool))
     report.attention = attention.model_copy(update={"quarantined": quarantined})
     report.yellow += [
         f"{kept.amount} {name}"
@@ -175,18 +174,3 @@ def _services(spool: Spool) -> dict[str, list[Process]]:
         )
         found.setdefault(str(beat.get("role")), []).append(process)
     return found
-
-
-def _incoming(spool: Spool, now: float) -> Unfinished:
-    times = [arrival.received_at for arrival in spool.list_incoming()]
-    return Unfinished(
-        amount=len(times), oldest_seconds=max(0.0, now - min(times)) if times else None
-    )
-
-
-def _quarantined_bytes(spool: Spool) -> int:
-    size = 0
-    for arrival in spool.list_quarantine():
-        with suppress(OSError):
-            size += spool.quarantine_path(str(arrival)).stat().st_size
-    return size

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from threading import Event
 
+from adapter.embedded.roles import metrics_ports
 from adapter.errors import ConfigurationError
 from adapter.settings import Settings
 
@@ -24,6 +25,8 @@ def listening(settings: Settings) -> dict[str, tuple[str, int]]:
     found["api > port"] = (settings.api.host, settings.api.port)
     if settings.flower.enabled:
         found["flower > port"] = (settings.flower.host, settings.flower.port)
+    for role, port in metrics_ports(settings).items():
+        found[f"metrics > port ({role})"] = (settings.metrics.host, port)
     return found
 
 

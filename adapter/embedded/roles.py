@@ -25,6 +25,8 @@ BACKGROUND = 5
 REDIS = "redis"
 #: The stages whose work is short, run by one process together.
 SHORT_STAGES = (road.NOTIFICATION, road.GROUPING, road.SUBMISSION, road.RECLAMATION)
+#: The workers, and the stages of each.
+WORKERS = {"short": SHORT_STAGES, "pipeline": (road.PIPELINE,), "export": (road.EXPORT,)}
 
 #: Open work gets this long when everything is stopped: together less than 30 s (Redis: 2 s).
 _SCP_STOP_SECONDS = 6.0
@@ -126,7 +128,6 @@ def redis_role(settings: Settings) -> Role:
 
 def roles(settings: Settings) -> list[Role]:
     """Return the roles of the road on one machine, Redis apart."""
-    workers = {"short": SHORT_STAGES, "pipeline": (road.PIPELINE,), "export": (road.EXPORT,)}
     found = [
         Role(
             "scp",
@@ -134,7 +135,7 @@ def roles(settings: Settings) -> list[Role]:
             lambda _pid: accepts(settings.dicom.scp.host, settings.dicom.scp.port),
             stop_turn=0,
             stop_seconds=_SCP_STOP_SECONDS + 1,
-            environment=_patience(settings, _SCP_STOP_SECONDS),
+            environment=_patience(settings, _SCP_STOP_SECONDS) | _metrics(settings, "scp"),
         )
     ]
     found += [
@@ -144,9 +145,9 @@ def roles(settings: Settings) -> list[Role]:
             partial(_beats, Spool(settings.spool_path)),
             stop_seconds=_WORKER_STOP_SECONDS + 1,
             nice=BACKGROUND,
-            environment=_patience(settings, _WORKER_STOP_SECONDS),
+            environment=_patience(settings, _WORKER_STOP_SECONDS) | _metrics(settings, name),
         )
-        for name, stages in workers.items()
+        for name, stages in WORKERS.items()
     ]
     api, flower = settings.api, settings.flower
     found.append(
@@ -173,6 +174,19 @@ def _patience(settings: Settings, seconds: float) -> dict[str, str]:
     """Return the environment that shortens how long a role waits for its open work."""
     seconds = min(seconds, settings.workers.stop_seconds)
     return {"DICOMADAPTER__WORKERS__STOP_SECONDS": str(seconds)}
+
+
+def metrics_ports(settings: Settings) -> dict[str, int]:
+    """Return the port of each role's metrics and probes: the setting's and those after it."""
+    port = settings.metrics.port
+    if port is None:
+        return {}
+    return {name: port + number for number, name in enumerate(("scp", *WORKERS))}
+
+
+def _metrics(settings: Settings, role: str) -> dict[str, str]:
+    ports = metrics_ports(settings)
+    return {"DICOMADAPTER__METRICS__PORT": str(ports[role])} if ports else {}
 
 
 def local(host: str) -> str:

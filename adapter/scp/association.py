@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import time
+
 from adapter.dicom import DEFLATED
 from adapter.log import get_logger
 from adapter.scp.acceptance import Rejected
@@ -70,6 +72,7 @@ class Association:
         self._reader: MessageReader | None = None
         self._receive: Receive | None = None
         self._request: Store | Refused | None = None  # whose data set is on its way
+        self._began = 0.0  # when the first byte of its command came
 
     @property
     def established(self) -> bool:
@@ -111,6 +114,7 @@ class Association:
             whose = "by the peer" if indication.by_peer else "protocol violation"
             self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
         else:
+            self._reception.figures.rejected("protocol-version")
             log.warning("no association", peer=self._peer_address, cause="protocol version")
 
     def _negotiate(self, indication: Requested) -> None:
@@ -145,6 +149,8 @@ class Association:
     def _read(self, fragment: Fragment) -> None:
         if self._reader is None or self._sink is None:
             return
+        if fragment.command and not self._reader.in_message:
+            self._began = time.monotonic()
         try:
             message = self._reader.read(fragment)
         except ProtocolViolation as violation:
@@ -182,6 +188,7 @@ class Association:
             answer = Answer(request.status, request.cause)
             sink.settle(self._command(sink, request), answer, None)
         self.layer.send(request.context_id, encode_response(request, answer.status, answer.comment))
+        self._reception.figures.took(time.monotonic() - self._began)
 
     @staticmethod
     def _command(sink: StoreSink, request: Store | Refused) -> StoreCommand:

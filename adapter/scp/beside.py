@@ -32,7 +32,7 @@ log = get_logger(__name__)
 ROLE = "scp"
 
 #: Seconds between looks at the ledger, and between heartbeats.
-PERIOD = 1.0
+PERIOD = heartbeat.PERIOD
 #: Seconds that a thread is waited for at the end; one that hangs dies with the process.
 _STOP_SECONDS = 1.0
 
@@ -139,6 +139,7 @@ class Beside:
         self._ledger = open_ledger(settings)
         self._stop = threading.Event()
         self._looked = threading.Event()
+        self._seat = reports.figures.seat
         self._complained: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
@@ -183,11 +184,14 @@ class Beside:
             self._looked.set()
 
     def _beat(self) -> None:
+        active = self._active()
+        self._seat.beat()
+        self._seat.set_active(active)
         heartbeat.write(
             self._spool,
             ROLE,
             port=self._port,
-            active_associations=self._active(),
+            active_associations=active,
             configuration_version=self._configuration.snapshot.version,
             **dict.fromkeys(("accepted", "rejected", "stored", "failed", "ignored"), 0)
             | self._reports.counts(),

@@ -11,10 +11,12 @@ from adapter.errors import ConfigurationError, SpoolError
 from adapter.log import get_logger
 from adapter.scp.beside import BellRinger, Beside
 from adapter.scp.configuration import LiveConfiguration
+from adapter.scp.figures import Figures
 from adapter.scp.reception import Reception
 from adapter.scp.reports import Reports
 from adapter.scp.server import Server
 from adapter.scp.slots import Slots
+from adapter.scp.tally import Seat
 from adapter.settings import Settings
 from adapter.spool import Spool
 
@@ -35,6 +37,8 @@ class Scp:
         What to accept from, if other processes share it.
     slots : Slots, optional
         The places for associations, if other processes share them.
+    seat : Seat, optional
+        Where it counts, if other processes count beside it.
     tls : ssl.SSLContext, optional
         Speak TLS.
 
@@ -49,13 +53,14 @@ class Scp:
         settings: Settings,
         listener: socket.socket | None = None,
         slots: Slots | None = None,
+        seat: Seat | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
         self.port = 0
         spool = open_or_make_spool(settings)
         configuration = LiveConfiguration(spool)
-        self.reports = Reports()
+        self.reports = Reports(None if seat is None else Figures(seat))
         self._bell = BellRinger(settings)
         self.reception = Reception(
             settings, spool, configuration, self.reports, self._bell.poke, slots=slots
@@ -86,6 +91,7 @@ class Scp:
             ) from None
         if self._settings.storage.durability == "none":
             log.warning("acknowledged instances are not synced: a power loss loses them")
+        self.reports.figures.seat.set_listening(True)
         log.info("listening", host=scp.host, port=self.port)
 
     def stop(self, grace: float | None = None) -> None:
@@ -96,6 +102,7 @@ class Scp:
         grace : float, optional
             Seconds that associations get to end; by default those of the settings.
         """
+        self.reports.figures.seat.set_listening(False)
         self._server.stop(self._settings.workers.stop_seconds if grace is None else grace)
         self._bell.stop()
         self._beside.stop()

@@ -3,13 +3,15 @@
 
 ::
 
-    serve -- listens, makes the places for associations, forks, waits
+    serve -- listens, makes the places for associations and the tally, forks, waits
       +-- process: Scp.start ... SIGTERM or the end of `serve` ... Scp.stop
       +-- process: ...
+      +-- process: metrics and probes, if a port is set for them
 
-The processes share the socket and the places, and nothing else.  They are forked rather than given
-sockets of their own (SO_REUSEPORT): a connection that waits to be accepted is not lost with a
-process that dies.
+The processes share the socket, the places and the tally, and nothing else.  They are forked rather
+than given sockets of their own (SO_REUSEPORT): a connection that waits to be accepted is not lost
+with a process that dies.  What answers for metrics is a process, too: a thread of the one that
+forks could hold a lock at that moment, which the new process would then wait for.
 """
 
 from __future__ import annotations
@@ -22,13 +24,22 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
+from prometheus_client.registry import CollectorRegistry
+
+from adapter import metrics
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
+from adapter.metrics.role import silent
+from adapter.scp.beside import ROLE
+from adapter.scp.figures import ScpFigures
 from adapter.scp.main import Scp, open_or_make_spool
 from adapter.scp.server import listen
 from adapter.scp.slots import Slots
+from adapter.scp.tally import Tally
 from adapter.settings import Scp as ScpSettings
 from adapter.settings import Settings
 
@@ -43,6 +54,8 @@ _SHORT_LIFE = 1.0
 #: Seconds beyond `stopSeconds` before a process that does not stop is killed.
 _KILL_SECONDS = 5.0
 
+#: Seconds between the beats of the process that forks.
+_BEAT_SECONDS = 1.0
 #: Seconds between looks at whether to stop.
 _LOOK_SECONDS = 0.2
 
@@ -63,15 +76,42 @@ def serve(settings: Settings) -> int:
     """
     open_or_make_spool(settings)
     listener = _listen(settings.dicom.scp)
+    for_metrics = metrics.listen(settings.metrics)
     scp = settings.dicom.scp
     slots = Slots(scp.maximum_number_of_associations, scp.maximum_associations_per_peer)
     count = scp.processes or min(_MOST, len(os.sched_getaffinity(0)))
     if count == 1:
-        _serve_alone(settings, listener, slots)
+        tally = Tally(1)
+        endpoint = None
+        if for_metrics is not None:
+            endpoint = make_endpoint(settings, for_metrics, tally)
+            endpoint.start()
+        _serve_alone(settings, listener, slots, tally)
+        if endpoint is not None:
+            endpoint.stop()
         return 0
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    Processes(settings, listener, slots, count).run()
+    Processes(settings, listener, slots, count, for_metrics).run()
     return 0
+
+
+def make_endpoint(settings: Settings, listener: socket.socket, tally: Tally) -> metrics.Endpoint:
+    """Return what answers for the SCP whose processes have the seats of a tally."""
+    registry = CollectorRegistry()
+    registry.register(metrics.RoleFigures(ROLE, tally.silence))
+    registry.register(ScpFigures(tally, settings.dicom.scp.maximum_number_of_associations))
+    return metrics.Endpoint(
+        listener,
+        registry,
+        lambda: silent(tally.silence()),
+        lambda: [] if tally.listening() else ["nobody listens"],
+    )
+
+
+@dataclass(frozen=True)
+class _Child:
+    seat: int | None  # None: it answers for metrics
+    started: float
 
 
 class Processes:
@@ -86,17 +126,27 @@ class Processes:
     slots : Slots
         The places for associations.
     count : int
-        How many there are.
+        How many receive.
+    for_metrics : socket, optional
+        What the one that answers for metrics accepts from.
     """
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, slots: Slots, count: int
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        slots: Slots,
+        count: int,
+        for_metrics: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._listener = listener
         self._slots = slots
-        self._count = count
-        self._alive: dict[int, float] = {}  # when each was started, by process id
+        self._for_metrics = for_metrics
+        self._tally = Tally(count + 1)  # the last seat is for the beats of this process
+        self._own_seat = self._tally.seat(count)
+        self._seats: list[int | None] = [*range(count), *([] if for_metrics is None else [None])]
+        self._alive: dict[int, _Child] = {}  # by process id
         # Nobody ever writes: it ends when this process does.
         self._tether, self._own_end = os.pipe()
 
@@ -104,46 +154,75 @@ class Processes:
         """Keep them alive until a signal says stop; the signals have to be blocked."""
         gc.collect()
         gc.freeze()  # so that the collector does not touch, and so copy, what they share
-        log.info("receiving", processes=self._count)
+        log.info("receiving", processes=self._tally.seats - 1)
         retry = 0.0
         while True:
-            while len(self._alive) < self._count and time.monotonic() >= retry:
-                self._fork()
-            missing = len(self._alive) < self._count
-            wait = max(0.0, retry - time.monotonic()) if missing else 3600.0
-            caught = signal.sigtimedwait(_SIGNALS, wait)
+            self._own_seat.beat()
+            missing = self._missing()
+            if missing and time.monotonic() >= retry:
+                for seat in missing:
+                    self._fork(seat)
+                missing = []
+            wait = max(0.0, retry - time.monotonic()) if missing else _BEAT_SECONDS
+            caught = signal.sigtimedwait(_SIGNALS, min(wait, _BEAT_SECONDS))
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             for pid, status in self._reap():
-                lived = time.monotonic() - self._alive.pop(pid)
+                child = self._alive.pop(pid)
+                lived = time.monotonic() - child.started
                 retry = time.monotonic() + (0 if lived > _SHORT_LIFE else _SHORT_LIFE)
+                if child.seat is not None:
+                    self._tally.vacate(child.seat)
                 code = os.waitstatus_to_exitcode(status)
-                log.error("a receiving process has died", pid=pid, code=code)
+                what = "receives" if child.seat is not None else "answers for metrics"
+                log.error("a process has died", which=what, pid=pid, code=code)
         self._stop()
 
-    def _fork(self) -> None:
+    def _missing(self) -> list[int | None]:
+        taken = {child.seat for child in self._alive.values()}
+        return [seat for seat in self._seats if seat not in taken]
+
+    def _fork(self, seat: int | None) -> None:
         pid = os.fork()
         if pid:
-            self._alive[pid] = time.monotonic()
+            self._alive[pid] = _Child(seat, time.monotonic())
             return
         code = 1
         try:
             os.close(self._own_end)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that forks
-            _serve_alone(self._settings, self._listener, self._slots, self._tether)
+            if seat is None:
+                self._answer_for_metrics()
+            self._receive(seat)
             code = 0
         except BaseException:  # a process of its own: nobody is above it
             log.exception("receiving failed")
         finally:
             os._exit(code)
 
+    def _receive(self, seat: int) -> None:
+        if self._for_metrics is not None:
+            self._for_metrics.close()
+        _serve_alone(
+            self._settings, self._listener, self._slots, self._tally, seat, tether=self._tether
+        )
+
+    def _answer_for_metrics(self) -> NoReturn:
+        """Answer until the one that forks has gone; it ends this process when nobody receives."""
+        assert self._for_metrics is not None
+        self._listener.close()
+        make_endpoint(self._settings, self._for_metrics, self._tally).run(self._tether)
+        os._exit(0)
+
     def _stop(self) -> None:
         self._listener.close()
-        for pid in self._alive:
+        receiving = {pid for pid, child in self._alive.items() if child.seat is not None}
+        for pid in receiving:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + self._settings.workers.stop_seconds + _KILL_SECONDS
-        while self._alive and time.monotonic() < deadline:
-            signal.sigtimedwait({signal.SIGCHLD}, deadline - time.monotonic())
+        while receiving & self._alive.keys() and (left := deadline - time.monotonic()) > 0:
+            self._own_seat.beat()
+            signal.sigtimedwait({signal.SIGCHLD}, min(left, _BEAT_SECONDS))
             for pid, _status in self._reap():
                 del self._alive[pid]
         for pid in self._alive:
@@ -156,7 +235,13 @@ class Processes:
 
 
 def _serve_alone(
-    settings: Settings, listener: socket.socket, slots: Slots, tether: int | None = None
+    settings: Settings,
+    listener: socket.socket,
+    slots: Slots,
+    tally: Tally,
+    seat: int = 0,
+    *,
+    tether: int | None = None,
 ) -> None:
     """Run one SCP in this process until a signal, or until the tether is cut."""
     stopping = threading.Event()
@@ -173,7 +258,7 @@ def _serve_alone(
         ).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    scp = Scp(settings, listener, slots)
+    scp = Scp(settings, listener, slots, tally.seat(seat))
     scp.start()
     # A signal that comes just before a wait without end does not wake it, and one within would
     # find the event's lock taken by what it interrupts.

@@ -16,6 +16,7 @@ from adapter.log import get_logger
 from adapter.scp import acceptance, reports
 from adapter.scp.acceptance import AssociationRequest, Rejected
 from adapter.scp.configuration import LiveConfiguration
+from adapter.scp.figures import Figures
 from adapter.scp.reports import Reports, printable
 from adapter.scp.slots import Slots
 from adapter.scp.store import StoreSink, Surroundings
@@ -76,6 +77,11 @@ class Reception:
         """How many associations of this process are open."""
         return self._slots.taken
 
+    @property
+    def figures(self) -> Figures:
+        """Where figures are counted."""
+        return self._reports.figures
+
     def close(self) -> None:
         """Give the places for associations up."""
         self._slots.close()
@@ -102,6 +108,7 @@ class Reception:
             self.reject(request, decision)
             return decision
         self._reports.count("accepted")
+        self._reports.figures.accepted(decision.called_ae)
         return StoreSink(self._surroundings, decision, request.peer_address, give_back)
 
     def _storage_low(self) -> bool:
@@ -125,6 +132,7 @@ class Reception:
         if rejected.nearest is not None:
             detail["nearest"] = rejected.nearest
         self._reports.count("rejected")
+        self._reports.figures.rejected(rejected.cause)
         self._reports.event(reports.REJECTED, **detail)
         log.warning("association rejected", **detail)
 

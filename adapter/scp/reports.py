@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the SCP tells about itself: events for the ledger, and counts for its heartbeat.
+"""What the SCP tells about itself: events for the ledger, counts for its heartbeat, and figures.
 
 Reporting never waits and never fails: events stand in a bounded queue until the ledger takes them,
 and are counted instead when the queue is full.
@@ -13,6 +13,8 @@ from collections import Counter, deque
 from typing import Any
 
 from adapter.ledger import Ledger, events
+from adapter.scp.figures import Figures
+from adapter.scp.tally import Tally
 
 # The kinds of events.
 REJECTED = "association-rejected"  #: an A-ASSOCIATE-RJ, and why
@@ -34,9 +36,16 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
 
 
 class Reports:
-    """The queue of events and the counters of one SCP."""
+    """The queue of events and the counters of one SCP.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    figures : Figures, optional
+        Where figures are counted, if other processes count beside this one.
+    """
+
+    def __init__(self, figures: Figures | None = None) -> None:
+        self.figures = figures or Figures(Tally(1).seat(0))
         self._lock = threading.Lock()
         self._queue: deque[tuple[str, float, str | None, dict[str, Any]]] = deque()
         self._counts: Counter[str] = Counter()

@@ -183,6 +183,7 @@ class StoreSink:
             self.surroundings.reports.event(
                 reports.ASSOCIATION, association=self.association, **summary
             )
+        self.surroundings.reports.figures.ended(how)
         log.info("association ended", association=self.association, **summary)
         self._ended()
 
@@ -201,6 +202,9 @@ class StoreSink:
     def settle(self, command: StoreCommand, answer: Answer, stored_bytes: int | None) -> None:
         """Count what became of an instance; `stored_bytes` is None if it is not in the spool."""
         self._receive = None
+        stored = stored_bytes if answer.status == SUCCESS else None
+        called = self.accepted.called_ae
+        self.surroundings.reports.figures.answered(called, answer.status, stored)
         if answer.status != SUCCESS:
             self._settle_failed(command, answer)
         elif stored_bytes is None:

@@ -4,6 +4,8 @@
 Each question is one reading transaction.  Lists come in pages, newest first.
 """
 
+from adapter.ledger.queries.counts import count_retrying, count_states
+from adapter.ledger.queries.due import Questions, due
 from adapter.ledger.queries.exports import find_export, list_exports
 from adapter.ledger.queries.facts import LARGEST_PAGE, Page
 from adapter.ledger.queries.jobs import find_job, list_jobs
@@ -14,7 +16,11 @@ from adapter.ledger.queries.timeline import find_timeline
 __all__ = [
     "LARGEST_PAGE",
     "Page",
+    "Questions",
     "attention",
+    "count_retrying",
+    "count_states",
+    "due",
     "find_export",
     "find_job",
     "find_timeline",

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many groups, jobs and exports stand where, and how many are being tried again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import Table, func, select
+
+from adapter.ledger.database import Ledger
+from adapter.ledger.schema import exports, groups, jobs
+from adapter.models import SUBMISSION_STATES, ExportState, GroupState, JobState
+
+_STATES: dict[str, tuple[Table, type[StrEnum]]] = {
+    "groups": (groups, GroupState),
+    "jobs": (jobs, JobState),
+    "exports": (exports, ExportState),
+}
+
+
+def count_states(ledger: Ledger) -> dict[str, dict[str, int]]:
+    """Return the amount in each state, zero included, of groups, jobs and exports."""
+    found: dict[str, dict[str, int]] = {}
+    with ledger.read() as connection:
+        for name, (table, states) in _STATES.items():
+            question = select(table.c.state, func.count()).group_by(table.c.state)
+            found[name] = dict.fromkeys(states, 0)
+            found[name] |= {row[0]: row[1] for row in connection.execute(question)}
+    return found
+
+
+def count_retrying(ledger: Ledger) -> dict[str, int]:
+    """Return how many jobs and exports have failed and will be tried again."""
+    working = {
+        "jobs": (jobs, (*SUBMISSION_STATES, JobState.STARTED)),
+        "exports": (exports, (ExportState.PENDING, ExportState.SENDING)),
+    }
+    with ledger.read() as connection:
+        return {
+            name: connection.execute(
+                select(func.count()).where(table.c.state.in_(states), table.c.tries > 0)
+            ).scalar_one()
+            for name, (table, states) in working.items()
+        }

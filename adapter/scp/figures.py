@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SCP's figures for Prometheus: counted where it happens, told by whoever is asked.
+
+Labels are bounded: AE titles are those that associations were accepted for, which are configured
+ones, and from the `MOST_TITLES` + first on "other"; everything else comes from the sets below.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from adapter.scp.command_sets import (
+    MISTYPED_ARGUMENT,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+    UNRECOGNIZED_OPERATION,
+)
+from adapter.scp.tally import Key, Seat, Tally
+
+#: AE titles that are told apart.
+MOST_TITLES = 200
+OTHER = "other"
+
+#: The statuses that a C-STORE is answered with (see `adapter.scp.store` and `adapter.scp.dimse`).
+STATUSES = tuple(
+    f"{status:04X}"
+    for status in (
+        SUCCESS,
+        0xA700,
+        0xA900,
+        0xC000,
+        0x0110,
+        SOP_CLASS_NOT_SUPPORTED,
+        UNRECOGNIZED_OPERATION,
+        MISTYPED_ARGUMENT,
+    )
+)
+#: Why associations are rejected (see `adapter.scp.acceptance` and `adapter.scp.negotiation`).
+REJECTIONS = (
+    "unknown-calling-ae",
+    "wrong-address",
+    "unknown-called-ae",
+    "association-limit",
+    "low-storage",
+    "application-context",
+    "no-contexts",
+    "context-ids",
+    "protocol-version",
+    OTHER,
+)
+#: How associations end.
+ENDINGS = ("released", "aborted", "lost")
+#: Upper bounds of the buckets of a C-STORE's time (seconds).
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# Names of counters in the tally.
+_INSTANCES, _BYTES, _IGNORED = "instances", "bytes", "ignored"
+_ACCEPTED, _REJECTED, _ENDED = "accepted", "rejected", "ended"
+_BUCKETS: tuple[Key, ...] = tuple(("bucket", str(number)) for number in range(len(BOUNDS) + 1))
+_NANOSECONDS: Key = ("nanoseconds",)
+
+
+class Figures:
+    """What one process counts.
+
+    Parameters
+    ----------
+    seat : Seat
+        Where.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self._titles: set[str] = set()
+
+    def accepted(self, called_ae: str) -> None:
+        """Count an association that was accepted."""
+        self.seat.add((_ACCEPTED, self._title(called_ae)))
+
+    def rejected(self, cause: str) -> None:
+        """Count an association that was rejected."""
+        self.seat.add((_REJECTED, cause if cause in REJECTIONS else OTHER))
+
+    def ended(self, how: str) -> None:
+        """Count the end of an association."""
+        self.seat.add((_ENDED, how))
+
+    def answered(self, called_ae: str, status: int, stored_bytes: int | None) -> None:
+        """Count a C-STORE that is answered; `stored_bytes` is None if nothing was stored."""
+        title = self._title(called_ae)
+        self.seat.add((_INSTANCES, title, f"{status:04X}"))
+        if stored_bytes is not None:
+            self.seat.add((_BYTES, title), stored_bytes)
+        elif status == SUCCESS:
+            self.seat.add((_IGNORED, title))
+
+    def took(self, seconds: float) -> None:
+        """Count how long a C-STORE took, from its first byte to its response."""
+        self.seat.add(_BUCKETS[bisect_left(BOUNDS, seconds)])
+        self.seat.add(_NANOSECONDS, int(seconds * 1e9))
+
+    def _title(self, called_ae: str) -> str:
+        if called_ae not in self._titles:
+            if len(self._titles) >= MOST_TITLES:
+                return OTHER
+            self._titles.add(called_ae)
+        return called_ae
+
+
+class ScpFigures(Collector):
+    """Tells what all processes counted.
+
+    Parameters
+    ----------
+    tally : Tally
+        Where they count.
+    limit : int
+        Associations that may be open at a time.
+    """
+
+    def __init__(self, tally: Tally, limit: int) -> None:
+        self._tally = tally
+        self._limit = limit
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the figures, now."""
+        totals = self._tally.totals()
+        yield from self._instances(totals)
+        yield self._time(totals)
+        yield from self._associations(totals)
+        for name, text, value in (
+            ("active_associations", "Associations that are open.", self._tally.active()),
+            ("association_limit", "Associations that may be open at a time.", self._limit),
+            ("receiving_processes", "Processes that receive.", self._tally.listening()),
+        ):
+            yield GaugeMetricFamily(f"dicom_adapter_{name}", text, value)
+
+    @staticmethod
+    def _instances(totals: dict[Key, int]) -> Iterator[Metric]:
+        titles = sorted({key[1] for key in totals if key[0] in {_ACCEPTED, _INSTANCES}})
+        instances = CounterMetricFamily(
+            "dicom_adapter_instances",
+            "C-STORE requests that were answered, by status (hexadecimal).",
+            labels=["called_ae_title", "status"],
+        )
+        size = CounterMetricFamily(
+            "dicom_adapter_received_bytes",
+            "Bytes of the data sets that were stored.",
+            labels=["called_ae_title"],
+        )
+        ignored = CounterMetricFamily(
+            "dicom_adapter_ignored_instances",
+            "Instances answered with 0000 and dropped, of SOP classes that the AE title ignores.",
+            labels=["called_ae_title"],
+        )
+        for title in titles:
+            for status in STATUSES:
+                instances.add_metric([title, status], totals.get((_INSTANCES, title, status), 0))
+            size.add_metric([title], totals.get((_BYTES, title), 0))
+            ignored.add_metric([title], totals.get((_IGNORED, title), 0))
+        yield from (instances, size, ignored)
+
+    @staticmethod
+    def _time(totals: dict[Key, int]) -> Metric:
+        buckets, count = [], 0
+        for bound, key in zip((*map(str, BOUNDS), "+Inf"), _BUCKETS, strict=True):
+            count += totals.get(key, 0)
+            buckets.append((bound, float(count)))
+        return HistogramMetricFamily(
+            "dicom_adapter_store_seconds",
+            "Seconds from the first byte of a C-STORE request to its response.",
+            buckets=buckets,
+            sum_value=totals.get(_NANOSECONDS, 0) / 1e9,
+        )
+
+    @staticmethod
+    def _associations(totals: dict[Key, int]) -> Iterator[Metric]:
+        accepted = CounterMetricFamily(
+            "dicom_adapter_associations_accepted",
+            "Associations that were accepted.",
+            labels=["called_ae_title"],
+        )
+        for key, value in sorted(totals.items()):
+            if key[0] == _ACCEPTED:
+                accepted.add_metric([key[1]], value)
+        yield accepted
+        for name, text, label, kind, known in (
+            ("rejected", "Associations that were rejected.", "reason", _REJECTED, REJECTIONS),
+            ("ended", "Associations that have ended.", "how", _ENDED, ENDINGS),
+        ):
+            family = CounterMetricFamily(f"dicom_adapter_associations_{name}", text, labels=[label])
+            for one in known:
+                family.add_metric([one], totals.get((kind, one), 0))
+            yield family

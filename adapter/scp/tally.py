@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters that the processes of one SCP share, and that outlive each of them.
+
+They are in memory that is shared by inheritance.  Each process has a part of it, its seat, and only
+it writes there: to count is to write a number, without a lock that another process could hold and
+without a system call.  A process that takes over a seat counts on from what it finds, so that no
+counter ever goes back.
+
+::
+
+    seat  = beat, active associations, listening, then entries until one has no name
+    entry = value (8 bytes), name (56 bytes)
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+
+#: Entries of a seat: more than the labels' bounds allow to be used.
+ENTRIES = 4096
+
+_WORD = 8
+_ENTRY = 8 * _WORD
+_HEAD = _ENTRY
+_SEAT = _HEAD + ENTRIES * _ENTRY
+_SEPARATOR = "\x1f"  # in no AE title, no status and no name
+# Words of a seat's head.
+_BEAT, _ACTIVE, _LISTENING = range(3)
+
+#: A counter's name, and the values of its labels.
+Key = tuple[str, ...]
+
+
+class Tally:
+    """The shared memory; made before the processes that share it.
+
+    Parameters
+    ----------
+    seats : int
+        How many processes count, or only beat.
+    """
+
+    def __init__(self, seats: int) -> None:
+        self._memory = memoryview(mmap.mmap(-1, seats * _SEAT))
+        self._seats = [self._part(number) for number in range(seats)]
+        for number in range(seats):
+            Seat(self._seats[number]).beat()
+
+    @property
+    def seats(self) -> int:
+        """How many seats there are."""
+        return len(self._seats)
+
+    def _part(self, number: int) -> memoryview:
+        return self._memory[number * _SEAT : (number + 1) * _SEAT]
+
+    def seat(self, number: int) -> Seat:
+        """Return a seat for the process that takes it."""
+        return Seat(self._seats[number])
+
+    def vacate(self, number: int) -> None:
+        """Take note that the process of a seat is gone."""
+        seat = Seat(self._seats[number])
+        seat.set_active(0)
+        seat.set_listening(False)
+
+    # -- for whoever tells -------------------------------------------------------------------
+
+    def silence(self) -> float:
+        """Return the seconds since the most silent seat's beat."""
+        return max(0.0, time.monotonic() - min(m.cast("d")[_BEAT] for m in self._seats))
+
+    def active(self) -> int:
+        """Return how many associations are open."""
+        return sum(m.cast("q")[_ACTIVE] for m in self._seats)
+
+    def listening(self) -> int:
+        """Return how many processes accept associations."""
+        return sum(m.cast("q")[_LISTENING] for m in self._seats)
+
+    def totals(self) -> dict[Key, int]:
+        """Return the counters, each summed over the seats."""
+        found: dict[Key, int] = {}
+        for part in self._seats:
+            for key, (_, value) in _entries(part).items():
+                if value:  # else its name may just be being written
+                    found[key] = found.get(key, 0) + value
+        return found
+
+
+class Seat:
+    """One process's part of a tally.
+
+    Parameters
+    ----------
+    part : memoryview
+        The part of the memory.
+    """
+
+    def __init__(self, part: memoryview) -> None:
+        self._part = part
+        self._words = part.cast("q")
+        self._beats = part.cast("d")
+        # Threads of one process would lose each other's additions.
+        self._lock = threading.Lock()
+        self._at = {key: at for key, (at, _) in _entries(part).items()}
+
+    def add(self, key: Key, by: int = 1) -> None:
+        """Add to a counter."""
+        with self._lock:
+            at = self._at.get(key)
+            if at is None:
+                at = self._new(key)
+            self._words[at] += by
+
+    def _new(self, key: Key) -> int:
+        name = _SEPARATOR.join(key).encode("ascii")
+        if len(name) > _ENTRY - _WORD or len(self._at) >= ENTRIES:
+            raise ValueError("no such counter can be kept")
+        at = _HEAD + len(self._at) * _ENTRY
+        self._part[at + _WORD : at + _WORD + len(name)] = name
+        self._at[key] = at // _WORD
+        return at // _WORD
+
+    def beat(self) -> None:
+        """Say that the process lives."""
+        self._beats[_BEAT] = time.monotonic()
+
+    def set_active(self, number: int) -> None:
+        """Say how many associations of the process are open."""
+        self._words[_ACTIVE] = number
+
+    def set_listening(self, listening: bool) -> None:
+        """Say whether the process accepts associations."""
+        self._words[_LISTENING] = int(listening)
+
+
+def _entries(part: memoryview) -> dict[Key, tuple[int, int]]:
+    """Return where the value of each counter of a seat is, and what it is."""
+    words = part.cast("q")
+    found: dict[Key, tuple[int, int]] = {}
+    for at in range(_HEAD, _SEAT, _ENTRY):
+        name = bytes(part[at + _WORD : at + _ENTRY]).rstrip(b"\0")
+        if not name:
+            break
+        found[tuple(name.decode("ascii").split(_SEPARATOR))] = (at // _WORD, words[at // _WORD])
+    return found
