@@ -420,6 +420,40 @@ class Database(Server):
     )
 
 
+class Kubernetes(Section):
+    """The API server whose custom resources the operator applies."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^(https://[^/]+|http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?)/?$",
+        description="URL of the API server (plain HTTP on loopback only, for `kubectl proxy`); by "
+        "default the one that Kubernetes tells each pod.",
+    )
+    credentials: Path = Field(
+        Path("/var/run/secrets/kubernetes.io/serviceaccount"),
+        description="Folder with `token`, `ca.crt` and `namespace`, or `tls.crt` and `tls.key`; by "
+        "default the service account's.",
+    )
+    namespace: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Namespace whose custom resources are applied; by default the pod's own.",
+    )
+    request_seconds: Seconds = Field(10.0, description="Seconds that a request may take.")
+    watch_seconds: int = Field(
+        60, ge=1, le=600, description="Seconds after which a watch is begun anew."
+    )
+    resync_seconds: Seconds = Field(
+        300.0, description="Seconds between full lists, in case that a watch missed something."
+    )
+    retry_minimum_seconds: Seconds = Field(
+        0.5, description="Seconds after which a request that failed is first repeated."
+    )
+    retry_maximum_seconds: Seconds = Field(
+        30.0, description="Seconds that the delay between repeated requests grows to."
+    )
+
+
 class Notification(Section):
     """Limits for reading the headers of acknowledged files."""
 
@@ -466,11 +500,11 @@ REMOVED = {
     "timeoutGroup": "the AE title's processor setting `timeout` (seconds)",
     "pipeline-mappings": "`dicom-adapter aet add AET --set pipeline-NAME=ID`",
     "pipelineMappings": "`dicom-adapter aet add AET --set pipeline-NAME=ID`",
-    "readAeTitlesFromCrd": "`dicom-adapter aet add` (configuration lives in the ledger)",
+    "readAeTitlesFromCrd": "`dicom-adapter operator`, or `dicom-adapter aet add`",
     "crdReadIntervals": "nothing: a change is in force within two seconds",
-    "read-aetitles-from-crd": "`dicom-adapter aet add`",
-    "read-sources-from-crd": "`dicom-adapter source add`",
-    "read-destinations-from-crd": "`dicom-adapter destination add`",
+    "read-aetitles-from-crd": "`dicom-adapter operator`, or `dicom-adapter aet add`",
+    "read-sources-from-crd": "`dicom-adapter operator`, or `dicom-adapter source add`",
+    "read-destinations-from-crd": "`dicom-adapter operator`, or `dicom-adapter destination add`",
     "aeTitles": "`dicom-adapter aet add` (configuration lives in the ledger)",
     "sources": "`dicom-adapter source add` (configuration lives in the ledger)",
     "destinations": "`dicom-adapter destination add` (configuration lives in the ledger)",
@@ -503,6 +537,9 @@ class Settings(BaseSettings):
     metrics: Metrics = Field(default_factory=Metrics, description="Metrics and probes.")
     broker: Broker = Field(default_factory=Broker, description="Redis.")
     database: Database = Field(default_factory=Database, description="The ledger.")
+    kubernetes: Kubernetes = Field(
+        default_factory=Kubernetes, description="Custom resources, for the operator."
+    )
     notification: Notification = Field(
         default_factory=Notification, description="Limits for reading headers."
     )
@@ -541,6 +578,14 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """The ledger's SQLAlchemy URL, with its password: never to be shown."""
         return self.database.whole_url or f"sqlite:///{(self.data / 'ledger.sqlite').absolute()}"
+
+    @property
+    def kubernetes_url(self) -> str | None:
+        """The API server's URL, as set or as Kubernetes tells a pod; None outside of a cluster."""
+        host, port = map(os.environ.get, ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"))
+        if self.kubernetes.endpoint is not None or not host:
+            return self.kubernetes.endpoint
+        return f"https://{f'[{host}]' if ':' in host else host}:{port or 443}"
 
     @classmethod
     def settings_customise_sources(

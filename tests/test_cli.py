@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from adapter import cli as command_line
-from adapter.ledger import configuration, schema
+from adapter.ledger import configuration, owners, schema
 from adapter.ledger.queries import find_export, find_job
 from adapter.models import EntityKind
 from adapter.scp import Scp
@@ -213,6 +213,24 @@ def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
     assert cli("aet", "remove", "CT-AI")[0] == 0
     assert configuration.current(adapter.ledger, EntityKind.AE_TITLE) == []
     assert json.loads(cli("aet", "list", "--json")[1]) == []
+
+
+def test_what_a_custom_resource_manages_is_not_changed_here(cli, adapter):
+    """Each command that would change it is refused, and says what to do; all show the owner."""
+    owner = owners.of_resource("imaging", "Source", "ct1")
+    source = configuration.parse(EntityKind.SOURCE, {"aeTitle": "CT1", "hostIp": "10.0.0.7"})
+    configuration.put(adapter.ledger, EntityKind.SOURCE, source, replace=False, owner=owner)
+
+    for words in (["add", "CT1", "10.0.0.8"], ["set", "CT1", "10.0.0.8"], ["remove", "CT1"]):
+        code, _, err = cli("source", *words)
+        assert code == 2
+        assert "managed by the custom resource Source imaging/ct1" in err
+        assert "kubectl edit --namespace imaging source.dicom.adapter.io/ct1" in err
+
+    assert owner in cli("source", "list")[1]
+    assert owner in cli("source", "show", "CT1")[1]
+    assert json.loads(cli("source", "list", "--json")[1])[0]["owner"] == owner
+    assert json.loads(cli("source", "show", "CT1", "--json")[1])["owner"] == owner
 
 
 def test_a_processor_setting_can_be_dropped(cli, adapter):

@@ -5,7 +5,7 @@
 red      the ledger does not answer or has another schema, the spool is not there or not this
          ledger's, or its disk is above the watermark: nothing is received or nothing moves on
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is away, or a role that was there is silent
+         Redis is away, a role that was there is silent, or one says that it is in trouble
 green    none of these
 =======  ==========================================================================================
 """
@@ -136,6 +136,13 @@ def _look_at_spool(report: _Report, adapter: Adapter) -> None:
         f"{role} is silent"
         for role, processes in report.services.items()
         if not any(process.alive for process in processes)
+    ]
+    report.yellow += [
+        f"{role} of {process.host}: {trouble}"
+        for role, processes in report.services.items()
+        for process in processes
+        for trouble in process.facts.get("trouble") or []
+        if process.alive
     ]
 
 

@@ -21,9 +21,9 @@ sources = typer.Typer(help="Who may send: calling AE titles and addresses.", no_
 destinations = typer.Typer(help="Where results are sent to.", no_args_is_help=True)
 
 _TITLES = {
-    EntityKind.AE_TITLE: ("name", "aeTitle", "processor", "processorSettings", "resend"),
-    EntityKind.SOURCE: ("aeTitle", "hostIp"),
-    EntityKind.DESTINATION: ("name", "aeTitle", "hostIp", "port"),
+    EntityKind.AE_TITLE: ("name", "aeTitle", "processor", "processorSettings", "resend", "owner"),
+    EntityKind.SOURCE: ("aeTitle", "hostIp", "owner"),
+    EntityKind.DESTINATION: ("name", "aeTitle", "hostIp", "port", "owner"),
 }
 
 KeyArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`check-config`, `up`, and each role alone: `scp`, `worker`, `api`, `flower`."""
+"""`check-config`, `up`, and each role alone: `scp`, `worker`, `api`, `operator`, `flower`."""
 
 from __future__ import annotations
 
@@ -123,6 +123,15 @@ def worker(
 def api(ctx: typer.Context) -> None:
     """Run the REST API alone."""
     from adapter.api import serve  # noqa: PLC0415 - see the package's docstring
+
+    settings = settings_of(ctx)
+    log.configure()
+    raise typer.Exit(serve(settings))
+
+
+def operator(ctx: typer.Context) -> None:
+    """Apply custom resources of Kubernetes to the configuration, and write their status."""
+    from adapter.operator import serve  # noqa: PLC0415 - see the package's docstring
 
     settings = settings_of(ctx)
     log.configure()

@@ -7,13 +7,15 @@ title that it was accepted under, and that version stays readable.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from adapter.errors import ConfigurationError
-from adapter.ledger import events, locks
+from adapter.ledger import events, locks, owners
 from adapter.ledger.database import Ledger
 from adapter.ledger.schema import configuration, now
 from adapter.models import ENTITIES, AETitle, Destination, EntityKind, Source, Versioned
@@ -49,96 +51,106 @@ def parse(kind: EntityKind, body: dict[str, Any]) -> Entity:
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Several changes of one kind of entity, to be made at once.
+
+    Attributes
+    ----------
+    puts : sequence of (Entity, str)
+        What is added or replaced, each with its owner.
+    removals : sequence of str
+        Names of what is deleted.
+    """
+
+    puts: Sequence[tuple[Entity, str]] = ()
+    removals: Sequence[str] = ()
+
+
 def put(
     ledger: Ledger,
     kind: EntityKind,
     entity: Entity,
     *,
     replace: bool,
-    owner: str = "operator",
+    owner: str = owners.PEOPLE,
 ) -> int:
     """Add an entity, or a new version of one, and return the version.
 
     Raises
     ------
     ConfigurationError
-        If it exists and `replace` is false, if it does not exist and `replace` is true, or if
-        another AE title entry has the same AE title.
+        If it exists and `replace` is false, if it does not exist and `replace` is true, if it is
+        somebody else's, or if another AE title entry has the same AE title.
     """
-    table = configuration
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
-        rows = _current(connection, kind)
-        known = {row.key: row for row in rows}
-        if entity.key in known and not replace:
-            raise ConfigurationError(
-                [f"{kind} {entity.key!r} exists already; change it with `set`"]
-            )
-        if entity.key not in known and replace:
+        rows = {row.key: row for row in _current(connection, kind)}
+        known = rows.get(entity.key)
+        if known is not None:
+            owners.check(kind, entity.key, known.owner, owner)
+            if not replace:
+                raise ConfigurationError(
+                    [f"{kind} {entity.key!r} exists already; change it with `set`"]
+                )
+        elif replace:
             raise ConfigurationError([f"there is no {kind} {entity.key!r}; create it with `add`"])
-        if isinstance(entity, AETitle):
-            for row in rows:
-                if row.key != entity.key and row.body["aeTitle"] == entity.ae_title:
-                    raise ConfigurationError(
-                        [f"aeTitle: {entity.ae_title!r} is taken by the entry {row.key!r}"]
-                    )
-        body = entity.model_dump(mode="json", by_alias=True)
-        if entity.key in known and known[entity.key].body == body:
-            return int(known[entity.key].version)
-        connection.execute(
-            update(table)
-            .where(table.c.kind == kind, table.c.key == entity.key, table.c.current)
-            .values(current=False)
-        )
-        version = connection.execute(
-            insert(table)
-            .values(
-                kind=kind,
-                key=entity.key,
-                body=body,
-                owner=owner,
-                created_at=now(),
-                current=True,
-                deleted=False,
-            )
-            .returning(table.c.version)
-        ).scalar_one()
-        events.record(
-            connection, "configuration-changed", entity=kind, key=entity.key, version=version
-        )
-    return int(version)
+        _check_title(rows.values(), entity)
+        return _put(connection, kind, entity, owner, known)
 
 
-def remove(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Entity]:
+def remove(
+    ledger: Ledger, kind: EntityKind, key: str, *, owner: str = owners.PEOPLE
+) -> Versioned[Entity]:
     """Delete an entity, leaving a tombstone, and return what it was.
 
     Raises
     ------
     ConfigurationError
-        If there is none of that name.
+        If there is none of that name, or it is somebody else's.
     """
-    table = configuration
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
-        found = [row for row in _current(connection, kind) if row.key == key]
-        if not found:
+        found = next((row for row in _current(connection, kind) if row.key == key), None)
+        if found is None:
             raise ConfigurationError([f"there is no {kind} {key!r}"])
-        connection.execute(
-            update(table).where(table.c.version == found[0].version).values(current=False)
-        )
-        connection.execute(
-            insert(table).values(
-                kind=kind,
-                key=key,
-                body=found[0].body,
-                owner=found[0].owner,
-                created_at=now(),
-                current=True,
-                deleted=True,
-            )
-        )
-        events.record(connection, "configuration-removed", entity=kind, key=key)
-    return _versioned(found[0])
+        owners.check(kind, key, found.owner, owner)
+        _remove(connection, kind, found)
+    return _versioned(found)
+
+
+def change(
+    ledger: Ledger, kind: EntityKind, decide: Callable[[list[Versioned[Any]]], Changes]
+) -> list[Versioned[Any]]:
+    """Make several changes at once, or none, and return what is in force then.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where.
+    kind : EntityKind
+        Of what.
+    decide : callable
+        Says what to change, given what is in force just then; that it may is its business.
+
+    Raises
+    ------
+    ConfigurationError
+        If two AE title entries would have the same AE title.
+    """
+    with ledger.write() as connection:
+        locks.hold(connection, locks.Kind.CONFIGURATION)
+        before = _current(connection, kind)
+        rows = {row.key: row for row in before}
+        changes = decide([_versioned(row) for row in before])
+        for key in changes.removals:
+            _remove(connection, kind, rows.pop(key))
+        for entity, owner in changes.puts:
+            _put(connection, kind, entity, owner, rows.get(entity.key))
+        after = _current(connection, kind)
+        for entity, _ in changes.puts:
+            _check_title(after, entity)
+    return [_versioned(row) for row in after]
 
 
 def current(ledger: Ledger, kind: EntityKind) -> list[Versioned[Any]]:
@@ -213,6 +225,63 @@ def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
             if connection.dialect.name == "postgresql":  # SQLite counts on by itself
                 connection.execute(_COUNT_ON)
     return len(rows)
+
+
+def _check_title(rows: Iterable[Any], entity: Entity) -> None:
+    if not isinstance(entity, AETitle):
+        return
+    for row in rows:
+        if row.key != entity.key and row.body["aeTitle"] == entity.ae_title:
+            raise ConfigurationError(
+                [f"aeTitle: {entity.ae_title!r} is taken by the entry {row.key!r}"]
+            )
+
+
+def _put(
+    connection: Connection, kind: EntityKind, entity: Entity, owner: str, known: Any | None
+) -> int:
+    body = entity.model_dump(mode="json", by_alias=True)
+    if known is not None and (known.body, known.owner) == (body, owner):
+        return int(known.version)
+    version = _write(connection, kind, entity.key, body, owner, deleted=False)
+    events.record(connection, "configuration-changed", entity=kind, key=entity.key, version=version)
+    return version
+
+
+def _remove(connection: Connection, kind: EntityKind, row: Any) -> None:
+    _write(connection, kind, row.key, row.body, row.owner, deleted=True)
+    events.record(connection, "configuration-removed", entity=kind, key=row.key)
+
+
+def _write(
+    connection: Connection,
+    kind: EntityKind,
+    key: str,
+    body: dict[str, Any],
+    owner: str,
+    *,
+    deleted: bool,
+) -> int:
+    table = configuration
+    connection.execute(
+        update(table)
+        .where(table.c.kind == kind, table.c.key == key, table.c.current)
+        .values(current=False)
+    )
+    version = connection.execute(
+        insert(table)
+        .values(
+            kind=kind,
+            key=key,
+            body=body,
+            owner=owner,
+            created_at=now(),
+            current=True,
+            deleted=deleted,
+        )
+        .returning(table.c.version)
+    ).scalar_one()
+    return int(version)
 
 
 def _current(connection: Connection, kind: EntityKind) -> list[Any]:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who owns an entity of the configuration: people, or a custom resource of Kubernetes.
+
+What a custom resource manages is changed there and nowhere else; else the next look at the resource
+would undo it.
+"""
+
+from __future__ import annotations
+
+from adapter.errors import ConfigurationError
+from adapter.models import EntityKind
+
+#: The owner of what people enter, by command line or REST.
+PEOPLE = "operator"
+
+_SCHEME = "kubernetes:"
+
+#: The API group of the custom resources.
+GROUP = "dicom.adapter.io"
+
+
+def of_resource(namespace: str, kind: str, name: str) -> str:
+    """Return the owner that a custom resource is: ``kubernetes:imaging/ClaraAeTitle/ct``."""
+    return f"{of_namespace(namespace)}{kind}/{name}"
+
+
+def of_namespace(namespace: str) -> str:
+    """Return what the owners of a namespace's custom resources begin with."""
+    return f"{_SCHEME}{namespace}/"
+
+
+def describe(owner: str) -> str:
+    """Return an owner in words."""
+    if not owner.startswith(_SCHEME):
+        return "people (command line or REST)"
+    namespace, kind, name = owner.removeprefix(_SCHEME).split("/", 2)
+    return f"the custom resource {kind} {namespace}/{name}"
+
+
+def check(kind: EntityKind, key: str, owner: str, actor: str) -> None:
+    """See that `actor` may change what `owner` owns.
+
+    Raises
+    ------
+    ConfigurationError
+        If not, saying where to change it instead.
+    """
+    if owner == actor:
+        return
+    advice = f"remove it with `dicom-adapter {kind} remove {key!r}` first"
+    if owner.startswith(_SCHEME):
+        namespace, resource, name = owner.removeprefix(_SCHEME).split("/", 2)
+        advice = (
+            f"change it there: `kubectl edit --namespace {namespace} "
+            f"{resource.lower()}.{GROUP}/{name}` (or `kubectl delete ...`)"
+        )
+    raise ConfigurationError([f"{kind} {key!r} is managed by {describe(owner)}; {advice}"])

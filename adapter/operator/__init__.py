@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dicom-adapter operator`: applies custom resources of Kubernetes, and writes their status.
+
+Level, not edge: whatever happened, what the resources say now is compared with what the ledger says
+now.  So a missed event, a second operator or a restart costs nothing, and there is no leader.
+
+===========  ====================================================================================
+resources    what a custom resource says, as it comes from the API server
+plan         which of them are in force, pure
+client       the only module that talks to the API server
+collection   what is known of the resources of one kind
+watch        keeps a collection up to date: list, watch, begin anew
+applying     brings the ledger to what the collections say
+status       writes what came of it into the resources
+main         the process
+===========  ====================================================================================
+"""
+
+from adapter.operator.main import Operator, serve
+
+__all__ = ["Operator", "serve"]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings the ledger to what the custom resources say, whenever either of them changed.
+
+The resources of a kind are applied as a whole: read by the command line's rules, compared with what
+is in force, changed in one transaction.  Done twice, or by two operators, it is done once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter.core import Adapter
+from adapter.errors import ConfigurationError
+from adapter.ledger import configuration
+from adapter.ledger.configuration import Changes
+from adapter.log import get_logger
+from adapter.models import Versioned
+from adapter.operator.collection import Collection
+from adapter.operator.plan import judge, make_plan, read
+from adapter.operator.resources import Resource
+from adapter.operator.status import StatusWriter
+
+log = get_logger(__name__)
+
+#: Seconds between looks at the ledger, where people may have made room for a resource.
+PERIOD = 1.0
+#: Seconds that changes which come together get to come together.
+_SETTLE_SECONDS = 0.05
+
+
+class Applying:
+    """Applies the collections, from a thread of its own.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Whose ledger.
+    namespace : str
+        Whose resources.
+    collections : sequence of Collection
+        What the resources say.
+    writer : StatusWriter
+        Who tells the resources what came of them.
+    changed : threading.Event
+        Set when a collection has changed.
+    stop : threading.Event
+        Set to end it; then set `changed` too.
+
+    Attributes
+    ----------
+    trouble : str or None
+        Why the resources are not applied.
+    unready : int
+        Resources that are not in force.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        namespace: str,
+        collections: Sequence[Collection],
+        writer: StatusWriter,
+        changed: threading.Event,
+        stop: threading.Event,
+    ) -> None:
+        self.trouble: str | None = None
+        self._adapter = adapter
+        self._namespace = namespace
+        self._collections = collections
+        self._changed = changed
+        self._writer = writer
+        self._stop = stop
+        self._version = -1
+        self._due: set[Collection] = set()
+        self._unready: dict[Collection, int] = {}
+        self.thread = threading.Thread(target=self._run, name="operator-apply", daemon=True)
+
+    @property
+    def unready(self) -> int:
+        """Resources that are not in force."""
+        return sum(self._unready.values())
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if self._changed.wait(PERIOD):
+                self._stop.wait(_SETTLE_SECONDS)
+            self._changed.clear()
+            try:
+                self._look()
+            except SQLAlchemyError as error:
+                # Its text may quote a statement's values.
+                self._complain(f"the ledger does not answer ({type(error).__name__})")
+                self._adapter.ledger.close()
+                self._stop.wait(PERIOD)
+            except ConfigurationError as error:
+                self._complain(str(error))
+            else:
+                self.trouble = None
+
+    def _look(self) -> None:
+        version = configuration.latest_version(self._adapter.ledger)
+        # `news` is asked of each: it forgets.
+        self._due |= {found for found in self._collections if found.news()}
+        if version != self._version:
+            self._due |= set(self._collections)
+        for collection in [found for found in self._collections if found in self._due]:
+            resources = collection.resources()
+            if resources is not None:
+                self._apply(collection, resources)
+            self._due.discard(collection)
+        self._version = version
+
+    def _apply(self, collection: Collection, resources: list[Resource]) -> None:
+        kind, ledger = collection.kind.entity, self._adapter.ledger
+        readings = [read(resource) for resource in resources]
+        current = configuration.current(ledger, kind)
+        plan = make_plan(readings, current, self._namespace)
+        if plan.puts or plan.removals:
+            # Decided anew on what is in force when it is changed: others may have been quicker.
+            def decide(rows: list[Versioned[Any]]) -> Changes:
+                return make_plan(readings, rows, self._namespace).changes
+
+            current = configuration.change(ledger, kind, decide)
+            log.info(
+                "custom resources applied",
+                kind=collection.kind.name,
+                put=[entity.key for entity, _ in plan.puts],
+                removed=plan.removals,
+            )
+            plan = make_plan(readings, current, self._namespace)
+        verdicts = [(reading.resource, judge(plan, reading, current)) for reading in readings]
+        self._unready[collection] = sum(not verdict.ready for _, verdict in verdicts)
+        self._writer.want(collection, verdicts)
+
+    def _complain(self, text: str) -> None:
+        if text != self.trouble:
+            log.error("custom resources are not applied", reason=text)
+        self.trouble = text

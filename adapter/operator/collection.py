@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the custom resources of one kind: a copy, made anew at every start."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from adapter.log import get_logger
+from adapter.operator.client import Event
+from adapter.operator.resources import Kind, Resource
+
+log = get_logger(__name__)
+
+
+class Collection:
+    """The resources of one kind, as far as a watch has come.
+
+    Parameters
+    ----------
+    kind : Kind
+        Which.
+    changed : threading.Event
+        Set whenever there is something new to apply, for this kind or another.
+
+    Attributes
+    ----------
+    trouble : str or None
+        Why what is known may be out of date.
+    """
+
+    def __init__(self, kind: Kind, changed: threading.Event) -> None:
+        self.kind = kind
+        self.trouble: str | None = None
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._resources: dict[str, Resource] | None = None
+        self._news = False
+
+    def replace(self, items: list[Any]) -> None:
+        """Take over a full list."""
+        found = [resource for item in items if (resource := self._parse(item)) is not None]
+        with self._lock:
+            self._resources = {resource.name: resource for resource in found}
+            self._tell()
+
+    def take(self, event: Event) -> None:
+        """Take over an event of a watch."""
+        resource = self._parse(event.item)
+        if resource is None:
+            return
+        with self._lock:
+            if self._resources is None:
+                return
+            if event.type == "DELETED":
+                self._resources.pop(resource.name, None)
+            else:
+                self._resources[resource.name] = resource
+            self._tell()
+
+    def note_status(self, item: Any) -> None:
+        """Take over what the server made of our patch, unless the watch has brought more."""
+        resource = self._parse(item)
+        with self._lock:
+            if resource is None or self._resources is None:
+                return
+            known = self._resources.get(resource.name)
+            if known and (known.uid, known.generation) == (resource.uid, resource.generation):
+                self._resources[resource.name] = resource
+
+    def news(self) -> bool:
+        """Tell whether something changed since the last call."""
+        with self._lock:
+            news, self._news = self._news, False
+            return news
+
+    def resources(self) -> list[Resource] | None:
+        """Return the resources that are there to stay; None until the first full list."""
+        with self._lock:
+            if self._resources is None:
+                return None
+            return [found for found in self._resources.values() if not found.leaving]
+
+    def _tell(self) -> None:
+        self._news = True
+        self._changed.set()
+
+    def _parse(self, item: Any) -> Resource | None:
+        try:
+            return Resource.parse(self.kind, item)
+        except ValueError:
+            log.warning("an item of the API server cannot be read", kind=self.kind.name)
+            return None

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's process: its threads put together, started and stopped, and its heartbeat.
+
+The adapter is opened as soon as its ledger answers; what the API server says is read meanwhile.
+A thread that hangs on a peer dies with the process: it holds nothing that anybody waits for.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter import heartbeat
+from adapter.core import Adapter, open_adapter
+from adapter.errors import AdapterError
+from adapter.log import get_logger
+from adapter.operator.applying import Applying
+from adapter.operator.client import Client
+from adapter.operator.collection import Collection
+from adapter.operator.resources import KINDS
+from adapter.operator.status import StatusWriter
+from adapter.operator.watch import Watch
+from adapter.settings import Settings
+
+log = get_logger(__name__)
+
+ROLE = "operator"
+
+_BEAT_SECONDS = 1.0
+#: Seconds that all threads together get to end.
+_STOP_SECONDS = 2.0
+
+
+class Operator:
+    """The operator of one adapter and one namespace.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which adapter is meant, and which API server.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no API server or no namespace to be found.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = Client(settings)
+        self._adapter: Adapter | None = None
+        self._applying: Applying | None = None
+        self._reason = "the adapter is being opened"
+        self._stop = threading.Event()
+        self._changed = threading.Event()
+        kubernetes = settings.kubernetes
+        self._collections = [Collection(kind, self._changed) for kind in KINDS]
+        self._writer = StatusWriter(self._client, kubernetes, self._stop)
+        watches = [
+            Watch(self._client, collection, kubernetes, self._stop)
+            for collection in self._collections
+        ]
+        self._threads = [self._writer.thread, *(watch.thread for watch in watches)]
+        self._beating = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._opening = threading.Thread(target=self._open, name="open", daemon=True)
+
+    @property
+    def trouble(self) -> list[str]:
+        """What keeps the custom resources from being in force, in words; nothing if they are."""
+        applying = self._applying
+        found = [self._reason if applying is None else applying.trouble]
+        found += [collection.trouble for collection in self._collections]
+        found.append(self._writer.trouble)
+        return list(dict.fromkeys(text for text in found if text is not None))
+
+    def start(self) -> None:
+        """Begin to watch, and to apply as soon as the ledger answers."""
+        log.info("operator", namespace=self._client.namespace)
+        for thread in (*self._threads, self._opening, self._beating):
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop; what is not applied yet is found again at the next start."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        self._stop.set()
+        self._client.close()
+        self._changed.set()
+        self._writer.wake()
+        for thread in (*self._threads, self._opening, self._beating):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if self._applying is not None:
+            self._applying.thread.join(max(0.0, deadline - time.monotonic()))
+        if self._adapter is not None:
+            heartbeat.remove(self._adapter.spool, ROLE)
+            self._adapter.close()
+        log.info("stopped")
+
+    def _open(self) -> None:
+        while not self._stop.is_set():
+            try:
+                adapter = open_adapter(self._settings)
+            except AdapterError as error:
+                self._explain(str(error))
+            except (SQLAlchemyError, CommandError, OSError) as error:
+                # Their text may quote addresses and statements: the type says enough.
+                self._explain(f"the ledger cannot be opened ({type(error).__name__})")
+            else:
+                self._adapter = adapter
+                self._applying = Applying(
+                    adapter,
+                    namespace=self._client.namespace,
+                    collections=self._collections,
+                    writer=self._writer,
+                    changed=self._changed,
+                    stop=self._stop,
+                )
+                self._applying.thread.start()
+                return
+            self._stop.wait(_BEAT_SECONDS)
+
+    def _explain(self, reason: str) -> None:
+        if reason != self._reason:
+            log.error("the adapter cannot be opened", reason=reason)
+        self._reason = reason
+
+    def _beat_on(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._beat()
+            except OSError as error:
+                log.warning("no heartbeat could be written", error=type(error).__name__)
+            self._stop.wait(_BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        if self._adapter is None or self._applying is None:
+            return
+        known = [collection.resources() or [] for collection in self._collections]
+        heartbeat.write(
+            self._adapter.spool,
+            ROLE,
+            namespace=self._client.namespace,
+            resources=sum(map(len, known)),
+            unready=self._applying.unready,
+            trouble=self.trouble,
+        )
+
+
+def serve(settings: Settings) -> int:
+    """Apply custom resources until SIGTERM or SIGINT, and return the process's exit code.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no API server or no namespace to be found.
+    """
+    operator = Operator(settings)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    operator.start()
+    ended.wait()
+    operator.stop()
+    return 0

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of a custom resource: whether it is in force, or why not.
+
+It is written only when it says something else than what stands there, so that two operators, or one
+that starts again, write nothing.  What the API server does not take is tried again; nothing else
+waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from adapter.errors import TemporaryError
+from adapter.log import get_logger
+from adapter.operator.client import Client, Missing
+from adapter.operator.collection import Collection
+from adapter.operator.plan import Verdict
+from adapter.operator.resources import Resource
+from adapter.operator.watch import Backoff
+from adapter.settings import Kubernetes
+
+log = get_logger(__name__)
+
+READY = "Ready"
+#: Longest message, in characters; enough for every problem of a resource that people write.
+_LONGEST_MESSAGE = 8192
+
+
+def status_of(resource: Resource, verdict: Verdict, now: datetime) -> dict[str, Any] | None:
+    """Return the status that a resource is to have; None if it has it.
+
+    Parameters
+    ----------
+    resource : Resource
+        With the status that stands there.
+    verdict : Verdict
+        What came of it.
+    now : datetime
+        When the condition changed, if it did.
+    """
+    before = resource.status if isinstance(resource.status, dict) else {}
+    conditions = [item for item in before.get("conditions") or [] if isinstance(item, dict)]
+    known = next((item for item in conditions if item.get("type") == READY), {})
+    condition = {
+        "type": READY,
+        "status": "True" if verdict.ready else "False",
+        "reason": verdict.reason,
+        "message": verdict.message[:_LONGEST_MESSAGE],
+        "observedGeneration": resource.generation,
+    }
+    facts = {"observedGeneration": resource.generation, "version": verdict.version}
+    if all(known.get(key) == value for key, value in condition.items()) and all(
+        before.get(key) == value for key, value in facts.items()
+    ):
+        return None
+    same = known.get("status") == condition["status"]
+    since = known.get("lastTransitionTime") if same else None
+    condition["lastTransitionTime"] = since or now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    others = [item for item in conditions if item.get("type") != READY]
+    return {**facts, "conditions": [*others, condition]}
+
+
+class StatusWriter:
+    """Writes what has to be written, from a thread of its own; the latest word wins.
+
+    Parameters
+    ----------
+    client : Client
+        Whom to tell.
+    settings : Kubernetes
+        How long to wait after a failure.
+    stop : threading.Event
+        Set to end it.
+
+    Attributes
+    ----------
+    trouble : str or None
+        Why a status could not be written.
+    """
+
+    def __init__(self, client: Client, settings: Kubernetes, stop: threading.Event) -> None:
+        self.trouble: str | None = None
+        self._client = client
+        self._stop = stop
+        self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
+        self._wanted: dict[str, tuple[Collection, Resource, Verdict]] = {}
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="operator-status", daemon=True)
+
+    def want(self, collection: Collection, verdicts: list[tuple[Resource, Verdict]]) -> None:
+        """Say what each resource of a kind is to be told; what was said before is forgotten."""
+        kind = collection.kind
+        with self._lock:
+            for owner in [key for key, (at, *_) in self._wanted.items() if at.kind is kind]:
+                del self._wanted[owner]
+            for resource, verdict in verdicts:
+                if status_of(resource, verdict, datetime.now(UTC)) is not None:
+                    self._wanted[resource.owner] = (collection, resource, verdict)
+        self._news.set()
+
+    def wake(self) -> None:
+        """Look for something to do; to be called after `stop` was set too."""
+        self._news.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._news.wait()
+            self._news.clear()
+            while not self._stop.is_set() and (wanted := self._take()) is not None:
+                began = time.monotonic()
+                try:
+                    self._write(*wanted)
+                except TemporaryError as error:
+                    self._put_back(*wanted)
+                    self._complain(str(error))
+                    self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
+                else:
+                    self.trouble = None
+
+    def _write(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
+        status = status_of(resource, verdict, datetime.now(UTC))
+        if status is None:
+            return
+        try:
+            item = self._client.patch_status(resource.kind, resource.name, status)
+        except Missing:
+            return  # deleted meanwhile; the watch will say so
+        collection.note_status(item)
+        log.info(
+            "custom resource",
+            kind=resource.kind.name,
+            resource=resource.name,
+            reason=verdict.reason,
+            version=verdict.version,
+        )
+
+    def _take(self) -> tuple[Collection, Resource, Verdict] | None:
+        with self._lock:
+            return self._wanted.pop(next(iter(self._wanted))) if self._wanted else None
+
+    def _put_back(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
+        with self._lock:
+            self._wanted.setdefault(resource.owner, (collection, resource, verdict))
+
+    def _complain(self, text: str) -> None:
+        if text != self.trouble and not self._stop.is_set():
+            log.warning("a status could not be written", reason=text)
+        self.trouble = text

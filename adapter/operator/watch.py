@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a collection up to date: list, watch from there, and begin anew when that ends.
+
+::
+
+    list --> watch --(its time is over, or the connection broke)--> watch from the last version
+      ^        |
+      |        +--(410 Gone, or unreadable)--+
+      +--------------(or a resync is due)----+
+
+What fails is tried again with a delay that grows, at random, so that many operators do not come
+back at once.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+from adapter.errors import TemporaryError
+from adapter.log import get_logger
+from adapter.operator.client import Broken, Client, Gone
+from adapter.operator.collection import Collection
+from adapter.settings import Kubernetes
+
+log = get_logger(__name__)
+
+
+class Backoff:
+    """Delays that grow from one failure to the next, and are never the same.
+
+    Parameters
+    ----------
+    minimum, maximum : float, seconds
+        The first delay, and the longest.
+    """
+
+    def __init__(self, minimum: float, maximum: float) -> None:
+        self._minimum, self._maximum = minimum, maximum
+        self._next = minimum
+
+    def delay(self, lasted: float, asked: float | None = None) -> float:
+        """Return the seconds to wait now.
+
+        Parameters
+        ----------
+        lasted : float, seconds
+            How long it went well; longer than the delay is a new beginning.
+        asked : float, seconds, optional
+            What the server asks for.
+        """
+        if lasted > self._next:
+            self._next = self._minimum
+        grown, self._next = self._next, min(self._next * 2, self._maximum)
+        jittered = grown * random.uniform(0.5, 1.0)  # noqa: S311 - nothing secret
+        return max(jittered, min(asked or 0.0, self._maximum))
+
+
+class Watch:
+    """Keeps one collection up to date, from a thread of its own.
+
+    Parameters
+    ----------
+    client : Client
+        Whom to ask.
+    collection : Collection
+        What to keep up to date.
+    settings : Kubernetes
+        How long things may take.
+    stop : threading.Event
+        Set to end it; then close the client too.
+    """
+
+    def __init__(
+        self, client: Client, collection: Collection, settings: Kubernetes, stop: threading.Event
+    ) -> None:
+        self._client = client
+        self._collection = collection
+        self._settings = settings
+        self._stop = stop
+        self._version: str | None = None
+        self._listed_at = 0.0
+        self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
+        self.thread = threading.Thread(
+            target=self._run, name=f"watch-{collection.kind.plural}", daemon=True
+        )
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                self._look()
+            except TemporaryError as error:
+                if isinstance(error, Gone | Broken):
+                    self._version = None
+                self._complain(error)
+                self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
+            else:
+                # A server that ends each watch at once is not asked without end.
+                least = began + self._settings.retry_minimum_seconds - time.monotonic()
+                self._stop.wait(max(0.0, least))
+
+    def _look(self) -> None:
+        """List if that is due, then watch until the watch ends."""
+        kind = self._collection.kind
+        due = self._listed_at + self._settings.resync_seconds
+        if self._version is None or time.monotonic() >= due:
+            items, self._version = self._client.list(kind)
+            self._listed_at = time.monotonic()
+            self._collection.replace(items)
+        seconds = self._settings.watch_seconds
+        with self._client.watch(kind, self._version, seconds) as events:
+            self._recovered()
+            for event in events:
+                self._version = event.version
+                if event.type != "BOOKMARK":
+                    self._collection.take(event)
+
+    def _recovered(self) -> None:
+        if self._collection.trouble is not None:
+            log.info("watching again", kind=self._collection.kind.name)
+        self._collection.trouble = None
+
+    def _complain(self, error: TemporaryError) -> None:
+        if self._stop.is_set() or isinstance(error, Gone):
+            return  # a new list follows at once: nothing is out of date
+        text = str(error)
+        if text != self._collection.trouble:
+            log.warning(
+                "the last known configuration stays in force",
+                kind=self._collection.kind.name,
+                reason=text,
+            )
+        self._collection.trouble = text
