@@ -8,6 +8,8 @@ own.  Templates take a component as the map that this returns.
   probes     the port's name, and the paths that say "alive" and "ready"
   spool      whether it mounts the spool
   secrets    whose passwords it is given: redis, postgresql, flower
+  waits      whether it waits for the ledger before it starts: a worker has nothing to do without.
+             The receiver never waits: it keeps its promise while the ledger is away.
   replicas   how many, or nothing if something else owns the number
 
 Beside those that are deployed there are two that run once: migrate and echo.
@@ -82,6 +84,7 @@ notification grouping submission pipeline export reclamation
       "ports" $ports
       "probes" $probes
       "secrets" $secrets
+      "waits" (or $isStage (eq $name "operator"))
       "spool" (has $name (splitList " " (include "dicom-adapter.spoolComponents" $root)))
 -}}
 {{- if not (or (default dict $scaling.keda).enabled (default dict $scaling.hpa).enabled) }}{{ $_ := set $component "replicas" $values.replicas }}{{ end -}}

@@ -83,18 +83,23 @@ topologySpreadConstraints:
   {{- toYaml $values.topologySpreadConstraints | nindent 2 }}
 {{- end }}
 {{- end }}
-{{- with $values.extraInitContainers }}
+{{- if or $component.waits $values.extraInitContainers }}
 initContainers:
+  {{- if $component.waits }}
+  # Fails, and is tried again, until the database answers; makes the schema of a new one.
+  - name: ledger
+    args: [ledger, upgrade]
+    {{- include "dicom-adapter.container" . | nindent 4 }}
+  {{- end }}
+  {{- with $values.extraInitContainers }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 containers:
   - name: {{ $component.name }}
-    image: {{ include "dicom-adapter.image" $values.image | quote }}
-    imagePullPolicy: {{ $values.image.pullPolicy }}
     args:
       {{- toYaml $component.args | nindent 6 }}
-    env:
-      {{- concat $env $values.extraEnv | toYaml | nindent 6 }}
+    {{- include "dicom-adapter.container" . | nindent 4 }}
     {{- with $component.ports }}
     ports:
       {{- range . }}
@@ -131,19 +136,28 @@ containers:
         exec:
           command: [sleep, {{ $values.preStopSeconds | toString | quote }}]
     {{- end }}
-    securityContext:
-      {{- toYaml $values.securityContext | nindent 6 }}
-    {{- with $values.resources }}
-    resources:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
-    volumeMounts:
-      {{- concat (include "dicom-adapter.mounts" . | fromYamlArray) $values.extraVolumeMounts | toYaml | nindent 6 }}
   {{- with $values.extraContainers }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 volumes:
   {{- concat $volumes $values.extraVolumes | toYaml | nindent 2 }}
+{{- end -}}
+
+{{/* What all containers of the adapter in a pod have in common. */}}
+{{- define "dicom-adapter.container" -}}
+{{- $values := (index . 1).values -}}
+image: {{ include "dicom-adapter.image" $values.image | quote }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+env:
+  {{- concat (include "dicom-adapter.env" . | fromYamlArray) $values.extraEnv | toYaml | nindent 2 }}
+securityContext:
+  {{- toYaml $values.securityContext | nindent 2 }}
+{{- with $values.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts:
+  {{- concat (include "dicom-adapter.mounts" . | fromYamlArray) $values.extraVolumeMounts | toYaml | nindent 2 }}
 {{- end -}}
 
 {{/* Stop at a name that the chart has taken already: a server-side apply would refuse it later. */}}
