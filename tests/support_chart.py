@@ -112,7 +112,7 @@ def parse(text: str) -> list[Object]:
     return [item for item in yaml.load_all(text, Loader=_Strict) if item is not None]
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):
     """Refuses a key that is there twice, as a strict reader does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

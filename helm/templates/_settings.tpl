@@ -27,7 +27,7 @@ passwords' files are not here: each role is given its own, by its environment, a
       "dicom" (dict "scp" (dict "host" "" "port" 11112))
       "api" (dict "host" .Values.listen "port" 5000)
       "flower" (dict "host" .Values.listen "port" 5555)
-      "metrics" (dict "host" .Values.listen "port" 9090)
+      "metrics" (dict "host" "" "port" 9090)
       "broker" (dict "url" (include "dicom-adapter.redisUrl" .))
       "database" (dict "url" (include "dicom-adapter.databaseUrl" .))
 -}}
