@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from adapter import cli as command_line
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
 from adapter.settings import Settings
@@ -71,6 +73,23 @@ def settings(tmp_path: Path, database_url: str | None) -> Settings:
             ),
         }
     )
+
+
+@pytest.fixture
+def cli(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `dicom-adapter` on the test's data folder; return exit code, output and complaints."""
+
+    def run(*arguments: object, data: Path | None = settings.data) -> tuple[int, str, str]:
+        options = [] if data is None else ["--data", str(data)]
+        words = ["dicom-adapter", *map(str, arguments), *options]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from adapter.ledger import Ledger
+from tests.support_road import eventually
 from tests.support_stack import free_port
 
 #: Debian keeps the server's programs of each release in a folder of their own.
@@ -126,6 +127,16 @@ class PostgreSQL:
         """Run one statement for the whole server."""
         with self.connect() as connection:
             connection.execute(statement)
+
+    def reload(self, setting: str, value: str) -> None:
+        """Let the server read its configuration again, and wait until a setting has a value."""
+        self.execute("SELECT pg_reload_conf()")
+
+        def is_in_force() -> bool:
+            with self.connect() as connection:
+                return connection.execute(f"SHOW {setting}").fetchone()[0] == value
+
+        eventually(is_in_force)
 
     def url(self, database: str) -> str:
         """Return a database's URL for the ledger."""

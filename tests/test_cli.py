@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 import structlog
 
-from adapter import cli as command_line
 from adapter.ledger import configuration, owners, schema
 from adapter.ledger.queries import find_export, find_job
 from adapter.models import EntityKind
@@ -33,23 +31,6 @@ from tests.support_scp import add_source, with_scp
 @pytest.fixture
 def data(settings):
     return settings.data
-
-
-@pytest.fixture
-def cli(data, monkeypatch, capsys):
-    """Run `dicom-adapter` on the test's data folder; return exit code, output and complaints."""
-
-    def run(*arguments, data=data):
-        options = [] if data is None else ["--data", str(data)]
-        words = ["dicom-adapter", *map(str, arguments), *options]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as end:
-            command_line.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

