@@ -33,6 +33,9 @@ NOTIFICATION, GROUPING, SUBMISSION, PIPELINE, EXPORT, RECLAMATION = STAGES
 
 #: Bells that may wait in a stage's queue before a tick adds none.
 SHORT_QUEUE = 1
+#: Bells that may wait in a stage's queue before nobody adds any: enough to wake its workers, and
+#: few enough that those which come too late flood nothing.
+FULL_QUEUE = 16
 
 
 def password_file(settings: Settings) -> Path:
@@ -108,8 +111,11 @@ class Bells:
     def ring(self, *stages: str) -> bool:
         """Ring stages; False if the broker did not take it, which costs a tick's delay."""
         try:
-            for stage in stages:
-                self._app.send_task(stage, queue=stage, retry=False)
+            with self._app.producer_or_acquire() as producer:
+                client = producer.channel.client
+                for stage in stages:
+                    if client.llen(stage) < FULL_QUEUE:
+                        self._app.send_task(stage, queue=stage, producer=producer, retry=False)
         except (OperationalError, RedisError, OSError) as error:
             log.debug("no bell was rung", stages=stages, error=type(error).__name__)
             return False

@@ -11,10 +11,13 @@ import pytest
 
 from adapter.core import Adapter
 from adapter.road import (
+    EXPORT,
+    FULL_QUEUE,
     GROUPING,
     NOTIFICATION,
     RECLAMATION,
     STAGES,
+    SUBMISSION,
     Bells,
     Tick,
     due_stages,
@@ -71,3 +74,14 @@ def test_a_tick_rings_what_nobody_holds_and_floods_nothing(stack: Stack) -> None
     assert [tick.tick() for tick in ticks] == [[NOTIFICATION, RECLAMATION], [], []]
 
     assert bells.waiting([NOTIFICATION, GROUPING]) == {NOTIFICATION: 1, GROUPING: 0}
+
+
+def test_bells_that_nobody_answers_are_bounded(stack: Stack) -> None:
+    """A stage whose workers are away gets so many bells, and Flower no more of them later."""
+    bells = Bells(make_app(stack.settings))
+
+    for _ in range(2 * FULL_QUEUE):
+        assert bells.ring(SUBMISSION, EXPORT)
+
+    waiting = bells.waiting([SUBMISSION, EXPORT])
+    assert waiting == {SUBMISSION: FULL_QUEUE, EXPORT: FULL_QUEUE}

@@ -27,10 +27,10 @@ from celery.signals import (
 from adapter import log
 from adapter.core import open_adapter
 from adapter.embedded.roles import flower_environment
-from adapter.errors import ConfigurationError, LeaseLost
+from adapter.errors import ConfigurationError, LeaseLost, NotYetVisible
 from adapter.ledger.engines import AWAY
-from adapter.road import STAGES, Bells, make_app
-from adapter.settings import Settings, load
+from adapter.road import STAGES, Bells, make_app, password_file
+from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
 from workers import export, grouping, notification, pipeline, reclamation, submission
 from workers.beside import Beside
 from workers.figures import WorkerFigures
@@ -60,8 +60,23 @@ figures = WorkerFigures()
 
 @cache
 def settings() -> Settings:
-    """Return the settings of the adapter that the environment names."""
-    return load()
+    """Return the settings of the adapter that the environment names.
+
+    Raises
+    ------
+    SystemExit
+        With every problem in words: Celery shows any other exception with its stack.
+    """
+    try:
+        found = load()
+    except ConfigurationError as error:
+        raise SystemExit("\n".join(f"error: {problem}" for problem in error.problems)) from None
+    if found.broker.url is None and not password_file(found).exists():
+        raise SystemExit(
+            f"error: there is no adapter in {found.data} yet: `dicom-adapter up` makes one; "
+            f"{DATA_VARIABLE} or {CONFIG_VARIABLE} chooses another; broker > url names its Redis"
+        )
+    return found
 
 
 @cache
@@ -79,8 +94,8 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
         done = None
         try:
             done = run(work())
-        except (LeaseLost, *AWAY) as error:
-            # Somebody else has it, or the ledger is away: the tick rings again.
+        except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
+            # Somebody else has it, or the ledger is away, or the disk fails: the tick rings again.
             logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
             return {}
         finally:

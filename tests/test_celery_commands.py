@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`celery -A workers ...`: Celery's own commands, as its users know them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support_road import eventually
+from tests.support_stack import Stack
+
+
+def celery(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Celery's for the adapter that the variables name."""
+    kept = {key: os.environ[key] for key in os.environ if not key.startswith("DICOMADAPTER")}
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**kept, **variables},
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """An adapter with a worker for export, and one for all other stages."""
+    made = Stack(tmp_path_factory.mktemp("celery") / "data", {})
+    others = "notification,grouping,submission,pipeline,reclamation"
+    try:
+        yield made.start("redis", "worker:export", f"worker:{others}")
+    finally:
+        made.close()
+
+
+def test_inspect_shows_stages_by_name(stack: Stack) -> None:
+    """DICOMADAPTER_DATA is enough for `celery inspect`: workers, their queues, and named tasks."""
+
+    def ask(what: str) -> dict[str, object]:
+        ran = celery("inspect", what, "--json", **stack.settings.environment)
+        assert ran.returncode == 0, ran.stderr
+        return {name.partition("@")[0]: found for name, found in json.loads(ran.stdout).items()}
+
+    eventually(lambda: len(ask("ping")) == 2, 30)
+    queues = ask("active_queues")["test-worker-export"]
+    assert [queue["name"] for queue in queues] == ["export"]  # type: ignore[attr-defined]
+    assert ask("registered")["test-worker-export"] == sorted(
+        ("notification", "grouping", "submission", "pipeline", "export", "reclamation")
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [("report",), ("inspect", "ping"), ("worker", "-Q", "export"), ("flower",)]
+)
+def test_a_mistyped_folder_is_told_and_not_made(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Where there is no adapter, each command says so in words, at once, and leaves nothing."""
+    ran = celery(*command, DICOMADAPTER_DATA=str(tmp_path / "mistyped"))
+
+    assert ran.returncode == 1
+    assert f"there is no adapter in {tmp_path / 'mistyped'}" in ran.stderr
+    assert "DICOMADAPTER_DATA" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_bad_settings_are_told_in_words(tmp_path: Path) -> None:
+    """Every problem of the settings is a line, and there is no stack."""
+    config = tmp_path / "appsettings.json"
+    config.write_text('{"DicomAdapter": {"timeout-group": 5, "api": {"port": 0}}}')
+
+    ran = celery("report", DICOMADAPTER_CONFIG=str(config))
+
+    assert ran.returncode == 1
+    assert "timeout-group: removed; use the AE title's processor setting" in ran.stderr
+    assert "api > port" in ran.stderr
+    assert "Traceback" not in ran.stderr
