@@ -10,9 +10,12 @@ import pytest
 from pydicom.uid import generate_uid
 
 from adapter.core import Adapter
+from adapter.errors import ConfigurationError
 from adapter.ledger import groups as groups_verbs
 from adapter.ledger.groups import job_name
 from adapter.ledger.schema import arrivals, groups, jobs
+from adapter.models import AETitle
+from adapter.processors.base import JobProcessor
 from tests.support_road import (
     Association,
     add_ae_title,
@@ -110,6 +113,31 @@ def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, 
     Association(adapter, changed).store(make_instance(), received_at=adapter.ledger.now() - 18)
 
     assert grouping.run(work) == {"closed": 0, "jobs": 0}
+
+
+def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group whose job processor is not installed any more waits for it; the others close."""
+    version, other = add_ae_title(adapter), add_ae_title(adapter, "HEART")
+    for title in (version, other):
+        Association(adapter, title).store(make_instance(), received_at=adapter.ledger.now() - 20)
+    notification.run(work)
+    create = grouping.create_processor
+
+    def without_one(ae_title: AETitle) -> JobProcessor:
+        if ae_title.name == "BRAIN":
+            raise ConfigurationError(["processor: not installed"])
+        return create(ae_title)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grouping, "create_processor", without_one)
+        assert grouping.run(work) == {"closed": 1, "jobs": 1}
+        assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert {group.state for group in rows(adapter, groups)} == {"open", "closed"}
+
+    let_time_pass(adapter, grouping.PLUGIN_PAUSE)
+    assert grouping.run(work) == {"closed": 1, "jobs": 1}
 
 
 def test_the_maximum_wait_closes_regardless(adapter: Adapter, work: Work) -> None:

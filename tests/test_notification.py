@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import zlib
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydicom import Dataset
@@ -299,6 +302,92 @@ def test_every_observer_is_told_and_a_failing_one_holds_nothing_up(
 
     assert notification.run(work) == {"registered": 1, "quarantined": 1}
     assert heard == [good.SOPInstanceUID, bad.SOPInstanceUID]
+
+
+def test_observers_are_told_before_anything_is_recorded(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death between the rows and what follows keeps no observer in the dark."""
+    heard: list[str] = []
+
+    class Listening:
+        def instance_stored(self, instance: object) -> None:
+            heard.append(instance.sop_instance_uid)  # type: ignore[attr-defined]
+
+    class Died(BaseException):
+        pass
+
+    register = arrivals_verbs.register
+
+    def register_and_die(*arguments: object) -> None:
+        register(*arguments)  # type: ignore[arg-type]
+        raise Died
+
+    monkeypatch.setattr(notification, "create_observers", lambda: [Listening()])
+    ds = make_instance()
+    Association(adapter, add_ae_title(adapter)).store(ds)
+    with monkeypatch.context() as patch:
+        patch.setattr(arrivals_verbs, "register", register_and_die)
+        with pytest.raises(Died):
+            notification.run(work)
+    notification.run(work)
+
+    assert names(adapter.spool.incoming) == []
+    assert heard == [ds.SOPInstanceUID]
+
+
+def test_an_observer_that_cannot_be_made_holds_nothing_up(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in whose import or constructor fails is left out; the others are told."""
+    heard: list[object] = []
+
+    class Listening:
+        def instance_stored(self, instance: object) -> None:
+            heard.append(instance)
+
+    broken = EntryPoint("broken", "there.is.no:Module", registry.OBSERVERS)
+    sound = SimpleNamespace(name="sound", load=lambda: Listening)
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group, **which: (
+            [broken, sound] if group == registry.OBSERVERS else entry_points(group=group, **which)
+        ),
+    )
+    Association(adapter, add_ae_title(adapter)).store(make_instance())
+
+    assert notification.run(work) == {"registered": 1}
+    assert len(heard) == 1
+
+
+def test_a_failing_disk_is_not_the_files_fault(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the disk refuses, the arrivals are registered once it does not."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        for _ in range(arrivals_verbs.DEADLY_ATTEMPTS + 1):
+            with pytest.raises(OSError, match="space"):
+                notification.run(work)
+
+    assert notification.run(work) == {"registered": 1}
+
+
+def test_a_quarantined_file_tells_who_sent_it(adapter: Adapter, work: Work) -> None:
+    """Also when its data set cannot be read, an operator sees both AE titles."""
+    association = Association(adapter, add_ae_title(adapter))
+    association.store(b"\xff" * 100)
+    association.store(make_instance(StudyInstanceUID=None))
+
+    assert notification.run(work) == {"quarantined": 2}
+    for row in rows(adapter, arrivals):
+        assert (row.calling_ae_title, row.called_ae_title) == ("MODALITY", "BRAIN")
 
 
 def test_an_instance_its_processor_does_not_want_is_counted(

@@ -14,13 +14,20 @@ from __future__ import annotations
 from typing import Any
 
 from adapter.core import Adapter
+from adapter.errors import ConfigurationError
 from adapter.ledger import groups
 from adapter.ledger.configuration import ae_title_version, versions_of_same_title
 from adapter.ledger.groups import MAXIMUM_WAIT, QUIET
 from adapter.ledger.leases import Lease
+from adapter.log import get_logger
 from adapter.processors.registry import create_processor
 from adapter.road import SUBMISSION
 from workers.stage import Work
+
+log = get_logger(__name__)
+
+#: Seconds between looks for a job processor that is not installed any more.
+PLUGIN_PAUSE = 30.0
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -58,8 +65,14 @@ def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
     ):
         groups.hold_open(ledger, lease, group.id)
         return []
+    try:
+        processor = create_processor(ae_title)
+    except ConfigurationError as error:  # its plug-in was taken away: the group waits for it
+        log.error("a group cannot be closed", group=group.id, error=str(error))
+        groups.hold_open(ledger, lease, group.id, PLUGIN_PAUSE)
+        return []
     requests = [
         (request.pipeline, request.pipeline_id, request.priority, request.retry_delay)
-        for request in create_processor(ae_title).jobs()
+        for request in processor.jobs()
     ]
     return groups.close(ledger, lease, group.id, requests, reason=reason)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notification: an acknowledged file becomes an instance of a group, exactly once.
 
-Lease and count the attempt; read the headers under limits; ask the AE title's job processor; link
-into instances/; one transaction for the rows; tell the observers; unlink from incoming/.  A run
-that died anywhere is done again from the start: a file leaves incoming/ after its row is there.
+Lease and count the attempt; read the headers under limits; ask the AE title's job processor; tell
+the observers; link into instances/; one transaction for the rows; unlink from incoming/.  A run
+that died anywhere is done again from the start: a file leaves incoming/ after its row is there, and
+a row is written after the observers were told.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from adapter.core import Adapter
+from adapter.dicom import read_file_meta
 from adapter.errors import ConfigurationError, NotYetVisible, UnreadableInstance
 from adapter.ledger import arrivals, leases
 from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Grouped, Quarantined, Unwanted
@@ -42,15 +45,15 @@ def register_batch(work: Work, lease: Lease, rows: Sequence[Any]) -> dict[str, s
     with leases.kept(ledger, lease), work.headers.borrow() as reader:
         deciding = Deciding(work.adapter, reader)
         decided = [deciding.decide(row) for row in rows]
+        observers = create_observers()
+        for _, instance in decided:
+            if instance is not None:
+                tell(observers, instance)
         decisions = [decision for decision, _ in decided]
         spool.link_instances(
             d.instance.arrival for d in decisions if not isinstance(d, Quarantined)
         )
         settled = arrivals.register(ledger, lease, decisions)
-    observers = create_observers()
-    for _, instance in decided:
-        if instance is not None:
-            tell(observers, instance)
     settle(work.adapter, settled)
     return settled
 
@@ -84,12 +87,12 @@ class Deciding:
             return Quarantined(arrival, "unknown-version", message), None
         ae_title, processor = found
         instance = None
+        path = self._adapter.spool.incoming_path(arrival)
         try:
-            path = self._adapter.spool.incoming_path(arrival)
             instance = self._reader.read(path, processor.tags)
             value = processor.group_value(instance)
         except UnreadableInstance as error:
-            return Quarantined(arrival, error.code, str(error)), instance
+            return Quarantined(arrival, error.code, str(error), *parties(path)), instance
         if value is None:
             return Unwanted(instance), instance
         return Grouped(
@@ -113,6 +116,16 @@ class Deciding:
             except ConfigurationError as error:
                 log.error("a job processor cannot be used", version=version, error=str(error))
         return self._processors[version]
+
+
+def parties(path: Path) -> tuple[str | None, str | None]:
+    """Return the calling and the called AE title of a file, as its receiver wrote them."""
+    try:
+        with path.open("rb") as file:
+            meta = read_file_meta(file)
+    except (UnreadableInstance, OSError):
+        return None, None
+    return meta.get(0x0017), meta.get(0x0018)
 
 
 def group_key(value: str, hash_key: bytes) -> str:
@@ -185,7 +198,7 @@ def run(work: Work) -> dict[str, Any]:
             # Settled by another worker between our look and our lease, or not visible here yet.
             arrivals.give_back(work.adapter.ledger, lease)
             break
-        except AWAY:
+        except (*AWAY, OSError):  # the ledger is away, or the disk is full or failing
             # No attempt that died: the arrivals are not to be taken for what kills their reader.
             with suppress(*AWAY):
                 arrivals.give_back(work.adapter.ledger, lease)

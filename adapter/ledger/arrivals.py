@@ -77,6 +77,8 @@ class Quarantined:
     arrival: str
     reason: str
     message: str
+    calling_ae_title: str | None = None
+    called_ae_title: str | None = None
 
 
 Decision = Grouped | Unwanted | Quarantined
@@ -199,6 +201,8 @@ def _quarantine(connection: Connection, lease: Lease, decision: Quarantined) -> 
         state=ArrivalState.QUARANTINED,
         reason=decision.reason,
         message=decision.message[:500],
+        calling_ae_title=decision.calling_ae_title,
+        called_ae_title=decision.called_ae_title,
         registered_at=now(),
     )
     events.record(

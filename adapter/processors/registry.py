@@ -9,8 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapter.errors import ConfigurationError
+from adapter.log import get_logger
 from adapter.models import AETitle
 from adapter.processors.base import InstanceObserver, JobProcessor
+
+log = get_logger(__name__)
 
 PROCESSORS = "dicom_adapter.job_processors"
 OBSERVERS = "dicom_adapter.observers"
@@ -56,8 +59,14 @@ def validate(ae_title: AETitle) -> None:
 
 
 def create_observers() -> list[InstanceObserver]:
-    """Return an instance of every observer that is installed."""
-    return [entry.load()() for entry in entry_points(group=OBSERVERS)]
+    """Return an instance of every observer that is installed; one that cannot be made is told."""
+    made = []
+    for entry in entry_points(group=OBSERVERS):
+        try:
+            made.append(entry.load()())
+        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+            log.error("an observer cannot be used", observer=entry.name, error=type(error).__name__)
+    return made
 
 
 def _problem(item: Any) -> str:
