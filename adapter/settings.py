@@ -634,6 +634,27 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     return section, problems + _take_removed(section)
 
 
+def _left_behind(beside: Path) -> list[str]:
+    """Return complaints about settings files of old releases where there is no new one."""
+    old = [beside.with_name(name) for name in ("app.yaml", "app.yml")]
+    return [
+        f"{path}: YAML is no longer read; write the same keys as JSON, {beside}"
+        for path in old
+        if path.exists()
+    ]
+
+
+def _unknown_variables() -> list[str]:
+    """Return complaints about variables that override nothing; deeper ones pydantic finds."""
+    prefix = Settings.model_config["env_prefix"]
+    return [
+        f"{name}: there is no such setting to override"
+        for name in sorted(os.environ)
+        if name.upper().startswith(prefix)
+        and name[len(prefix) :].partition("__")[0].lower() not in Settings.model_fields
+    ]
+
+
 def load(data: Path | None = None, config: Path | None = None) -> Settings:
     """Return the settings of the adapter that is meant.
 
@@ -662,8 +683,11 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
         config = Path("appsettings.json")
     if config is not None:
         values, problems = _read_file(config)
+    else:
+        problems = _left_behind(beside)
     if data is not None:
         values["data"] = data
+    problems += _unknown_variables()
     try:
         settings = Settings(**values)
     except ValidationError as error:

@@ -202,10 +202,10 @@ def _hold(adapter: Adapter, version: int) -> None:
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
-        (_park_job, "1 jobs are parked"),
-        (_park_export, "1 exports are parked"),
-        (_partial_export, "1 exports are partial"),
-        (_quarantine, "1 files are in quarantine"),
+        (_park_job, "1 job is parked"),
+        (_park_export, "1 export is parked"),
+        (_partial_export, "1 export is partial"),
+        (_quarantine, "1 file is in quarantine"),
         (_hold, "destination PACS is on hold"),
     ],
 )

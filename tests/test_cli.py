@@ -77,6 +77,35 @@ def test_yaml_is_refused_with_what_replaces_it(cli, tmp_path):
     assert "appsettings.json" in err
 
 
+def test_yaml_that_was_left_behind_is_refused(cli, data):
+    """A data folder of an old release, with app.yaml alone, is not taken for one without settings.
+
+    Once there is an appsettings.json, the old file harms nobody.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "app.yaml").write_text("dicom:\n")
+
+    code, _, err = cli("check-config")
+
+    assert code == 2
+    assert "YAML is no longer read" in err
+    assert "appsettings.json" in err
+    (data / "appsettings.json").write_text('{"DicomAdapter": {}}')
+    assert cli("check-config")[0] == 0
+
+
+def test_a_misspelt_variable_is_refused(cli, monkeypatch):
+    """A variable that would override nothing is named, at every level."""
+    monkeypatch.setenv("DICOMADAPTER__DICM__SCP__PORT", "104")
+    monkeypatch.setenv("DICOMADAPTER__DICOM__SCP__PROT", "104")
+
+    code, _, err = cli("check-config")
+
+    assert code == 2
+    assert "DICOMADAPTER__DICM__SCP__PORT" in err
+    assert "dicom > scp > prot" in err
+
+
 def test_check_config_shows_no_password(cli, write_settings):
     """The settings are shown without the passwords of URLs."""
     write_settings(

@@ -127,6 +127,7 @@ def test_a_study_without_dicom_is_refused_at_once(tmp_path):
 
     assert process.returncode == 1
     assert "no DICOM file to send" in output
+    assert "skipped: 1 not DICOM" in output
 
 
 def test_the_demo_joins_an_adapter_that_runs(tmp_path):

@@ -425,6 +425,21 @@ def test_new_address_is_tried_at_once(quick):
     assert state(slow) == SUCCEEDED
 
 
+def test_a_retry_probes_for_those_that_only_wait(quick):
+    """`exports retry --destination` ends a hold, also if none of its exports is parked."""
+    slow = hasten(quick, export={"hold_minimum_seconds": 300, "hold_maximum_seconds": 300})
+    add_destination(slow, free_port())
+    add_task(slow, 1)
+    run(slow)
+    with ScriptedPacs() as pacs:
+        add_destination(slow, pacs.port, replace=True)
+        run(slow)
+        assert state(slow) == PENDING
+        assert exports.retry_destination(slow.ledger, "pacs") == []
+        run(slow)
+    assert state(slow) == SUCCEEDED
+
+
 def patience_is_over(adapter):
     with adapter.ledger.write() as connection:
         holds.probe_now(connection, "PACS")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from adapter.core import Adapter
+from adapter.ledger import reclamation as reclamation_verbs
 from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, tasks
 from adapter.settings import Settings
 from tests.support_road import (
@@ -223,6 +224,25 @@ def test_rows_outlive_their_files_and_are_then_forgotten(
         connection.execute(sweep_again())
     reclamation.run(work)
     assert rows(adapter, arrivals) == rows(adapter, groups) == rows(adapter, jobs) == []
+
+
+def test_all_old_rows_are_forgotten_however_many(
+    adapter: Adapter, work: Work, arrival: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sweep forgets more than fits into one transaction: rows never outgrow the sweeps."""
+    monkeypatch.setattr(reclamation_verbs, "_BATCH", 2)
+    reclamation.run(work)
+    (group,) = rows(adapter, groups)
+    with adapter.ledger.write() as connection:
+        for generation in range(2, 7):
+            more = {**group._asdict(), "id": f"g{generation}", "generation": generation}
+            connection.execute(groups.insert().values(**more))
+        connection.execute(sweep_again())
+    change(adapter, groups, reclaimed_at=adapter.ledger.now() - 91 * 86400)
+
+    reclamation.run(work)
+
+    assert rows(adapter, groups) == []
 
 
 def sweep_again() -> Any:

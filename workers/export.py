@@ -64,6 +64,13 @@ def run(work: Work) -> dict[str, Any]:
             log.warning("an export was taken over by another worker", export=export.id)
             state = None
         done[state or "lost"] += 1
+        if state in {ExportState.PARKED, ExportState.PARTIAL}:
+            log.error(
+                "an export needs an operator",
+                export=export.id,
+                destination=export.destination,
+                state=state,
+            )
         if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
             work.bells.ring(road.RECLAMATION)
     return dict(done)

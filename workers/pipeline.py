@@ -184,7 +184,7 @@ class Run:
 
     def _fail_try(self, failure: Failure) -> str:
         pipeline = find_pipeline(self._adapter.settings, self._job)
-        jobs.fail_try(
+        parked = jobs.fail_try(
             self._adapter.ledger,
             self._lease,
             self._job,
@@ -192,11 +192,17 @@ class Run:
             retries=pipeline.maximum_retries,
             delay=self._job.retry_delay,
         )
+        if parked:
+            self._tell_parked(failure)
         return failure.outcome
 
     def _park(self, failure: Failure) -> str:
         jobs.park(self._adapter.ledger, self._lease, self._job, failure)
+        self._tell_parked(failure)
         return failure.outcome
+
+    def _tell_parked(self, failure: Failure) -> None:
+        log.error("a job is parked", job=self._job.id, outcome=failure.outcome)
 
 
 class Patience:

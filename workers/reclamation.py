@@ -74,5 +74,10 @@ def _housekeeping(work: Work) -> dict[str, int]:
     )
     for batch in known:
         adapter.spool.link_incoming(batch)
-    rows = reclamation.forget(adapter.ledger, storage.history_days * 86400)
+    rows = 0
+    while not work.stopping.is_set():
+        forgotten = reclamation.forget(adapter.ledger, storage.history_days * 86400)
+        if not forgotten:
+            break
+        rows += forgotten
     return {"stale": stale, "forgotten": rows}

@@ -157,12 +157,12 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
     quarantined = Kept(amount=attention.quarantined.amount, size=quarantined_bytes(adapter.spool))
     report.attention = attention.model_copy(update={"quarantined": quarantined})
     report.yellow += [
-        f"{kept.amount} {name}"
-        for name, kept in (
-            ("jobs are parked", attention.parked_jobs),
-            ("exports are parked", attention.parked_exports),
-            ("exports are partial", attention.partial_exports),
-            ("files are in quarantine", quarantined),
+        f"{kept.amount} {one if kept.amount == 1 else more}"
+        for one, more, kept in (
+            ("job is parked", "jobs are parked", attention.parked_jobs),
+            ("export is parked", "exports are parked", attention.parked_exports),
+            ("export is partial", "exports are partial", attention.partial_exports),
+            ("file is in quarantine", "files are in quarantine", quarantined),
         )
         if kept.amount
     ]

@@ -94,6 +94,7 @@ def retry(ctx: typer.Context, ids: Exports = None, destination: Everything = Non
         if destination:
             done = verbs.retry_destination(adapter.ledger, destination)
             say(f"{count(len(done), 'export')} to {destination} pending again")
+            say("What waits for it otherwise is tried now, too.")
 
 
 @exports.command("discard")

@@ -121,7 +121,14 @@ def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple
 
     failures: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True) as progress:
+    shown = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    with shown as progress:
         task = progress.add_task(f"to {peer.ae_title}", total=len(files))
 
         def settled(_file: modality.DicomFile, status: int | None, why: str) -> None:

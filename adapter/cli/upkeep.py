@@ -77,6 +77,10 @@ def _ask_health(ctx: typer.Context) -> dict[str, Any]:
     return health
 
 
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
 def _show(health: dict[str, Any]) -> None:
     say(f"health is {health['status']}")
     for reason in health["reasons"]:
@@ -89,7 +93,7 @@ def _show(health: dict[str, Any]) -> None:
     print_table(("role", "host", "process", "alive", "facts"), rows, "no role was heard of")
     queues = health["queues"] or {}
     waiting = [
-        (stage, work["amount"], work["oldestSeconds"], queues.get(stage))
+        (stage, work["amount"], _whole(work["oldestSeconds"]), queues.get(stage))
         for stage, work in (health["unfinished"] or {}).items()
     ]
     print_table(("stage", "unfinished", "oldest (s)", "bells"), waiting, "the ledger is away")

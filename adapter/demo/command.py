@@ -119,7 +119,8 @@ def visit(stage: Scene, study: Path | None, *, patience: float) -> None:
 def _find(study: Path | None) -> Found:
     found = modality.find_files([study or DEFAULT_STUDY])
     if not found.files:
-        raise AdapterError(f"there is no DICOM file to send in {study}")
+        skipped = f" (skipped: {_counts(found)})" if found.skipped else ""
+        raise AdapterError(f"there is no DICOM file to send in {study}{skipped}")
     return found
 
 
@@ -164,10 +165,9 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: floa
         f"Registered AE title {scene.AE_TITLE} (groups close after {scene.TIMEOUT} s of quiet), "
         f"source {scene.MODALITY}, destination {scene.DESTINATION}"
     )
-    skipped = ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
     say(
         f"Sending {count(len(found.files), 'file')} to {scene.AE_TITLE}"
-        + (f" (skipped: {skipped})" if skipped else "")
+        + (f" (skipped: {_counts(found)})" if found.skipped else "")
     )
     sending = Sending(len(found.files))
     before = look(adapter)
@@ -188,6 +188,11 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: floa
     arrived = proof.digests(stage.received)
     new = {uid: digest for uid, digest in arrived.items() if received.get(uid) != digest}
     return problems + _judge(adapter, progress, new)
+
+
+def _counts(found: Found) -> str:
+    """Return how many files were skipped, and why."""
+    return ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
 
 
 def _watch(

@@ -343,9 +343,13 @@ def retry(ledger: Ledger, export: str) -> None:
 
 
 def retry_destination(ledger: Ledger, destination: str) -> list[str]:
-    """Let every parked or partial export to a destination try again; return their ids."""
+    """Let every parked or partial export to a destination try again; return their ids.
+
+    If it is on hold it is tried at once, for those too that only wait for it.
+    """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
+        holds.probe_now(connection, destination)
         return _retry(connection, holds.same_name(exports.c.destination, destination))
 
 
