@@ -63,11 +63,8 @@ class Fault:
 class ApiServer:
     """The server; `start` and `stop` it as often as needed, it keeps what it holds."""
 
-    def __init__(self, rules: list[dict[str, list[str]]] | None = None) -> None:
-        self.tokens: dict[str, list[dict[str, list[str]]] | None] = {
-            ADMIN: None,
-            OPERATOR: RULES if rules is None else rules,
-        }
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[dict[str, list[str]]] | None] = {ADMIN: None, OPERATOR: RULES}
         self.requests: list[tuple[str, str]] = []  #: (verb, resource) of the operator, in order
         self.faults: list[Fault] = []
         self.changed = threading.Condition()
@@ -497,8 +494,11 @@ def _serves(kubectl: Kubectl) -> bool:
 
 
 @contextmanager
-def fake_cluster(folder: Path) -> Iterator[tuple[ApiServer, Kubectl]]:
+def fake_cluster(
+    folder: Path, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[ApiServer, Kubectl]]:
     server = ApiServer()
+    server.tls = tls
     server.start()
     kubectl = Kubectl(server.url, write_credentials(folder, ADMIN), NAMESPACE)
     try:

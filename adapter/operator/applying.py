@@ -54,8 +54,8 @@ class Applying:
     ----------
     trouble : str or None
         Why the resources are not applied.
-    unready : int
-        Resources that are not in force.
+    amounts : dict of str to (int, int)
+        By name of a kind, how many of its resources are in force, and how many are not.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Applying:
         stop: threading.Event,
     ) -> None:
         self.trouble: str | None = None
+        self.amounts: dict[str, tuple[int, int]] = {}
         self._adapter = adapter
         self._namespace = namespace
         self._collections = collections
@@ -77,13 +78,7 @@ class Applying:
         self._stop = stop
         self._version = -1
         self._due: set[Collection] = set()
-        self._unready: dict[Collection, int] = {}
         self.thread = threading.Thread(target=self._run, name="operator-apply", daemon=True)
-
-    @property
-    def unready(self) -> int:
-        """Resources that are not in force."""
-        return sum(self._unready.values())
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -134,7 +129,8 @@ class Applying:
             )
             plan = make_plan(readings, current, self._namespace)
         verdicts = [(reading.resource, judge(plan, reading, current)) for reading in readings]
-        self._unready[collection] = sum(not verdict.ready for _, verdict in verdicts)
+        ready = sum(verdict.ready for _, verdict in verdicts)
+        self.amounts[collection.kind.name] = (ready, len(verdicts) - ready)
         self._writer.want(collection, verdicts)
 
     def _complain(self, text: str) -> None:

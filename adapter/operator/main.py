@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's process: its threads put together, started and stopped, and its heartbeat.
+"""The operator's process: its threads put together, started and stopped.
 
 The adapter is opened as soon as its ledger answers; what the API server says is read meanwhile.
 A thread that hangs on a peer dies with the process: it holds nothing that anybody waits for.
@@ -10,27 +10,33 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from typing import Any
 
 from alembic.util import CommandError
+from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import heartbeat
+from adapter import metrics
 from adapter.core import Adapter, open_adapter
 from adapter.errors import AdapterError
+from adapter.heartbeat import Heart
 from adapter.log import get_logger
 from adapter.operator.applying import Applying
 from adapter.operator.client import Client
 from adapter.operator.collection import Collection
+from adapter.operator.figures import OperatorFigures
 from adapter.operator.resources import KINDS
 from adapter.operator.status import StatusWriter
 from adapter.operator.watch import Watch
 from adapter.settings import Settings
+from adapter.spool import Spool
 
 log = get_logger(__name__)
 
 ROLE = "operator"
 
-_BEAT_SECONDS = 1.0
+#: Seconds between attempts to open the adapter.
+_AGAIN_SECONDS = 1.0
 #: Seconds that all threads together get to end.
 _STOP_SECONDS = 2.0
 
@@ -65,8 +71,9 @@ class Operator:
             for collection in self._collections
         ]
         self._threads = [self._writer.thread, *(watch.thread for watch in watches)]
-        self._beating = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
-        self._opening = threading.Thread(target=self._open, name="open", daemon=True)
+        self._threads.append(threading.Thread(target=self._open, name="open", daemon=True))
+        self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
+        self._endpoint: metrics.Endpoint | None = None
 
     @property
     def trouble(self) -> list[str]:
@@ -78,9 +85,21 @@ class Operator:
         return list(dict.fromkeys(text for text in found if text is not None))
 
     def start(self) -> None:
-        """Begin to watch, and to apply as soon as the ledger answers."""
+        """Begin to watch, and to apply as soon as the ledger answers.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address for metrics cannot be listened on.
+        """
+        registry = CollectorRegistry()
+        registry.register(OperatorFigures(self._amounts, lambda: self.trouble))
+        self._endpoint = metrics.serve_role(
+            self._settings, ROLE, self._heart, lambda: self.trouble, registry
+        )
+        self._heart.start()
         log.info("operator", namespace=self._client.namespace)
-        for thread in (*self._threads, self._opening, self._beating):
+        for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
@@ -90,12 +109,14 @@ class Operator:
         self._client.close()
         self._changed.set()
         self._writer.wake()
-        for thread in (*self._threads, self._opening, self._beating):
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._applying is not None:
             self._applying.thread.join(max(0.0, deadline - time.monotonic()))
+        self._heart.stop()
+        if self._endpoint is not None:
+            self._endpoint.stop()
         if self._adapter is not None:
-            heartbeat.remove(self._adapter.spool, ROLE)
             self._adapter.close()
         log.info("stopped")
 
@@ -120,33 +141,26 @@ class Operator:
                 )
                 self._applying.thread.start()
                 return
-            self._stop.wait(_BEAT_SECONDS)
+            self._stop.wait(_AGAIN_SECONDS)
 
     def _explain(self, reason: str) -> None:
         if reason != self._reason:
             log.error("the adapter cannot be opened", reason=reason)
         self._reason = reason
 
-    def _beat_on(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._beat()
-            except OSError as error:
-                log.warning("no heartbeat could be written", error=type(error).__name__)
-            self._stop.wait(_BEAT_SECONDS)
+    def _say(self) -> dict[str, Any] | None:
+        """Return what the heartbeat says."""
+        ready, unready = map(sum, zip(*self._amounts().values(), strict=True))
+        return {
+            "namespace": self._client.namespace,
+            "ready": ready,
+            "unready": unready,
+            "trouble": self.trouble,
+        }
 
-    def _beat(self) -> None:
-        if self._adapter is None or self._applying is None:
-            return
-        known = [collection.resources() or [] for collection in self._collections]
-        heartbeat.write(
-            self._adapter.spool,
-            ROLE,
-            namespace=self._client.namespace,
-            resources=sum(map(len, known)),
-            unready=self._applying.unready,
-            trouble=self.trouble,
-        )
+    def _amounts(self) -> dict[str, tuple[int, int]]:
+        known = {} if self._applying is None else dict(self._applying.amounts)
+        return {kind.name: known.get(kind.name, (0, 0)) for kind in KINDS}
 
 
 def serve(settings: Settings) -> int:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator counts: custom resources that are in force or not, and whether it can work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+
+class OperatorFigures(Collector):
+    """The operator's own figures; nothing waits for anything.
+
+    Parameters
+    ----------
+    amounts : callable
+        Returns, by name of a kind, how many of its resources are in force and how many are not.
+    trouble : callable
+        Returns what keeps the operator from its work; nothing if nothing does.
+    """
+
+    def __init__(
+        self,
+        amounts: Callable[[], Mapping[str, tuple[int, int]]],
+        trouble: Callable[[], list[str]],
+    ) -> None:
+        self._amounts = amounts
+        self._trouble = trouble
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the figures, now."""
+        resources = GaugeMetricFamily(
+            "dicom_adapter_custom_resources",
+            "Custom resources, by kind and by whether what they say is in force.",
+            labels=["kind", "ready"],
+        )
+        for kind, (ready, unready) in self._amounts().items():
+            resources.add_metric([kind, "true"], ready)
+            resources.add_metric([kind, "false"], unready)
+        yield resources
+        yield GaugeMetricFamily(
+            "dicom_adapter_operator_trouble",
+            "1 if the API server or the ledger keeps the operator from its work.",
+            value=1 if self._trouble() else 0,
+        )
