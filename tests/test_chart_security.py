@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support_chart import CASES, STAGES, Pod, Rendered, case, render, selects
+from tests.support_kubernetes import RULES
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -103,25 +104,22 @@ def test_only_the_operator_speaks_to_kubernetes(name: str) -> None:
 
 
 def test_the_operator_has_exactly_the_rights_it_uses() -> None:
-    """It reads the custom resources of its namespace and patches their status, nothing else."""
+    """It lists, watches and patches what tests/test_operator_faults.py sees it do, nothing else."""
     rendered = case("default")
     (role,) = rendered.of("Role")
     (binding,) = rendered.of("RoleBinding")
-    plurals = {item["spec"]["names"]["plural"] for item in rendered.of("CustomResourceDefinition")}
-    granted = {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
+    granted, used = (
+        {
+            (group, resource, verb)
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        for rules in (role["rules"], RULES)
+    )
 
-    assert granted == {
-        ("dicom.adapter.io", plural + end, verb)
-        for plural in plurals
-        for end, verbs in {"": ("get", "list", "watch"), "/status": ("patch",)}.items()
-        for verb in verbs
-    }
+    assert granted == used
     assert binding["subjects"][0]["name"] == rendered.pod("operator").spec["serviceAccountName"]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert not rendered.of("ClusterRole")

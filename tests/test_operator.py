@@ -277,6 +277,7 @@ def test_what_a_custom_resource_manages_is_changed_there_only(
     assert operator.trouble == []
 
 
+@pytest.mark.every_ledger
 def test_two_operators_do_no_harm(
     adapter: Adapter, operator_settings: Settings, kubectl: Kubectl
 ) -> None:
