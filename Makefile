@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: setup
 setup: $(RUN_STAMP)  ## make .venv with the locked run-time dependencies
@@ -44,6 +44,14 @@ test: $(DEV_STAMP) test-peers  ## run the tests
 .PHONY: bench
 bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+.PHONY: compose-secrets
+compose-secrets:  ## make the passwords of docker-compose.yml in docker/secrets, each once
+	@sh docker/make-secrets.sh
+
+.PHONY: compose-e2e
+compose-e2e: $(DEV_STAMP)  ## run docker-compose.yml for real, and kill what it can (needs Docker)
+	@tests/compose_e2e.sh
 
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells whether a role in this container is well: ``healthy 9090/ready``, exit code 0 or 1.
 
+Without a path, somebody who listens is well.
+
 It is started every few seconds in every container, so that it imports next to nothing.
 """
 
@@ -16,6 +18,8 @@ def main() -> None:
     """Ask for the path, and end with what was answered."""
     port, _, path = sys.argv[1].partition("/")
     with socket.create_connection(("127.0.0.1", int(port)), timeout=_PATIENCE) as connection:
+        if not path:
+            return
         connection.sendall(f"GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
         answer = connection.makefile("rb").readline(100)
     words = answer.split()
