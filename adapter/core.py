@@ -59,8 +59,7 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
     spool = Spool(settings.spool_path)
     ledger = open_ledger(settings)
     try:
-        if not ledger.is_shared:
-            _refuse_other_hosts(spool)
+        _refuse_other_hosts(settings, spool)
         spool.create()
         _upgrade(settings, ledger)
         _tie(spool, ledger, rebuilding=rebuilding)
@@ -115,12 +114,14 @@ def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
         )
 
 
-def _refuse_other_hosts(spool: Spool) -> None:
-    """Make sure that no other host works on the spool: its SQLite would not be ours.
+def _refuse_other_hosts(settings: Settings, spool: Spool) -> None:
+    """Make sure that no other host works on the spool if the ledger is SQLite: it has another one.
 
     A heartbeat counts if it is written again while we look: hosts' clocks may differ, and that of a
     container which is gone is there for a while.
     """
+    if not settings.database_url.startswith("sqlite"):
+        return
     end = time.monotonic() + heartbeat.SILENCE_SECONDS
     first = _other_hosts(spool)
     while (now := _other_hosts(spool)) and time.monotonic() < end:
@@ -149,9 +150,12 @@ def open_spool(settings: Settings) -> Spool:
 
     Raises
     ------
+    ConfigurationError
+        If the ledger is SQLite and another host works on this spool.
     SpoolError
         If there is no spool yet.
     """
     spool = Spool(settings.spool_path)
     _ = spool.id
+    _refuse_other_hosts(settings, spool)
     return spool

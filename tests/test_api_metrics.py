@@ -32,6 +32,8 @@ from tests.support_ledger import (
 from tests.support_metrics import Scrape
 from tests.test_api import CANARY, Redis, broken_ledger
 
+pytestmark = pytest.mark.every_ledger
+
 # The same API as there.
 redis, access, client, version = (
     test_api.redis,

@@ -193,6 +193,7 @@ def test_every_command_of_the_road_is_there(cli):
 # -- dynamic configuration -------------------------------------------------------------------------
 
 
+@pytest.mark.every_ledger
 def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
     """What add, set and remove do is in the ledger; set changes only what is named."""
     # Given
@@ -225,6 +226,7 @@ def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
     assert json.loads(cli("aet", "list", "--json")[1]) == []
 
 
+@pytest.mark.every_ledger
 def test_what_a_custom_resource_manages_is_not_changed_here(cli, adapter):
     """Each command that would change it is refused, and says what to do; all show the owner."""
     owner = owners.of_resource("imaging", "Source", "ct1")
@@ -243,6 +245,7 @@ def test_what_a_custom_resource_manages_is_not_changed_here(cli, adapter):
     assert json.loads(cli("source", "show", "CT1", "--json")[1])["owner"] == owner
 
 
+@pytest.mark.every_ledger
 def test_a_processor_setting_can_be_dropped(cli, adapter):
     """--unset takes a setting away, and the default holds again."""
     cli("aet", "add", "CT-AI", "--set", "pipeline-ct=lung", "--set", "timeout=7")
@@ -280,6 +283,7 @@ def test_loose_ends_are_warned_of(cli, write_settings):
     assert err == ""
 
 
+@pytest.mark.every_ledger
 def test_adding_twice_and_changing_nothing_fail(cli, adapter):
     """`add` does not replace, `set` does not create, and the message says what does."""
     assert cli("source", "add", "CT1", "10.0.0.1")[0] == 0
@@ -303,6 +307,7 @@ def test_a_source_has_addresses_and_networks(cli, adapter):
     assert "host names are not looked up" in err
 
 
+@pytest.mark.every_ledger
 def test_a_destination_is_changed(cli, adapter):
     """`set` changes the port and keeps the rest; a port that cannot be is refused."""
     assert cli("destination", "add", "archive", "ARCHIVE", "pacs.example", "104")[0] == 0

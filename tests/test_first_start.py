@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect
 
 from adapter import heartbeat
-from adapter.core import Adapter, open_adapter, open_ledger
+from adapter.core import Adapter, open_adapter, open_ledger, open_spool
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.ledger import Ledger, schema
 from adapter.settings import Settings, load
@@ -195,7 +195,10 @@ class OtherHost:
         self._thread.join()
 
 
-def test_sqlite_is_refused_while_another_host_works_on_the_spool(settings: Settings) -> None:
+@pytest.mark.parametrize("opening", [open_adapter, open_spool])
+def test_sqlite_is_refused_while_another_host_works_on_the_spool(
+    settings: Settings, opening: Callable[[Settings], object]
+) -> None:
     """Two hosts do not share a ledger by a file system; the message says what to do."""
     adapter = open_adapter(settings)
     adapter.close()
@@ -204,7 +207,7 @@ def test_sqlite_is_refused_while_another_host_works_on_the_spool(settings: Setti
         OtherHost(adapter.spool),
         pytest.raises(ConfigurationError, match=r"database > url.*other-host.*PostgreSQL"),
     ):
-        open_adapter(settings)
+        opening(settings)
 
 
 def test_what_a_gone_host_left_behind_refuses_nobody(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, update
+from sqlalchemy.exc import OperationalError
 
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError, SpoolError
@@ -36,6 +37,7 @@ from adapter.ledger.engines import AWAY
 from adapter.ledger.groups import QUIET
 from adapter.ledger.reports import Delivery
 from adapter.models import AETitle, ArrivalId, EntityKind, Instance, JobState
+from adapter.road import due_stages
 from adapter.settings import ScuExport
 from tests.support_ledger import (
     LONG_AGO,
@@ -47,9 +49,10 @@ from tests.support_ledger import (
     add_job,
     add_task,
 )
-from tests.support_postgresql import kill_backends
+from tests.support_postgresql import PostgreSQL, kill_backends
 from tests.support_road import (
     Association,
+    eventually,
     let_time_pass,
     make_instance,
     make_work,
@@ -419,6 +422,63 @@ def test_a_registration_cut_off_costs_no_attempt(
 
     (arrival,) = rows(adapter, schema.arrivals)
     assert (arrival.state, arrival.attempts, arrival.lease_token) == ("received", 0, None)
+    assert notification.run(work) == {"registered": 1}
+
+
+def test_a_commit_whose_answer_is_lost_is_not_done_twice(
+    adapter: Adapter, version: int, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step may have been committed although its worker was told that the ledger is away."""
+    Association(adapter, version).store(make_instance())
+
+    def run_with_lost_answer(stage: Any, verb: str) -> None:
+        module = arrivals if stage is notification else groups
+        done = getattr(module, verb)
+
+        def lose_answer(*arguments: Any, **options: Any) -> None:
+            done(*arguments, **options)
+            raise OperationalError("COMMIT", None, Exception("the connection is gone"))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, verb, lose_answer)
+            with pytest.raises(AWAY):
+                stage.run(work)
+
+    run_with_lost_answer(notification, "register")
+    assert len(list(adapter.spool.list_incoming())) == 1
+    assert notification.run(work) == {}
+    let_time_pass(adapter, 10)
+    run_with_lost_answer(grouping, "close")
+    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+
+    assert list(adapter.spool.list_incoming()) == []
+    assert [row.state for row in rows(adapter, schema.arrivals)] == ["registered"]
+    assert [row.instances for row in rows(adapter, schema.groups)] == [1]
+    assert len(rows(adapter, schema.jobs)) == 1
+    assert "submission" in due_stages(adapter)
+
+
+def test_a_server_that_is_restarted_is_found_again(
+    adapter: Adapter, version: int, work: Work, postgresql: PostgreSQL
+) -> None:
+    """While the server is away a stage gives up at once, and goes on when it is back."""
+    association = Association(adapter, version)
+    association.store(make_instance())
+    assert notification.run(work) == {"registered": 1}
+    association.store(make_instance())
+
+    postgresql.stop()
+    try:
+        begun = time.monotonic()
+        with pytest.raises(AWAY):
+            notification.run(work)
+        with pytest.raises(AWAY):
+            due_stages(adapter)
+        assert time.monotonic() - begun < 5
+    finally:
+        postgresql.start()
+
+    assert "notification" in eventually(lambda: due_stages(adapter))
     assert notification.run(work) == {"registered": 1}
 
 

@@ -29,6 +29,8 @@ from tests.support_kubernetes import (
 )
 from tests.support_scp import add_ae_title, add_source, eventually
 
+pytestmark = pytest.mark.every_ledger
+
 CT = {"aeTitle": "CT-AI", "processorSettings": {"pipeline-ct": "lung"}}
 
 
