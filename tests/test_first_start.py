@@ -265,7 +265,7 @@ def test_every_connection_is_durable_and_patient_within_bounds(
 
         assert show("synchronous_commit") == "on"
         assert show("transaction_isolation") == "read committed"
-        assert (show("lock_timeout"), show("statement_timeout")) == ("30s", "1min")
+        assert (show("lock_timeout"), show("statement_timeout")) == ("30s", "5min")
         assert show("idle_in_transaction_session_timeout") == "1min"
     with adapter.ledger.read() as connection:
         isolation = connection.exec_driver_sql("SHOW transaction_isolation").scalar()

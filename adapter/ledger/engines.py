@@ -34,7 +34,7 @@ _CONNECT = {
 
 #: What holds for each of PostgreSQL's sessions (milliseconds).
 _SESSION = {
-    "statement_timeout": "60000",
+    "statement_timeout": "300000",
     "lock_timeout": str(BUSY_SECONDS * 1000),
     "idle_in_transaction_session_timeout": "60000",
     "client_encoding": "UTF8",
