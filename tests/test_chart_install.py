@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Helm does with the chart, in which order: seen by installing into a server of ours.
+
+The server keeps objects and runs nothing: no pod starts in these tests.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import time
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import pytest
+from helm_python import HelmReleaseError
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from adapter.embedded.broker import find_server
+from tests.support_chart import STAGES, Rendered, case, render, values_of
+from tests.support_helm_server import HelmServer, plural
+from tests.support_stack import free_port
+from tests.test_chart_manifests import GIVEN, references
+
+#: A large installation but for the kinds that only other people's software brings.
+EXTERNAL = {
+    **values_of("hospital"),
+    "stageAutoscaling": {},
+    "monitoring": {},
+    "stages": {},
+}
+
+
+@pytest.fixture
+def server():
+    server = HelmServer()
+    yield server
+    server.close()
+
+
+def password(server: HelmServer, name: str) -> str:
+    secret = server.find("Secret", "-passwords")
+    return base64.b64decode(secret["data"][f"{name}-password"]).decode()
+
+
+def first(server: HelmServer, kind: str) -> int:
+    """Return when an object of a kind was first written."""
+    return next(at for at, (_, of, _) in enumerate(server.changes) if of == kind)
+
+
+def needs(
+    rendered: Rendered, given: AbstractSet[tuple[str, str]] = frozenset()
+) -> set[tuple[str, str]]:
+    """Return what the migration refers to and nobody has given: plural and name."""
+    used = {(kind, name) for kind, name, _ in references(rendered.pod("migrate"))}
+    return {(plural(kind), name) for kind, name in used - given}
+
+
+# -- order -------------------------------------------------------------------------------------
+
+
+def test_a_first_install_waits_for_nothing_that_is_not_there_yet(server: HelmServer) -> None:
+    """With the built-in PostgreSQL no hook runs at the install, which makes it, but at upgrades."""
+    server.install({})
+
+    kinds = {kind for _, kind, _ in server.changes}
+    assert "Job" not in kinds
+    assert {"Deployment", "StatefulSet"} <= kinds
+    assert not any(name.endswith("-migrate") for _, _, name in server.changes)
+
+    server.changes.clear()
+    server.upgrade({"settings": {"workers": {"tickSeconds": 2}}})
+
+    assert first(server, "Job") < first(server, "Deployment")
+    (there,) = server.before_jobs
+    assert needs(case("default")) <= there
+
+
+def test_roles_make_the_schema_of_a_new_ledger_but_the_receiver_waits_for_nobody() -> None:
+    """Workers and operator wait for the ledger and upgrade it; the SCP has to start without one."""
+    for name in ("default", "hospital"):
+        for role in (*STAGES, "operator"):
+            (waiting,) = case(name).pod(role).spec["initContainers"]
+            assert waiting["args"] == ["ledger", "upgrade"]
+            main = case(name).pod(role).main
+            for key in ("image", "env", "volumeMounts", "securityContext"):
+                assert waiting[key] == main[key]
+        for role in ("scp", "api", "flower"):
+            assert "initContainers" not in case(name).pod(role).spec
+
+
+def test_an_external_ledger_is_migrated_before_anything_is_installed(server: HelmServer) -> None:
+    """The hook and what it needs come first, at an install and at an upgrade."""
+    for change in (server.install, server.upgrade):
+        server.changes.clear()
+        change(EXTERNAL)
+        assert first(server, "Job") < first(server, "Deployment")
+    there, later = server.before_jobs
+    assert needs(render(EXTERNAL), GIVEN["hospital"]) <= there & later
+    assert ("networkpolicies", "pacs-ai-dicom-adapter-migrate") in there
+    assert not any(of == "deployments" for of, _ in there)
+    # Nothing of the hook stays.
+    assert not any(name.endswith("-migrate") for _, name in server.objects)
+
+
+def test_nothing_runs_after_an_install_that_pods_would_wait_for() -> None:
+    """There is no post-install hook: `helm install --wait` would wait for pods before it ran."""
+    for name in ("default", "hospital", "one-node"):
+        for item in case(name).objects:
+            hook = (item["metadata"].get("annotations") or {}).get("helm.sh/hook", "")
+            assert "post-" not in hook
+            if hook and hook != "test":
+                assert set(hook.split(",")) <= {"pre-install", "pre-upgrade"}
+                assert item["metadata"]["labels"]["app.kubernetes.io/component"] == "migrate"
+
+
+# -- what stays --------------------------------------------------------------------------------
+
+
+def test_passwords_are_made_once(server: HelmServer) -> None:
+    """An upgrade keeps every password; one that is asked for later is made then."""
+    server.install({"flower": {"enabled": False}})
+    redis, database = password(server, "redis"), password(server, "postgresql")
+    assert len({redis, database}) == 2
+    assert min(len(redis), len(database)) >= 32
+    with pytest.raises(KeyError):
+        password(server, "flower")
+
+    server.upgrade({"flower": {"enabled": True}})
+    flower = password(server, "flower")
+    server.upgrade({"flower": {"enabled": False}})
+
+    assert (password(server, "redis"), password(server, "postgresql")) == (redis, database)
+    assert password(server, "flower") == flower
+
+
+def test_an_uninstall_keeps_what_was_promised_and_a_new_install_takes_it_up(
+    server: HelmServer,
+) -> None:
+    """The spool, the passwords and the custom resources outlive the release; all else goes."""
+    server.install({})
+    before = password(server, "postgresql")
+
+    server.uninstall()
+
+    assert {of for of, _ in server.objects} == {
+        "persistentvolumeclaims",
+        "secrets",
+        "customresourcedefinitions",
+    }
+    server.install({})
+    assert password(server, "postgresql") == before
+
+
+def test_other_passwords_are_other_adapters() -> None:
+    """Without a server to look at, each rendering has passwords of its own: none is built in."""
+    secrets = [render({}).find("Secret", "-passwords")["data"] for _ in range(2)]
+
+    assert not set(secrets[0].values()) & set(secrets[1].values())
+
+
+def test_a_claim_that_cannot_do_it_is_refused(server: HelmServer) -> None:
+    """A claim of one node is not taken for one that all nodes may mount."""
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "images", "namespace": "imaging"},
+        "spec": {"accessModes": ["ReadWriteOnce"]},
+    }
+    server.put(claim)
+    with pytest.raises(HelmReleaseError, match=r"images offers ReadWriteOnce"):
+        server.install({"spool": {"existingClaim": "images"}})
+
+    server.install({"spool": {"existingClaim": "images", "accessMode": "ReadWriteOnce"}})
+
+
+# -- the built-in servers ----------------------------------------------------------------------
+
+
+def test_redis_starts_as_the_chart_says(tmp_path: Path) -> None:
+    """The container's own command starts a real server that logs and asks for the password."""
+    rendered = case("default")
+    port = free_port()
+    settings = rendered.find("ConfigMap", "-redis")["data"]["redis.conf"]
+    settings = settings.replace("port 6379", f"port {port}").replace("/data", str(tmp_path))
+    (tmp_path / "redis.conf").write_text(settings, encoding="utf-8")
+    (tmp_path / "redis-password").write_text("s3cret with spaces\n", encoding="utf-8")
+    shell, option, script = rendered.pod("redis").main["command"]
+    script = script.replace("/etc/redis/", f"{tmp_path}/")
+    script = script.replace("/run/secrets/redis/", f"{tmp_path}/")
+    binary = find_server()
+    assert binary is not None
+    (tmp_path / "redis-server").symlink_to(binary)
+    path = f"{tmp_path}:{Path(shutil.which('sh') or '/bin/sh').parent}:/usr/bin:/bin"
+
+    process = subprocess.Popen(
+        [shell, option, script], env={"PATH": path}, stdout=subprocess.DEVNULL
+    )
+    try:
+        client = Redis(port=port, password="s3cret with spaces")
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert client.ping()
+                break
+            except RedisError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        with pytest.raises(AuthenticationError):
+            Redis(port=port).ping()
+        arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert b"redis-server" in arguments, (
+            "the shell has to make way: it would not pass signals on"
+        )
+        assert b"s3cret" not in arguments
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
