@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ import pytest
 from pydicom.uid import generate_uid
 from redis.exceptions import RedisError
 
+from adapter.embedded.roles import accepts
 from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.road import STAGES
 from adapter.verify import verify
 from tests.support_road import eventually, rows
 from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from workers.clients.launcher import _descendants
 
 pytestmark = dcmtk
 
@@ -135,3 +141,55 @@ def test_killed_roles_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_path
 
     assert 1 <= len(runs.read_text().splitlines()) <= 4
     assert_exactly_once(stack, 60)
+
+
+def test_killed_children_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_path: Path) -> None:
+    """Receivers, header readers, a launcher and a command killed at work: one job, one result."""
+
+    def kill(role: str, words: str) -> bool:
+        """Kill the processes below a role whose command line has these words."""
+        found = [pid for pid in _descendants(stack.pid(role)) if words in command_line(pid)]
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
+    stack.environment["DICOMADAPTER__DICOM__SCP__PROCESSES"] = "2"
+    stack.start()
+    settings = {"pipeline-slow": "slow", "timeout": "8", "jobRetryDelay": "100"}
+    stack.configure("BRAIN", processor_settings=settings)
+    write_study(tmp_path / "study", 200)
+
+    # If: the receiver dies in mid-study, the modality sends once more, readers die meanwhile
+    sender = stack.storescu("BRAIN", tmp_path / "study")
+    eventually(lambda: any(stack.adapter.spool.list_incoming()))
+    assert kill("scp", "")
+    sender.communicate(timeout=60)
+    again = stack.storescu("BRAIN", tmp_path / "study")
+    eventually(lambda: kill("worker", "clients.headers"))
+    again.communicate(timeout=60)
+    if again.returncode:  # no receiver was there again yet
+        eventually(lambda: accepts("127.0.0.1", stack.port))
+        assert send(stack, tmp_path / "study") == 200
+
+    # If: what runs the pipeline dies, and then the pipeline
+    runs = tmp_path / "runs"
+    eventually(lambda: kill("worker", "launcher.py"), 40)
+    eventually(lambda: len(runs.read_text().splitlines()) == 2, 20)
+    eventually(lambda: kill("worker", f'date >> "{runs}"'), 10)
+
+    # Then
+    eventually(has_come_through(stack, pacs, 200), 60)
+    eventually(lambda: [g.state for g in rows(stack.adapter, groups)] == ["reclaimed"])
+    assert [(job.state, job.tries) for job in rows(stack.adapter, jobs)] == [("succeeded", 2)]
+    states = Counter(arrival.state for arrival in rows(stack.adapter, arrivals))
+    assert states["registered"] == 200
+    assert set(states) <= {"registered", "unwanted"}
+    assert verify(stack.adapter) == []
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line; nothing if it has gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    return ""

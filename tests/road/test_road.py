@@ -3,22 +3,36 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.events import EventReceiver
 from pydicom.uid import generate_uid
 
+from adapter.embedded.roles import own_command
 from adapter.ledger.schema import arrivals, exports, groups, jobs
+from adapter.road import make_app
 from adapter.verify import verify
-from tests.support_road import eventually, rows
+from tests.support_road import Association, encode, eventually, make_instance, rows
 from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
 
 pytestmark = dcmtk
 
 COPY = {"name": "Copy", "command": ["sh", "-c", "cp {input}/* {output}"], "export": False}
+#: Says all that it was given, and fails.
+LEAKY = {
+    "name": "Leaky",
+    "command": ["sh", "-c", "cat {input}/*; cat {input}/* >&2; exit 3"],
+    "export": False,
+    "maximumRetries": 0,
+}
+METADATA = {"uploadMetadata": True, "metadataDicomSource": ["0010,0010", "0010,0020"]}
 OBSERVER = """
 class Observer:
     def instance_stored(self, instance):
@@ -33,7 +47,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("road")
     pacs = Pacs(folder / "pacs")
     copy_out = {**COPY, "export": True, "destinations": ["PACS"]}
-    made = Stack(folder / "data", {"lung": COPY, "brain": COPY, "chest": COPY, "out": copy_out})
+    pipelines = {"lung": COPY, "brain": COPY, "chest": COPY, "out": copy_out, "leaky": LEAKY}
+    made = Stack(folder / "data", pipelines, services={"platform": METADATA})
     plugin = folder / "plugin"
     (plugin / "observing-1.0.dist-info").mkdir(parents=True)
     (plugin / "observing-1.0.dist-info" / "METADATA").write_text("Name: observing\nVersion: 1.0\n")
@@ -151,12 +166,67 @@ def test_results_arrive_bit_identical(stack: Stack, tmp_path: Path) -> None:
     assert verify(stack.adapter) == []
 
 
-def test_no_patient_data_outside_the_spool(stack: Stack) -> None:
-    """The sentinel names of all those studies are in no log, no ledger, no Redis."""
+def test_no_patient_data_outside_the_spool(stack: Stack, tmp_path: Path) -> None:
+    """Sentinels in every odd place are in no log, ledger, Redis, event, name or answer."""
+    # Given, beside all the studies before: values that are grouped by, that stand where a UID
+    # should, that cannot be parsed, that describe a job, and that a failing pipeline cries out
+    by_name = {"groupBy": "0010,0010", "pipeline-leaky": "leaky"}
+    version = stack.configure("Leaky", processor_settings=by_name)
+    bad_uid = stack.configure("BadUid", processor_settings={"pipeline-chest": "chest"})
+    heard: list[dict[str, Any]] = []
+    with listening(stack, heard):
+        write_study(tmp_path, 2)
+        assert stored(stack.storescu("Leaky", tmp_path)) == 2
+        association = Association(stack.adapter, bad_uid, "BadUid")
+        uid = b"1.2.345678.9"
+        bad = encode(make_instance(StudyInstanceUID=uid.decode())).replace(uid, b"CANARY-STUDY")
+        association.store(bad, sop_instance_uid=generate_uid())
+        association.store(encode(make_instance())[:-40] + b"CANARY" * 3)
+        association.store(b"CANARY" * 20)
+        Association(stack.adapter, version, "Leaky").store(make_instance(PatientName=None))
+
+        # If
+        eventually(lambda: [job.state for job in jobs_of(stack, "Leaky")] == ["parked"], 30)
+        odd = arrivals.c.state == "quarantined"
+        eventually(lambda: len(rows(stack.adapter, arrivals, odd)) == 4)
+        eventually(lambda: {"notification", "submission", "pipeline"} <= names_of(heard))
+
+    # Then
+    work = stack.adapter.spool.work_folder(jobs_of(stack, "Leaky")[0].id)
+    for name in ("stdout.txt", "stderr.txt", "metadata.json"):
+        assert b"CANARY" in (work / name).read_bytes()
+    assert "CANARY" not in repr(heard)
     redis = stack.redis()
-    redis.execute_command("BGREWRITEAOF")
+    assert b"CANARY" not in b"".join(redis.dump(key) or b"" for key in redis.scan_iter())
     for path in stack.settings.data.rglob("*"):
+        assert "CANARY" not in str(path)
         if path.is_file() and stack.settings.spool_path not in path.parents:
             assert b"CANARY" not in path.read_bytes(), path
     for path in stack.adapter.spool.status.iterdir():
         assert b"CANARY" not in path.read_bytes(), path
+    for command in (("studies", "list"), ("jobs", "list"), ("quarantine", "list")):
+        shown = subprocess.run(
+            [*own_command(*command), "--json", "--data", str(stack.settings.data)],
+            capture_output=True,
+            check=True,
+        )
+        assert b"CANARY" not in shown.stdout + shown.stderr
+
+
+@contextmanager
+def listening(stack: Stack, heard: list[dict[str, Any]]) -> Iterator[None]:
+    """Hear what Flower hears of the workers, meanwhile."""
+    with make_app(stack.settings).connection() as connection:
+        receiver = EventReceiver(connection, {"*": heard.append}, app=make_app(stack.settings))
+        thread = threading.Thread(target=receiver.capture, kwargs={"limit": None})
+        thread.start()
+        try:
+            yield
+        finally:
+            receiver.should_stop = True
+            thread.join()
+
+
+def names_of(heard: list[dict[str, Any]]) -> set[str | None]:
+    """Return the names of the tasks in some events."""
+    return {event.get("name") for event in heard}
