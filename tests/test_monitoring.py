@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import CollectorRegistry
 
 from adapter.embedded.roles import accepts, own_command, worker_command
+from adapter.operator.figures import OperatorFigures
+from adapter.operator.resources import KINDS
 from adapter.road import STAGES
 from tests.support_metrics import Scrape, ask, scrape
 from tests.support_promql import names, tokens
@@ -39,7 +43,7 @@ TARGET_LABELS = {"namespace", "instance", "job", "pod"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
-    """What an SCP, a worker and the API tell, all together, after something was received."""
+    """What all roles tell, the SCP after an association."""
     data = tmp_path_factory.mktemp("monitored") / "data"
     api = {"host": "127.0.0.1", "port": free_port()}
     stack = Stack(data, {}, api=api, metrics={"host": "127.0.0.1"})
@@ -69,7 +73,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
         for port, path in ((ports["worker"], "/ready"), (api["port"], "/health/ready")):
             eventually(lambda port=port, path=path: _is_ready(port, path), 40)
         found = [scrape(port) for port in (*ports.values(), api["port"])]
+        found.append(operators())
         yield Scrape(tuple(family for one in found for family in one.families))
+
+
+def operators() -> Scrape:
+    """Return what an operator tells, which would need an API server to run."""
+    registry = CollectorRegistry()
+    amounts = {kind.name: (1, 0) for kind in KINDS}
+    registry.register(OperatorFigures(lambda: amounts, list))
+    return Scrape.parse(generate_latest(registry).decode())
 
 
 def _is_ready(port: int, path: str) -> bool:
