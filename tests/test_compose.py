@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -302,3 +303,23 @@ def test_the_demo_finds_its_pipeline_and_its_pacs():
     assert settings["pipelines"][scene.PIPELINE]["destinations"] == [scene.DESTINATION]
     assert sender[sender.index("--pacs") + 1] == f"demo-pacs:{pacs[pacs.index('--port') + 1]}"
     assert sender[sender.index("--scp") + 1] == "scp:11112"
+
+
+def test_every_variable_is_on_the_page():
+    """What may differ from host to host stands in docs/compose.md, with its default."""
+    page = (ROOT / "docs/compose.md").read_text(encoding="utf-8")
+    table = page.partition("| variable |")[2].partition("\n\n")[0]
+    variables = dict(re.findall(r"\$\{([A-Z_]+):-([^$}]*)", FILE.read_text(encoding="utf-8")))
+
+    assert set(re.findall(r"`([A-Z_]+)`", table)) == set(variables)
+    for name, default in variables.items():
+        assert default.removeprefix("./") in table, name
+
+
+def test_every_service_is_on_the_page():
+    """The page tells what each container is."""
+    page = (ROOT / "docs/compose.md").read_text(encoding="utf-8")
+    table = page.partition("| service |")[2].partition("\n\n")[0]
+
+    for name in SERVICES:
+        assert f"`{name}`" in table, name
