@@ -25,12 +25,15 @@ from adapter.embedded import broker
 from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, Source
-from adapter.road import STAGES, password_file
+from adapter.road import STAGES, broker_url, password_file
 from tests.support_road import add_ae_title, encode, eventually, make_instance
 
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 
 ROLES = ("redis", "scp", "worker")
+
+#: For roles to start in, as many as may start at once on a machine that is busy with other tests.
+START_SECONDS = 100.0
 
 
 def free_port() -> int:
@@ -38,6 +41,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with some of them changed, on every level."""
+    result = dict(document)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 class Stack:
@@ -62,14 +74,26 @@ class Stack:
             "workers": {"tickSeconds": 0.5, "leaseSeconds": 4, "shortConcurrency": 6},
             "pipelines": pipelines,
         }
-        for section, values in settings.items():
-            document[section] = {**document.get(section, {}), **values}
+        self._pipelines = pipelines
+        document = merged(document, settings)
         (data / "appsettings.json").write_text(json.dumps({"DicomAdapter": document}))
         self.settings = settings_module.load(data=data)
         self.adapter: Adapter = open_adapter(self.settings)
         self.environment: dict[str, str] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[Any] = []
+
+    def join(self, data: Path, **settings: Any) -> Stack:
+        """Return another host of this adapter: its own data folder, ports and roles.
+
+        Redis, ledger, spool and pipelines are the same.
+        """
+        shared = {
+            "broker": {"url": broker_url(self.settings)},
+            "database": {"url": self.settings.database_url},
+            "storage": {"temporary": str(self.settings.spool_path)},
+        }
+        return Stack(data, self._pipelines, **merged(settings, shared))
 
     @property
     def port(self) -> int:
@@ -81,6 +105,12 @@ class Stack:
 
         A worker of some stages only is the role ``worker:<stage>,<stage>``.
         """
+        self.launch(*roles)
+        self.await_ready(*roles)
+        return self
+
+    def launch(self, *roles: str) -> None:
+        """Start roles (all of `ROLES` by default)."""
         for role in roles or ROLES:
             log = (self.settings.data / f"{role}.log").open("ab")
             self._logs.append(log)
@@ -90,9 +120,11 @@ class Stack:
                 stdout=log,
                 stderr=log,
             )
+
+    def await_ready(self, *roles: str) -> None:
+        """Wait until roles work."""
         for role in roles or ROLES:
-            eventually(lambda role=role: self._is_ready(role), 40)
-        return self
+            eventually(lambda role=role: self._is_ready(role), START_SECONDS)
 
     def _command(self, role: str) -> Sequence[str]:
         if role == "redis":
@@ -101,7 +133,8 @@ class Stack:
             return own_command("scp")
         _, _, stages = role.partition(":")
         chosen = stages.split(",") if stages else list(STAGES)
-        return worker_command(chosen, 6, f"test-{role.replace(':', '-').replace(',', '-')}")
+        name = f"{self.settings.data.name}-{role}".replace(":", "-").replace(",", "-")
+        return worker_command(chosen, 6, name)
 
     def _is_ready(self, role: str) -> bool:
         child = self._children[role]
@@ -126,12 +159,14 @@ class Stack:
         child.send_signal(signal.SIGKILL)
         child.wait(10)
 
-    def stop(self, *roles: str) -> None:
-        """Stop roles (all by default, Redis last) and wait for their end."""
+    def stop(self, *roles: str) -> list[int]:
+        """Stop roles (all by default, Redis last), wait for their end, return their exit codes."""
+        codes = []
         for role in roles or sorted(self._children, key="redis".__eq__):
             child = self._children.pop(role)
             child.terminate()
-            child.wait(40)
+            codes.append(child.wait(START_SECONDS))
+        return codes
 
     def close(self) -> None:
         """End everything."""

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import __version__
 from adapter.cli import (
+    check_spool,
     configuration,
     demo,
     exports,
@@ -59,6 +60,7 @@ app.command()(send.echo)
 app.command()(upkeep.status)
 app.command()(upkeep.verify)
 app.command()(upkeep.rebuild)
+app.command()(check_spool.check_spool)
 app.add_typer(ledger.ledger, name="ledger")
 app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")

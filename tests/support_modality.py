@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A modality that goes on sending whatever dies, and repeats what was not answered with Success."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Self
+
+from adapter.models import Destination, Outcome
+from adapter.scu.association import Broken, Rejected, Unreachable
+from adapter.settings import Scu
+from tests.support_stack import write_study
+from workers.clients.store_scu import examine, store
+
+_SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, response_seconds=10)
+
+
+class Modality:
+    """Sends one small study after another, each to the next receiver of several.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its studies are made.
+    ports : list of int
+        The receivers' ports; one that fails is left for the next.
+    instances : int
+        Instances of a study.
+    pause : float, seconds
+        Between two studies.
+
+    Attributes
+    ----------
+    acknowledged : set of str
+        Files, by name of study and file, whose instances were answered with Success.
+    """
+
+    def __init__(self, folder: Path, ports: list[int], instances: int = 3, pause: float = 0.5):
+        self._folder = folder
+        self._receivers = itertools.cycle(
+            Destination(name="SCP", ae_title="BRAIN", host_ip="127.0.0.1", port=port)
+            for port in ports
+        )
+        self._instances = instances
+        self._pause = pause
+        self.acknowledged: set[str] = set()
+        self.studies = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="modality", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Send the study under way to its end, and no other."""
+        self._done.set()
+        self._thread.join(90)
+        assert not self._thread.is_alive(), "the modality still waits for a Success"
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self.send(write_study(self._folder / f"{self.studies:04d}", self._instances))
+            self.studies += 1
+            self._done.wait(self._pause)
+
+    def send(self, paths: list[Path]) -> None:
+        """Send files until every instance was answered with Success."""
+        left = {
+            number: examine(path.parent, path.name, number, tries=0, repeat=False)
+            for number, path in enumerate(paths)
+        }
+        while left:
+            try:
+                for receipt in store(
+                    list(left.values()), next(self._receivers), _SCU, answered=lambda: None
+                ):
+                    if receipt.outcome is Outcome.STORED:
+                        self.acknowledged.add(left.pop(receipt.number).sop_instance_uid)
+            except (Unreachable, Rejected, Broken):
+                threading.Event().wait(0.1)  # as a modality waits before it tries again
