@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
+import subprocess
 
 import pytest
 
@@ -99,3 +102,25 @@ def test_what_is_written_in_part_is_written_on(spool, monkeypatch):
     file.write(b"abcde", memoryview(b"fgh"))
 
     assert file.publish(ARRIVAL).read_bytes() == b"abcdefgh"
+
+
+def file_system(path):
+    done = subprocess.run(
+        ["stat", "--file-system", "--format", "%T", path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return "ext4" if done.stdout.strip() == "ext2/ext3" else done.stdout.strip()
+
+
+def test_the_shards_are_laid_apart(tmp_path):
+    """On ext4 incoming/ has the flag that spreads its shards over the disk."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    descriptor = os.open(spool.incoming, os.O_RDONLY)
+    try:
+        if file_system(spool.incoming) != "ext4":
+            pytest.skip("this is no ext4")
+        (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, 0x80086601, bytes(8)))
+    finally:
+        os.close(descriptor)
+    assert flags & 0x00020000

@@ -44,6 +44,9 @@ from adapter.settings import Scp
 
 log = get_logger(__name__)
 
+#: Pieces of a data set that are held until they are handed on; a peer may make them as small as 0.
+_MOST_PIECES = 32
+
 
 class Association:
     """What a connection brings, and what it is answered.
@@ -73,6 +76,7 @@ class Association:
         self._receive: Receive | None = None
         self._request: Store | Refused | None = None  # whose data set is on its way
         self._began = 0.0  # when the first byte of its command came
+        self._pieces: list[memoryview] = []  # of it, not handed on yet
 
     @property
     def established(self) -> bool:
@@ -86,6 +90,7 @@ class Association:
                 self._read(indication)
             else:
                 self._control(indication)
+        self._hand_on()
 
     def abort(self, cause: str, *, source: int = SERVICE_USER) -> None:
         """End it from this side, e.g. because the peer is too slow."""
@@ -158,12 +163,20 @@ class Association:
             self._end("aborted", violation.cause)
             return
         if isinstance(message, DataSet):
-            if self._receive is not None:
-                self._receive.data(message.data)
+            self._pieces.append(message.data)
+            if message.last or len(self._pieces) == _MOST_PIECES:
+                self._hand_on()
             if message.last:
                 self._finish(self._sink)
         elif message is not None:
             self._begin(self._sink, message)
+
+    def _hand_on(self) -> None:
+        """Hand on what has come of a data set: as much as there is, so that it is one write."""
+        if self._pieces:
+            if self._receive is not None:
+                self._receive.data(*self._pieces)
+            self._pieces.clear()
 
     def _begin(self, sink: StoreSink, message: Message) -> None:
         if isinstance(message, Echo):

@@ -5,7 +5,7 @@
 
     sink = StoreSink(...)                  one for each association
     receive = sink.begin(command)          for each C-STORE-RQ; never raises, never waits
-    receive.data(fragment)                 the bytes as they come, any number of times
+    receive.data(fragment, ...)            the bytes as they come, any number of times
     answer = receive.finish()              durable (or withdrawn): now send the C-STORE-RSP
     receive.discard()                      instead of finish, if the message will not end
     sink.close("released")                 at the end, whatever it was
@@ -279,10 +279,10 @@ class Receive:
         self._size = 0
         self._attempt(self._begin)
 
-    def data(self, fragment: bytes | memoryview) -> None:
+    def data(self, *fragments: bytes | memoryview) -> None:
         """Take the next bytes of the data set; after a refusal they are dropped."""
         if self._answer is None:
-            self._attempt(self._write, fragment)
+            self._attempt(self._write, *fragments)
 
     def finish(self) -> Answer:
         """Make the instance durable, or withdraw it, and return what to answer."""
@@ -323,19 +323,20 @@ class Receive:
             called_ae_title=sink.accepted.called_ae,
         )
 
-    def _write(self, fragment: bytes | memoryview) -> None:
-        if not self._peeked and not (self._size == 0 and self._glance(fragment)):
-            self._head += fragment[: PEEK_BYTES - len(self._head)]
+    def _write(self, *fragments: bytes | memoryview) -> None:
+        if not self._peeked and not (self._size == 0 and self._glance(fragments[0])):
+            for fragment in fragments:
+                self._head += fragment[: PEEK_BYTES - len(self._head)]
             if len(self._head) == PEEK_BYTES:
                 self._peek(complete=False)
-        self._size += len(fragment)
+        self._size += sum(map(len, fragments))
         if self._size > self._sink.surroundings.instance_bytes:
             raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
         if self._header:  # with the first bytes behind it: one call for both
-            self._open_file.write(self._header, fragment)
+            self._open_file.write(self._header, *fragments)
             self._header = b""
         else:
-            self._open_file.write(fragment)
+            self._open_file.write(*fragments)
 
     def _glance(self, fragment: bytes | memoryview) -> bool:
         """Look for the UIDs where they nearly always are; False if they are not there."""
