@@ -8,9 +8,12 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-# Debian packages that tests talk to as real peers, and a command that tells whether they are there.
-TEST_PACKAGES := dcmtk postgresql
-TEST_COMMAND  := command -v storescu && ls /usr/lib/postgresql/*/bin/postgres
+# Debian packages that tests talk to as real peers or measure with, and a command that tells whether
+# they are there.
+TEST_PACKAGES := dcmtk orthanc libgdcm-tools libpixelmed-java default-jre-headless postgresql \
+	iproute2 openssl gcc libc6-dev
+TEST_COMMAND  := type storescu Orthanc gdcmscu java ip openssl cc \
+	&& ls /usr/share/java/pixelmed.jar /usr/lib/postgresql/*/bin/postgres
 
 # A virtual environment knows its own path and its interpreter: in a tree that was moved or copied, or
 # where that Python has gone, it is made anew.
@@ -40,6 +43,10 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 .PHONY: test
 test: $(DEV_STAMP) test-peers  ## run the tests
 	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) test-peers  ## kill what runs at random moments, for an hour instead of a minute
+	@SOAK=1 $(BIN)/python -m pytest tests/test_scp_kills.py $(ARGS)
 
 .PHONY: bench
 bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)
@@ -117,7 +124,7 @@ test-peers:
 		&& apt-get -qq update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
 			$(TEST_PACKAGES) >/dev/null; } \
-	|| echo "Missing: $(TEST_PACKAGES). The tests that need it are skipped, or fail where CI=true."
+	|| echo "Missing: some of $(TEST_PACKAGES). The tests that need them are skipped, or fail where CI=true."
 
 .PHONY: always
 always:

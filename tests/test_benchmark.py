@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is not installed")
 def test_the_benchmark_runs(tmp_path):
     """`make bench ARGS=--smoke` measures our receiver and prints a table for each load."""
     command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--folder", tmp_path]
