@@ -41,16 +41,16 @@ class Receiver:
     def stored(self):
         return incoming(self.adapter)
 
-    def check_someone_else(self):
+    def check_someone_else(self, **changes):
         """A C-ECHO succeeds."""
         with self.call() as caller:
-            assert caller.associate()[:1] == b"\2"
+            assert caller.associate(**changes)[:1] == b"\2"
             assert caller.echo()
             assert caller.release()
 
-    def check_at_rest(self):
+    def check_at_rest(self, **changes):
         """A C-ECHO succeeds; no thread, descriptor or unfinished file is left."""
-        self.check_someone_else()
+        self.check_someone_else(**changes)
         eventually(lambda: associations() == self.threads)
         eventually(lambda: descriptors() <= self.descriptors)
         assert leftovers(self.adapter) == []
@@ -83,7 +83,8 @@ def receiver(settings, *, tls=None, **changes):
         try:
             at_rest = Receiver(adapter, scp.port, 0, 0)
             with at_rest.call() as caller:  # so that what is opened once is open
-                caller.send(b"" if tls else wire.request(contexts=wire.CONTEXTS[:1]))
+                if tls is None:
+                    assert caller.associate(contexts=wire.CONTEXTS[:1])[:1] == b"\2"
             eventually(lambda: associations() == 0)
             at_rest.descriptors = descriptors()
             yield at_rest

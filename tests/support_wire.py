@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import termios
 from contextlib import suppress
 from struct import pack, unpack
 
@@ -123,15 +125,15 @@ def echo_response(message_id=1):
 
 
 class Caller:
-    """A peer that sends what it is told to, right or wrong, to a port of this machine."""
+    """A peer that sends what it is told to, right or wrong, to a port; as a rule of this one."""
 
-    def __init__(self, port, receive_buffer=None):
+    def __init__(self, port, receive_buffer=None, address="127.0.0.1"):
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(10)
         try:
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect((address, port))
         except ConnectionError:
             self.socket.close()
             raise
@@ -148,6 +150,10 @@ class Caller:
         with suppress(ConnectionError):
             for part in parts:
                 self.socket.sendall(part)
+
+    def delivered(self):
+        """Tell whether the other side's kernel has all that was sent (SIOCOUTQ, tcp(7))."""
+        return fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) == bytes(4)
 
     def trickle(self, stream, pause):
         """Send byte by byte until all is sent or the other side has had enough."""

@@ -12,11 +12,13 @@ import ssl
 import struct
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
 from tests import support_wire as wire
-from tests.support_conformance import ARTIM, IDLE, PDU, associations, receiver
+from tests.support_conformance import ARTIM, IDLE, PDU, associations, descriptors, receiver
+from tests.support_network import joined
 from tests.support_scp import eventually, recorded
 
 STORE = wire.message(wire.CT, wire.store_command())
@@ -196,6 +198,10 @@ def test_u15_low_storage(settings):
         with scp.call() as other:
             other.send(wire.request())
             assert other.rest() == wire.reject(2, 3, 1)
+        assert caller.echo()
+        assert caller.release()
+        caller.socket.close()
+        scp.check_at_rest(contexts=wire.CONTEXTS[:1])
 
 
 @pytest.mark.parametrize("maximum", [0, 8, 0xFFFFFFFF])
@@ -260,20 +266,71 @@ def test_u20_an_end_in_mid_message(scp, sent, end, how):
     scp.check_at_rest()
 
 
+@pytest.fixture
+def networks():
+    """The receiver's network and a peer's, joined by a cable."""
+    if shutil.which("ip") is None:
+        pytest.skip("not installed: ip")
+    try:
+        with joined("10.99.0.1", "10.99.0.2") as both:
+            yield both
+    except PermissionError:
+        pytest.skip("no network may be made here")
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds"),
+    [
+        pytest.param(HALF, IDLE, id="U20-half-open"),
+        pytest.param(HALF[:-9], PDU, id="U20-half-open-in-a-pdu"),
+    ],
+)
+def test_u20_half_open(settings, networks, sent, seconds):
+    """U20: a peer whose cable is pulled is given up in time, and nothing of it is left."""
+    near, far = networks
+
+    def scenario():
+        with receiver(settings, host="0.0.0.0", reject_unknown_sources=False) as scp:
+            with far.do(scp.call, address="10.99.0.1") as caller:
+                assert caller.associate()[:1] == b"\2"
+                caller.send(sent)
+                eventually(caller.delivered)
+                began = time.monotonic()
+                far.ip("link", "set", "far", "down")
+                (event,) = eventually(lambda: recorded(scp.adapter, "association")[1:])
+                assert event.detail["ended"] == "aborted"
+                assert time.monotonic() < began + seconds + 1.5  # events are written each second
+                assert scp.stored() == []
+                eventually(lambda: associations() == 0)
+            scp.check_at_rest()
+
+    near.do(scenario)
+
+
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tls(tmp_path):
-    """A TLS server's side, with a certificate that nobody trusts."""
+def certificate(folder, name):
+    """Make a certificate that nobody trusts; return its path and its key's."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+        pytest.skip("not installed: openssl")
+    paths = folder / f"{name}.pem", folder / f"{name}-key.pem"
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    words += ["-subj", "/CN=adapter", "-keyout"]
-    subprocess.run([*words, key, "-out", certificate], check=True, capture_output=True)
+    words += ["-subj", f"/CN={name}", "-out", paths[0], "-keyout", paths[1]]
+    subprocess.run(words, check=True, capture_output=True)
+    return paths
+
+
+@pytest.fixture
+def own_certificate(tmp_path):
+    return certificate(tmp_path, "adapter")
+
+
+@pytest.fixture
+def tls(own_certificate):
+    """A TLS server's side."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(*own_certificate)
     return context
 
 
@@ -283,21 +340,56 @@ def trusting():
     return context
 
 
+def check_tls(scp):
+    """A C-ECHO succeeds, and no thread or descriptor is left."""
+    with scp.call() as modality:
+        modality.socket = trusting().wrap_socket(modality.socket)
+        assert modality.associate()[:1] == b"\2"
+        assert modality.echo()
+        assert modality.release()
+    eventually(lambda: associations() == 0)
+    eventually(lambda: descriptors() <= scp.descriptors)
+
+
 @pytest.mark.parametrize(
     "sent", [pytest.param(b"", id="U18-silent"), pytest.param(wire.request(), id="U18-plaintext"),
              pytest.param(b"\x16\x03\x01" + bytes(500), id="U18-garbage")],
 )  # fmt: skip
 def test_u18_no_handshake(settings, tls, sent):
     """U18: who does not shake hands is closed upon in time, and keeps nobody waiting."""
-    with receiver(settings, tls=tls) as scp, scp.call() as stranger:
-        stranger.send(sent)
-        began = time.monotonic()
+    with receiver(settings, tls=tls) as scp:
+        with scp.call() as stranger:
+            stranger.send(sent)
+            began = time.monotonic()
+            with scp.call() as modality:
+                modality.socket = trusting().wrap_socket(modality.socket)
+                assert modality.associate()[:1] == b"\2"
+                assert modality.echo()
+                assert modality.release()
+            assert time.monotonic() < began + ARTIM
+            assert stranger.rest()[:1] in {b"", b"\x15"}  # nothing, or an alert (RFC 8446 6)
+            assert time.monotonic() < began + ARTIM + 1
+        check_tls(scp)
+
+
+@pytest.mark.parametrize("shown", ["none", "a-stranger's"])
+def test_u18_a_certificate_that_is_not_known(settings, tls, own_certificate, tmp_path, shown):
+    """U18: where certificates are asked for, a peer without a known one gets no association."""
+    tls.load_verify_locations(own_certificate[0])
+    tls.verify_mode = ssl.CERT_REQUIRED
+    known = trusting()
+    known.load_cert_chain(*own_certificate)
+    unknown = trusting()
+    if shown != "none":
+        unknown.load_cert_chain(*certificate(tmp_path, "stranger"))
+    with receiver(settings, tls=tls) as scp:
+        with scp.call() as stranger:
+            stranger.socket = unknown.wrap_socket(stranger.socket)
+            with suppress(OSError):  # an alert, unless a reset comes before it
+                assert stranger.associate() == b""
         with scp.call() as modality:
-            modality.socket = trusting().wrap_socket(modality.socket)
+            modality.socket = known.wrap_socket(modality.socket)
             assert modality.associate()[:1] == b"\2"
             assert modality.echo()
-            assert modality.release()
-        assert time.monotonic() < began + ARTIM
-        assert stranger.rest()[:1] in {b"", b"\x15"}  # nothing, or an alert (RFC 8446 section 6)
-        assert time.monotonic() < began + ARTIM + 1
-    eventually(lambda: associations() == 0)
+        eventually(lambda: associations() == 0)
+        eventually(lambda: descriptors() <= scp.descriptors)
