@@ -25,6 +25,7 @@ from pathlib import Path
 from struct import pack
 
 from adapter.dicom import part10_header
+from adapter.spool import spread_subdirectories
 from benchmarks.receivers import (
     AE_TITLE,
     RECEIVERS,
@@ -67,7 +68,7 @@ def loads(*, smoke: bool) -> list[Load]:
     found = [Load("CT, 530 kB", 530_000, n, 800 // few) for n in (1, 4, 8)]
     found += [Load("small, 30 kB", 30_000, n, 4000 // few) for n in (1, 4, 8)]
     large = 3 if smoke else 300
-    return [*found, Load(f"{large} MB", large * 1_000_000, 1, 1 if smoke else 4)]
+    return [*found, Load(f"{large} MB", large * 1_000_000, 1, 1 if smoke else 2)]
 
 
 def make_file(path: Path, size: int) -> None:
@@ -172,7 +173,8 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
     process = receiver.start(folder, port, load.associations)
     try:
         await_listening(port, process)
-        send(sender, port, load, load.associations, file)  # so that everybody is awake
+        send(sender, port, load, 4 * load.associations, file)  # so that everybody is awake
+        time.sleep(1.0)  # and has done for once what the first instance makes it do
         watch = Watch(process.pid)
         instances, seconds, size, p50, p99 = send(sender, port, load, count, file)
         time.sleep(0.1)
@@ -184,10 +186,27 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    put_to_rest(folder)
     return Figures(
         instances / seconds, instances * size / seconds / 1e6, cpu / instances * 1e3, memory,
         p50 / 1e3, p99 / 1e3,
     )  # fmt: skip
+
+
+def put_to_rest(folder: Path) -> None:
+    """Let nobody pay for what was written before: write it out, and give its memory back.
+
+    Only large files are deleted.  ext4 passes over inodes that were freed in the last minutes one
+    by one, so that whoever makes files near many of them is slow.
+    """
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                large = os.fstat(file.fileno()).st_size > 100_000_000
+            if large:
+                path.unlink()
 
 
 def sync_milliseconds(folder: Path) -> float:
@@ -256,6 +275,7 @@ def main() -> None:
     receivers = [one for one in RECEIVERS if one.here() and options.only in one.name]
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as name:
         folder = Path(name)
+        spread_subdirectories(folder)  # as the adapter does with its own
         sender = folder / "sender"
         compiler = ["cc", "-O2", "-pthread", "-D_GNU_SOURCE", str(HERE / "sender.c")]
         subprocess.run([*compiler, "-o", str(sender)], check=True)
@@ -270,9 +290,9 @@ def main() -> None:
             figures: dict[str, list[Figures]] = {one.name: [] for one in receivers}
             alone = send(sender, 0, load, load.count, file, "discard")
             for turn in range(rounds):
-                for place, receiver in enumerate(receivers):
-                    # Nothing is deleted between the runs: ext4 is slow to give out an inode that
-                    # was freed in the last seconds, and everybody would pay for the one before.
+                for place in range(len(receivers)):
+                    # Each turn begins with another: the first may be better or worse off.
+                    receiver = receivers[(turn + place) % len(receivers)]
                     here = folder / f"{number}-{turn}-{place}"
                     figures[receiver.name].append(measure(receiver, load, sender, file, here))
             syncs = {one.name: one.syncs for one in receivers}
