@@ -60,6 +60,15 @@ compose-secrets:  ## make the passwords of docker-compose.yml in docker/secrets,
 compose-e2e: $(DEV_STAMP)  ## run docker-compose.yml for real, and kill what it can (needs Docker)
 	@tests/compose_e2e.sh
 
+.PHONY: bench-road
+bench-road: $(DEV_STAMP) test-peers  ## measure the whole road with 1, 2 and 4 workers for each stage
+	@$(BIN)/python -m benchmarks.road $(ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) test-peers  ## restart and kill the roles of two hosts under load, for long
+	@ADAPTER_SOAK_KILLS=$(or $(KILLS),60) ADAPTER_SOAK_ROUNDS=$(or $(ROUNDS),2) \
+		$(BIN)/python -m pytest tests/cluster --timeout 7200 $(ARGS)
+
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts
 	@$(BIN)/ruff check
