@@ -10,7 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.support_stack import dcmtk
+
 ROOT = Path(__file__).parents[1]
+
+
+@dcmtk
+def test_the_road_is_measured():
+    """`make bench-road ARGS=--smoke` takes two studies down the whole road and prints a row."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.road", "--smoke"],
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| SQLite | 1 |") == 1
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is not installed")
