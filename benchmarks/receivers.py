@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 AE_TITLE = "BENCH"
 
@@ -44,6 +46,7 @@ class Ours(Receiver):
     """The adapter's own receiver, alone: no ledger is needed to receive."""
 
     durability: str = "instance"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
         """Start it with its defaults, but for who may send and how full the disk may be."""
@@ -60,6 +63,7 @@ class Ours(Receiver):
         }  # fmt: skip
         config = folder / "appsettings.json"
         section = {"dicom": {"scp": scp}, "storage": storage, "data": str(folder / "data")}
+        section |= self.settings
         config.write_text(json.dumps({"DicomAdapter": section}))
         command = [str(Path(sys.executable).with_name("dicom-adapter")), "--config", str(config)]
         add = [*command, "aet", "add", AE_TITLE, "--set", "pipeline-none=none"]

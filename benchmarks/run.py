@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from struct import pack
 
-from adapter.dicom import part10_header
 from adapter.spool import spread_subdirectories
+from benchmarks import beside, sending
+from benchmarks.load import make_file
 from benchmarks.receivers import (
     AE_TITLE,
     RECEIVERS,
@@ -69,35 +69,6 @@ def loads(*, smoke: bool) -> list[Load]:
     found += [Load("small, 30 kB", 30_000, n, 4000 // few) for n in (1, 4, 8)]
     large = 3 if smoke else 300
     return [*found, Load(f"{large} MB", large * 1_000_000, 1, 1 if smoke else 2)]
-
-
-def make_file(path: Path, size: int) -> None:
-    """Write a CT image of random pixels."""
-    sop_class, uid = "1.2.840.10008.5.1.4.1.1.2", "1.2.826.0.1.3680043.8.498.1234567890.100000000"
-
-    def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
-        value += b"\0" * (len(value) % 2)
-        return pack("<HH2sH", group, number, vr, len(value)) + value
-
-    data_set = b"".join(
-        (
-            element(0x0008, 0x0016, b"UI", sop_class.encode()),
-            element(0x0008, 0x0018, b"UI", uid.encode()),
-            element(0x0008, 0x0060, b"CS", b"CT"),
-            element(0x0010, 0x0020, b"LO", b"BENCH "),
-            element(0x0020, 0x000D, b"UI", b"1.2.826.0.1.3680043.8.498.1"),
-            element(0x0020, 0x000E, b"UI", b"1.2.826.0.1.3680043.8.498.2"),
-            pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, size),
-        )
-    )
-    header = part10_header(
-        sop_class_uid=sop_class,
-        sop_instance_uid=uid,
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-        calling_ae_title="SENDER",
-        called_ae_title=AE_TITLE,
-    )
-    path.write_bytes(header + data_set + os.urandom(size))
 
 
 class Watch:
@@ -240,12 +211,12 @@ def machine() -> str:
 
 
 def report(
-    load: Load, figures: dict[str, list[Figures]], syncs: dict[str, str], most: float
+    load: Load, figures: dict[str, list[Figures]], syncs: dict[str, str], most: float, sync: float
 ) -> None:
     """Print one table."""
     plural = "s" if load.associations > 1 else ""
     print(f"\n### {load.name}, {load.associations} association{plural}\n")
-    print(f"The sender alone: {most:,.0f} instances/s.\n")
+    print(f"The sender alone: {most:,.0f} instances/s; fdatasync of 4 KiB: {sync:.2f} ms.\n")
     columns = ["receiver", "synced before Success", "instances/s", "MB/s", "CPU ms", "memory MB"]
     print("|", " | ".join([*columns, "p50 ms", "p99 ms"]), "|")
     print("|---" * 8 + "|")
@@ -269,7 +240,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where everybody writes; a scratch folder")
     parser.add_argument("--only", default="", help="receivers whose name holds this")
-    parser.add_argument("--load", default="", help="loads whose name holds this")
+    parser.add_argument(
+        "--load", default="", help="loads whose name holds this; also: sending, beside"
+    )
     options = parser.parse_args()
     rounds = 1 if options.smoke else options.rounds
     receivers = [one for one in RECEIVERS if one.here() and options.only in one.name]
@@ -280,7 +253,6 @@ def main() -> None:
         compiler = ["cc", "-O2", "-pthread", "-D_GNU_SOURCE", str(HERE / "sender.c")]
         subprocess.run([*compiler, "-o", str(sender)], check=True)
         print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}.")
-        print(f"fdatasync of 4 KiB: {sync_milliseconds(folder):.2f} ms (median).")
         for number, load in enumerate(loads(smoke=options.smoke)):
             if options.load not in load.name:
                 continue
@@ -296,7 +268,24 @@ def main() -> None:
                     here = folder / f"{number}-{turn}-{place}"
                     figures[receiver.name].append(measure(receiver, load, sender, file, here))
             syncs = {one.name: one.syncs for one in receivers}
-            report(load, figures, syncs, alone[0] / alone[1])
+            report(load, figures, syncs, alone[0] / alone[1], sync_milliseconds(folder))
+        measure_others(options.load, folder, sender, rounds, smoke=options.smoke)
+
+
+def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smoke: bool) -> None:
+    """Measure our sender, and our receiver with the rest of the road beside it."""
+    ct = loads(smoke=smoke)[1]
+    if wanted in "sending" and sending.here():
+        sending.report(folder, size=ct.size, count=12 if smoke else 500, rounds=rounds)
+    if wanted in "beside":
+        file = folder / "beside.dcm"
+        make_file(file, ct.size)
+
+        def burst(port: int) -> float:
+            instances, seconds, *_ = send(sender, port, ct, ct.count, file)
+            return instances / seconds
+
+        beside.report(folder, burst, rounds=rounds)
 
 
 if __name__ == "__main__":

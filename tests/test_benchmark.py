@@ -28,15 +28,22 @@ def test_the_road_is_measured():
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is not installed")
-def test_the_benchmark_runs(tmp_path):
-    """`make bench ARGS=--smoke` measures our receiver and prints a table for each load."""
+@pytest.mark.parametrize(
+    ("load", "lines"),
+    [
+        ("MB", ["### 3 MB, 1 association", "| this adapter | file and directory |"]),
+        ("sending", ["| 16,384 | this adapter |", "| 131,072 | DCMTK storescu |"]),
+        ("beside", ["| beside notification, grouping and reclamation |", "instances waited;"]),
+    ],
+)
+def test_the_benchmark_runs(tmp_path, load, lines):
+    """`make bench ARGS=--smoke` measures, prints its tables, and leaves nothing behind."""
     command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--folder", tmp_path]
     done = subprocess.run(
-        [*command, "--only", "this adapter", "--load", "MB"],
+        [*command, "--only", "this adapter", "--load", load],
         cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("### 3 MB, 1 association") == 1
-    assert done.stdout.count("| this adapter | file and directory |") == 1
+    assert [done.stdout.count(line) for line in lines] == [1] * len(lines)
     assert list(tmp_path.iterdir()) == []
