@@ -121,27 +121,41 @@ def start(data: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("lag", "code", "result"), [("0", 1, UNUSABLE), ("5", 0, GOOD)])
-def test_two_hosts_measure_how_late_they_see_each_other(
-    tmp_path: Path, lag: str, code: int, result: str
-) -> None:
+def test_two_hosts_measure_how_late_they_see_each_other(tmp_path: Path) -> None:
     """A peer's files that come later than is counted on make the volume unusable."""
     spool = tmp_path / "spool"
     spool.mkdir()
+    lags = {"hasty": ("0", 1, UNUSABLE), "patient": ("5", 0, GOOD)}
     hosts = [
-        start(
-            tmp_path / host,
-            *("--peer", "meeting", "--wait", "10"),
-            DICOMADAPTER__STORAGE__TEMPORARY=str(spool),
-            DICOMADAPTER__STORAGE__LAGSECONDS=lag,
-            **environment(spool, tmp_path / "aside", 2.5, host),
+        (
+            lags[word],
+            start(
+                tmp_path / host,
+                *("--peer", word, "--wait", "10"),
+                DICOMADAPTER__STORAGE__TEMPORARY=str(spool),
+                DICOMADAPTER__STORAGE__LAGSECONDS=lags[word][0],
+                **environment(spool, tmp_path / "aside", 2.5, host),
+            ),
         )
+        for word in lags
         for host in ("one", "two")
     ]
-    for host in hosts:
+    for (_, code, result), host in hosts:
         output, complaints = host.communicate(timeout=100)
         assert output, complaints
         (peer,) = [finding for finding in json.loads(output) if finding["probe"] == "peer"]
         assert (host.returncode, peer["result"]) == (code, result), (peer, complaints)
         assert ("cannot hold a spool" in complaints) == (code == 1)
     assert list(spool.iterdir()) == []
+
+
+def test_a_lag_that_eats_the_patience_is_doubted(tmp_path: Path) -> None:
+    """`check-config` warns when files may be late for longer than half of `visibilitySeconds`."""
+    checked = subprocess.run(
+        own_command("check-config", "--data", str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "DICOMADAPTER__STORAGE__LAGSECONDS": "61"},
+    )
+    assert "visibilitySeconds: 120 s is less than twice" in " ".join(checked.stderr.split())

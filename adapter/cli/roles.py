@@ -50,11 +50,19 @@ def _flat(node: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 
 def _doubts(settings: Settings) -> list[str]:
     """Return what is legal but will hardly work."""
-    return [
+    doubts = [
         f"DicomAdapter > pipelines > {key} > command: there is no program {pipeline.command[0]!r}"
         for key, pipeline in settings.pipelines.items()
         if "{" not in pipeline.command[0] and shutil.which(pipeline.command[0]) is None
     ]
+    lag, visible = settings.lag_seconds, settings.workers.visibility_seconds
+    if lag > visible / 2:
+        doubts.append(
+            f"DicomAdapter > workers > visibilitySeconds: {visible:g} s is less than twice as long "
+            f"as the spool may take to show a new file ({lag:g} s): work would fail for files that "
+            "are only late"
+        )
+    return doubts
 
 
 def up(ctx: typer.Context) -> None:
