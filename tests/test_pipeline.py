@@ -196,6 +196,7 @@ BAD_OUTPUT = {
     "a symbolic link": "ln -s {input}/* {output}",
     "a hard link": "ln {input}/* {output}",
     "a pipe": "mkfifo {output}/pipe",
+    "a link for the folder": "rmdir {output}; ln -s {input} {output}",
     "one instance twice": f"cp {CT_SERIES[0]} {{output}}/a; cp {CT_SERIES[0]} {{output}}/b",
     "no file meta information": f"cp {TEST_FILES}/no_meta.dcm {{output}}",
 }
@@ -215,6 +216,20 @@ def test_output_that_cannot_be_sent_is_parked(adapter, what):
     ) == ("parked", "invalid-output", 0)
     assert not adapter.spool.result_folder(job).exists()
     assert rows(adapter, schema.tasks) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome"), [(["rmdir", "{output}"], "no-output"), (["false"], "exit-code")]
+)
+def test_a_parked_run_is_told(adapter, monkeypatch, command, outcome):
+    """Whoever watches the log is told of each job that waits for an operator, however it came."""
+    told = []
+    monkeypatch.setattr(pipeline.log, "error", lambda what, **facts: told.append((what, facts)))
+    work, job = started(adapter, command, maximumRetries=0)
+
+    assert pipeline.run(work) == {outcome: 1}
+
+    assert told == [("a job is parked", {"job": job, "outcome": outcome})]
 
 
 #: What is wrong with the file meta information, and the bytes that make it so.

@@ -93,7 +93,9 @@ class Attempt:
         PermanentError
             If there is no output, or any of it is no DICOM file that could be sent.
         """
-        found = sorted(_regular_files(self.output))
+        if self.output.is_symlink():
+            raise _invalid("its folder was replaced by a symbolic link")
+        found = sorted(_regular_files(self.output)) if self.output.exists() else []
         if not found:
             raise PermanentError("the pipeline ended well but left no output", "no-output")
         folder = self.folder / f"publish-{uuid.uuid4().hex}"
@@ -158,16 +160,18 @@ def _read_result(path: Path, reader: HeaderReader) -> TaskFile:
 
 def _regular_files(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, and accept nothing but files of one name and folders."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _regular_files(Path(entry.path))
-            elif not entry.is_file(follow_symlinks=False):
-                raise _invalid("it holds something that is no regular file, e.g. a symbolic link")
-            elif entry.stat(follow_symlinks=False).st_nlink != 1:
-                raise _invalid("it holds a hard link: copy the file instead")
-            else:
-                yield Path(entry.path)
+    left = [folder]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    raise _invalid("it holds something that is no regular file, e.g. a link")
+                elif entry.stat(follow_symlinks=False).st_nlink != 1:
+                    raise _invalid("it holds a hard link: copy the file instead")
+                else:
+                    yield Path(entry.path)
 
 
 def _invalid(message: str) -> PermanentError:
