@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ import httpx
 import yaml
 
 from adapter.settings import Settings
+from tests import support_scp
 from tests.support_custom_resources import definitions
-from tests.support_scp import eventually
+
+#: Waits for what takes two seconds at most on a machine that has nothing else to do.
+eventually = partial(support_scp.eventually, timeout=15.0)
 
 GROUP = "dicom.adapter.io"
 NAMESPACE = "imaging"
@@ -424,7 +428,7 @@ class Kubectl:
             ready = self.ready(kind, name)
             return ready if ready and ready["reason"] == reason else None
 
-        condition = eventually(look, timeout=10)
+        condition = eventually(look)
         assert condition["status"] == ("True" if reason == "Applied" else "False")
         return str(condition["message"])
 

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import structlog
 
+from adapter import heartbeat
 from adapter.ledger import configuration, owners, schema
 from adapter.ledger.queries import find_export, find_job
 from adapter.models import EntityKind
@@ -243,6 +244,28 @@ def test_what_a_custom_resource_manages_is_not_changed_here(cli, adapter):
     assert owner in cli("source", "show", "CT1")[1]
     assert json.loads(cli("source", "list", "--json")[1])[0]["owner"] == owner
     assert json.loads(cli("source", "show", "CT1", "--json")[1])["owner"] == owner
+
+
+@pytest.mark.every_ledger
+def test_what_custom_resources_managed_can_be_released(cli, adapter):
+    """Outside of the cluster people take over as they find it, unless an operator still runs."""
+    owner = owners.of_resource("imaging", "Source", "ct1")
+    source = configuration.parse(EntityKind.SOURCE, {"aeTitle": "CT1", "hostIp": "10.0.0.7"})
+    configuration.put(adapter.ledger, EntityKind.SOURCE, source, replace=False, owner=owner)
+    heartbeat.write(adapter.spool, "operator")
+    code, _, err = cli("operator", "--release")
+    assert code == 1
+    assert "an operator runs" in err
+
+    heartbeat.remove(adapter.spool, "operator")
+    code, out, _ = cli("operator", "--release")
+
+    assert code == 0
+    assert "source 'CT1' is released" in out
+    (found,) = configuration.current(adapter.ledger, EntityKind.SOURCE)
+    assert (found.entity, found.owner) == (source, "operator")
+    assert cli("source", "set", "CT1", "10.0.0.8")[0] == 0
+    assert "nothing is released" in cli("operator", "--release")[1]
 
 
 @pytest.mark.every_ledger

@@ -22,12 +22,13 @@ from adapter.settings import Settings
 from tests.support_kubernetes import (
     OPERATOR,
     Kubectl,
+    eventually,
     fake_cluster,
     for_operator,
     real_cluster,
     write_credentials,
 )
-from tests.support_scp import add_ae_title, add_source, eventually
+from tests.support_scp import add_ae_title, add_source
 
 pytestmark = pytest.mark.every_ledger
 
@@ -313,4 +314,4 @@ def _stable(look: Any) -> Any:
         time.sleep(1.5)  # longer than any period of the operator
         return before if look() == before else None
 
-    return eventually(twice, timeout=15)
+    return eventually(twice)

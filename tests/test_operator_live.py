@@ -21,12 +21,13 @@ from tests import support_wire as wire
 from tests.support_kubernetes import (
     OPERATOR,
     Kubectl,
+    eventually,
     fake_cluster,
     for_operator,
     real_cluster,
     write_credentials,
 )
-from tests.support_scp import call, dcmtk, eventually, incoming, running, wheel_file, with_scp
+from tests.support_scp import call, dcmtk, incoming, running, wheel_file, with_scp
 from tests.test_scp_processes import processes
 
 LUNG = {"processorSettings": {"pipeline-lung": "lung-1"}}
@@ -153,7 +154,7 @@ def test_a_change_is_in_force_in_every_receiver_within_two_seconds(
         def seconds_until(expected: bytes, change: Callable[[], None]) -> float:
             change()
             began = time.monotonic()
-            eventually(lambda: answers() == {expected}, timeout=10)
+            eventually(lambda: answers() == {expected})
             return time.monotonic() - began
 
         eventually(lambda: answers() == {b"\2"})

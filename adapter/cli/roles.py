@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter import log, passwords, road
-from adapter.cli.which import AsJson, settings_of
+from adapter.cli.which import AsJson, opened, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
 from adapter.embedded.supervisor import Supervisor, end_by_interrupt
@@ -137,13 +137,27 @@ def api(ctx: typer.Context) -> None:
     raise typer.Exit(serve(settings))
 
 
-def operator(ctx: typer.Context) -> None:
+def operator(
+    ctx: typer.Context,
+    release: Annotated[
+        bool,
+        typer.Option(
+            "--release",
+            help="Hand what custom resources manage over to people, and end: for good.",
+        ),
+    ] = False,
+) -> None:
     """Apply custom resources of Kubernetes to the configuration, and write their status."""
-    from adapter.operator import serve  # noqa: PLC0415 - see the package's docstring
+    from adapter import operator as package  # noqa: PLC0415 - see the package's docstring
 
+    if release:
+        with opened(ctx) as adapter:
+            released = package.release(adapter)
+        say(f"{', '.join(released) or 'nothing'} is released: change it with `dicom-adapter` now")
+        return
     settings = settings_of(ctx)
     log.configure()
-    raise typer.Exit(serve(settings))
+    raise typer.Exit(package.serve(settings))
 
 
 def flower(ctx: typer.Context) -> None:

@@ -29,9 +29,14 @@ def of_namespace(namespace: str) -> str:
     return f"{_SCHEME}{namespace}/"
 
 
+def is_resource(owner: str) -> bool:
+    """Tell whether an owner is a custom resource."""
+    return owner.startswith(_SCHEME)
+
+
 def describe(owner: str) -> str:
     """Return an owner in words."""
-    if not owner.startswith(_SCHEME):
+    if not is_resource(owner):
         return "people (command line or REST)"
     namespace, kind, name = owner.removeprefix(_SCHEME).split("/", 2)
     return f"the custom resource {kind} {namespace}/{name}"
@@ -48,7 +53,7 @@ def check(kind: EntityKind, key: str, owner: str, actor: str) -> None:
     if owner == actor:
         return
     advice = f"remove it with `dicom-adapter {kind} remove {key!r}` first"
-    if owner.startswith(_SCHEME):
+    if is_resource(owner):
         namespace, resource, name = owner.removeprefix(_SCHEME).split("/", 2)
         advice = (
             f"change it there: `kubectl edit --namespace {namespace} "

@@ -14,9 +14,11 @@ applying     brings the ledger to what the collections say
 status       writes what came of it into the resources
 figures      what Prometheus is told
 main         the process
+releasing    hands everything over to people
 ===========  ====================================================================================
 """
 
 from adapter.operator.main import Operator, serve
+from adapter.operator.releasing import release
 
-__all__ = ["Operator", "serve"]
+__all__ = ["Operator", "release", "serve"]

@@ -120,6 +120,7 @@ class StatusWriter:
                     self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
                 else:
                     self.trouble = None
+            self.trouble = None  # also if what could not be told need not be told any more
 
     def _write(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
         status = status_of(resource, verdict, datetime.now(UTC))

@@ -81,6 +81,7 @@ class Watch:
         self._stop = stop
         self._version: str | None = None
         self._listed_at = 0.0
+        self._watching = False
         self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
         self.thread = threading.Thread(
             target=self._run, name=f"watch-{collection.kind.plural}", daemon=True
@@ -118,13 +119,15 @@ class Watch:
                     self._collection.take(event)
 
     def _recovered(self) -> None:
+        self._watching = True
         if self._collection.trouble is not None:
             log.info("watching again", kind=self._collection.kind.name)
         self._collection.trouble = None
 
     def _complain(self, error: TemporaryError) -> None:
-        if self._stop.is_set() or isinstance(error, Gone):
-            return  # a new list follows at once: nothing is out of date
+        broke, self._watching = self._watching, False
+        if broke or isinstance(error, Gone) or self._stop.is_set():
+            return  # watches do break; only if the next attempt fails, something is out of date
         text = str(error)
         if text != self._collection.trouble:
             log.warning(
