@@ -19,6 +19,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from struct import Struct
 
 from adapter.log import get_logger
 from adapter.scp.association import Association
@@ -27,6 +28,8 @@ from adapter.scp.upper_layer import SERVICE_PROVIDER, State
 from adapter.settings import Scp
 
 log = get_logger(__name__)
+
+_TIME = Struct("@ll")
 
 #: Bytes taken from the socket at a time, at most.
 RECEIVE_BYTES = 262_144
@@ -67,7 +70,7 @@ class Connection:
         self._pdu_began: float | None = None
         self._pdus_begun = 0
         self._stopping = False
-        self._timeout = 0.0  # the socket's
+        self._timeout = 0.0  # of the socket when it receives
 
     def run(self, progress: Callable[[Connection, bool], None]) -> None:
         """Serve until the connection is closed.
@@ -108,6 +111,7 @@ class Connection:
     def _converse(self, progress: Callable[[Connection, bool], None]) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._limit(socket.SO_SNDTIMEO, self._settings.idle_seconds)
         if self._tls is not None:
             self._shake_hands(self._tls)
         # Anonymous memory: a peer that sends little has little of it.
@@ -135,7 +139,7 @@ class Connection:
             self._await_close(buffer)
 
     def _shake_hands(self, tls: ssl.SSLContext) -> None:
-        self._limit(self._settings.artim_seconds)
+        self._socket.settimeout(self._settings.artim_seconds)
         self._socket = tls.wrap_socket(
             self._socket, server_side=True, do_handshake_on_connect=False
         )
@@ -144,21 +148,28 @@ class Connection:
     def _receive(self, buffer: memoryview, deadline: float) -> int | None:
         """Return how many bytes have come, or None if none came in time."""
         while (left := deadline - time.monotonic()) > 0:
-            if not left / 2 < self._timeout < left * 1.05:  # a system call for each would add up
-                self._limit(left)
-            with suppress(TimeoutError):
+            if not left / 3 < self._timeout < left * 1.05:  # a system call for each would add up
+                self._timeout = left
+                self._limit(socket.SO_RCVTIMEO, left)
+            with suppress(TimeoutError, BlockingIOError):
                 return self._socket.recv_into(buffer)
         return None
 
     def _send(self, data: bytes) -> None:
         if data:
-            if self._timeout < self._settings.idle_seconds:
-                self._limit(self._settings.idle_seconds)
+            if self._tls is not None and self._timeout < self._settings.idle_seconds:
+                self._timeout = self._settings.idle_seconds
+                self._socket.settimeout(self._timeout)
             self._socket.sendall(data)
 
-    def _limit(self, seconds: float) -> None:
-        self._timeout = seconds
-        self._socket.settimeout(seconds)
+    def _limit(self, which: int, seconds: float) -> None:
+        """Limit how long a call waits: by the kernel; with TLS by Python, at two calls for one."""
+        if self._tls is not None:
+            self._socket.settimeout(seconds)
+        else:
+            whole, part = divmod(seconds, 1)
+            value = _TIME.pack(int(whole), max(1, int(part * 1e6)))  # 0 would be no limit
+            self._socket.setsockopt(socket.SOL_SOCKET, which, value)
 
     def _next_deadline(self) -> float:
         now, layer = time.monotonic(), self._layer
