@@ -29,6 +29,7 @@ import secrets
 import shutil
 import stat
 import struct
+import subprocess
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -109,6 +110,18 @@ def _write_beside(path: Path, data: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return temporary
+
+
+def delete_tree(folder: Path) -> None:
+    """Delete a folder with all that is in it, as far as that can be done; gone is gone.
+
+    A pipeline may have nested folders deeper than Python can follow, or made them read-only.
+    """
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for command in (("chmod", "-R", "u+rwX", "--"), ("rm", "-rf", "--")):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def open_beneath(root: Path, relative: str) -> int:
@@ -485,7 +498,7 @@ class Spool:
     def delete_job(self, job: str) -> None:
         """Delete a job's results, payload and attempts; already gone is gone."""
         for folder in (self.result_folder(job), self.work_folder(job)):
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_tree(folder)
 
     # -- what the SCP needs when ledger and Redis are away -----------------------------------
 

@@ -30,7 +30,7 @@ from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.ledger.tasks import TaskFile
 from adapter.models import check_uid
-from adapter.spool import make_folder
+from adapter.spool import delete_tree, make_folder
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
 
@@ -192,4 +192,4 @@ def _delete(folder: Path) -> None:
     """Delete a folder, out of everybody's way at once and then file by file."""
     gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
     folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    delete_tree(gone)
