@@ -83,6 +83,29 @@ def test_clients_that_do_not_ask_hold_nothing_up(served, monkeypatch, sent):
         client.close()
 
 
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
+    """An answer that nobody takes is thrown away in time, with its connection."""
+    monkeypatch.setattr(endpoint_module, "CLIENT_SECONDS", 0.5)
+    registry = CollectorRegistry()
+    registry.register(metrics.RoleFigures("x" * 30_000_000, lambda: 0.5))
+    served = metrics.Endpoint(socket.create_server(("127.0.0.1", 0)), registry, list, list)
+    served.start()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        eventually(lambda: served._clients)
+        eventually(lambda: not served._clients)
+
+        assert 0 < _read_all(client) < 30_000_000
+    served.stop()
+
+
+def _read_all(client):
+    count = 0
+    while data := client.recv(1_000_000):
+        count += len(data)
+    return count
+
+
 def test_a_request_without_end_is_cut_off(served):
     """A head longer than the limit ends the connection, and costs no more memory than that."""
 

@@ -152,18 +152,21 @@ class Endpoint:
         self._clients[task] = None
         if len(self._clients) > MOST_CLIENTS:
             next(iter(self._clients)).cancel()
+        writer.transport.set_write_buffer_limits(0)  # so that `drain` waits for all of it
         try:
             async with asyncio.timeout(CLIENT_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._answer(head))
                 await writer.drain()
+            writer.close()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # it is gone, says nothing, or no HTTP
+            pass  # it is gone, does not ask or read in time, or speaks no HTTP
         except asyncio.CancelledError:
             pass  # it makes room for another
         finally:
             self._clients.pop(task, None)
-            writer.close()
+            if not writer.is_closing():  # else a client that does not read would keep it for ever
+                writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
