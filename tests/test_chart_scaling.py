@@ -189,7 +189,6 @@ def test_monitors_scrape_ports_that_are_there() -> None:
     assert pods["metadata"]["labels"]["release"] == "prometheus"
 
 
-@pytest.mark.skipif(not (CHART / "files" / "alerts.yaml").exists(), reason="not written yet")
 def test_the_rules_are_those_of_the_file() -> None:
     """The PrometheusRule holds the alerts of files/alerts.yaml, their own templates untouched."""
     (rule,) = case("hospital").of("PrometheusRule")
@@ -199,7 +198,6 @@ def test_the_rules_are_those_of_the_file() -> None:
     assert rule["spec"]["groups"]
 
 
-@pytest.mark.skipif(not (CHART / "files" / "dashboard.json").exists(), reason="not written yet")
 def test_the_dashboard_is_the_file() -> None:
     """Grafana's sidecar finds the dashboard as it stands in files/dashboard.json."""
     item = case("hospital").find("ConfigMap", "-dashboard")
