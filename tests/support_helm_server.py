@@ -52,6 +52,7 @@ class HelmServer:
         self.changes: list[tuple[str, str, str]] = []
         #: What was there when each Job was made.
         self.before_jobs: list[set[tuple[str, str]]] = []
+        self.minor = 37  # of the release of Kubernetes that it says it is
         self.version = 0
         self.closed = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -155,7 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _discovery(self, path: str) -> Object | None:
         groups = [group for group in KINDS if "/" in group]
         if path == "version":
-            return {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
+            minor = self._owner.minor
+            return {"major": "1", "minor": str(minor), "gitVersion": f"v1.{minor}.0"}
         if path == "api":
             return {"kind": "APIVersions", "versions": ["v1"]}
         if path == "openapi/v3":

@@ -176,6 +176,16 @@ def test_a_claim_that_cannot_do_it_is_refused(server: HelmServer) -> None:
     server.install({"spool": {"existingClaim": "images", "accessMode": "ReadWriteOnce"}})
 
 
+@pytest.mark.parametrize("minor", [15, 28])
+def test_what_is_too_old_is_refused(server: HelmServer, minor: int) -> None:
+    """Helm installs nothing on a release of Kubernetes that the chart is not for."""
+    server.minor = minor
+    with pytest.raises(HelmReleaseError, match=r"requires kubeVersion: >=1\.29"):
+        server.install({})
+
+    assert server.changes == []
+
+
 # -- the built-in servers ----------------------------------------------------------------------
 
 

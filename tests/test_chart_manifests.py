@@ -319,6 +319,28 @@ def test_open_work_gets_the_time_it_was_promised(name: str) -> None:
     assert case(name).pod("scp").environment["DICOMADAPTER__WORKERS__STOPSECONDS"] == "120"
 
 
+def test_pods_of_a_component_spread_where_they_can() -> None:
+    """Over nodes and zones where that can be done; or as the values say, or not at all."""
+    for pod in case("default").pods():
+        if pod.owner["kind"] == "Deployment":
+            over = pod.spec["topologySpreadConstraints"]
+            keys = [constraint["topologyKey"] for constraint in over]
+            assert keys == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+            assert {constraint["whenUnsatisfiable"] for constraint in over} == {"ScheduleAnyway"}
+    assert not any("topologySpreadConstraints" in pod.spec for pod in case("bare").pods())
+    own = [{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]
+    rendered = render({"scp": {"topologySpreadConstraints": own}})
+    assert rendered.pod("scp").spec["topologySpreadConstraints"] == own
+
+
+def test_a_version_alone_replaces_no_pod() -> None:
+    """Pods have no label that changes with the version of the chart, least of all the database."""
+    for name in CASES:
+        for pod in case(name).pods():
+            if pod.owner["kind"] in {"Deployment", "StatefulSet"}:
+                assert not {"helm.sh/chart", "app.kubernetes.io/version"} & pod.labels.keys()
+
+
 @every_case
 def test_a_change_of_settings_starts_new_pods(name: str) -> None:
     """Each pod of the adapter carries the checksum of the settings it was started with."""

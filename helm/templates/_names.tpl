@@ -28,6 +28,13 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- merge $own $root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
+{{/* The labels of a pod: none of a version, which would replace pods that have not changed. */}}
+{{- define "dicom-adapter.podLabels" -}}
+{{- $own := include "dicom-adapter.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "dicom-adapter" -}}
+{{- merge $own (index . 0).Values.commonLabels | toYaml -}}
+{{- end -}}
+
 {{/* metadata of an object of a component.  Takes (list $ component), or (list $ component name). */}}
 {{- define "dicom-adapter.metadata" -}}
 {{- $root := index . 0 -}}

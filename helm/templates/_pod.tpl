@@ -5,7 +5,7 @@ A pod of the adapter.  Takes (list $ component), the component as "dicom-adapter
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $values := $component.values -}}
-{{- $labels := include "dicom-adapter.labels" (list $root $component.name) | fromYaml -}}
+{{- $labels := include "dicom-adapter.podLabels" (list $root $component.name) | fromYaml -}}
 {{- if $component.spool }}{{ $_ := set $labels "dicom.adapter.io/spool" (include "dicom-adapter.fullname" $root) }}{{ end -}}
 {{- $annotations := dict "checksum/settings" (include "dicom-adapter.settings" $root | sha256sum) -}}
 {{- if and $root.Values.monitoring.annotations $component.ports -}}
