@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support_chart import CASES, STAGES, Pod, Rendered, case, render, selects
+from tests.support_chart import CASES, STAGES, Rendered, case, render, selects
 from tests.support_kubernetes import RULES
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -272,10 +272,3 @@ def test_pipelines_go_nowhere_unless_they_are_let() -> None:
 
     assert ("pipeline", "10.9.0.0/24", 8000) in flows(rendered, "egress", "to")
     assert {flow[0] for flow in flows(rendered, "egress", "to") if flow[2] == 8000} == {"pipeline"}
-
-
-def test_a_pod_is_a_pod() -> None:
-    """The helpers see the pods of every kind of owner."""
-    kinds = {pod.owner["kind"] for pod in case("default").pods()}
-    assert kinds == {"Deployment", "StatefulSet", "Job", "Pod"}
-    assert isinstance(case("default").pod("scp"), Pod)
