@@ -213,15 +213,19 @@ def test_threads_of_one_process_lose_no_count():
 def test_processes_share_a_tally_and_a_successor_counts_on():
     """Two seats are summed; who takes over a seat, in another process, goes on where it stood."""
     tally = Tally(2)
-    for seat in (0, 1, 0):
+    for turn, seat in enumerate((0, 1, 0)):
         pid = os.fork()
         if not pid:
-            Figures(tally.seat(seat)).answered("ONE", 0x0000, 10)
+            counting = Figures(tally.seat(seat))
+            if turn:  # what a successor counts first need not be what its predecessor did
+                counting.ended("released")
+            counting.answered("ONE", 0x0000, 10)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
 
     assert told(tally)["instances_total", "ONE", "0000"] == 3
     assert told(tally)["received_bytes_total", "ONE"] == 30
+    assert told(tally)["associations_ended_total", "released"] == 2
 
 
 def test_a_seat_that_is_vacated_has_no_associations():
