@@ -446,11 +446,11 @@ def write_credentials(folder: Path, token: str) -> Path:
 
 
 def for_operator(settings: Settings, kubectl: Kubectl, credentials: Path) -> Settings:
-    """Settings of an operator that is quick to try again."""
+    """Settings of an operator that is quick to try again; a real server has one user for both."""
     kubernetes = settings.kubernetes.model_copy(
         update={
             "endpoint": kubectl.url,
-            "credentials": credentials,
+            "credentials": credentials if credentials.exists() else kubectl.credentials,
             "namespace": kubectl.namespace,
             "retry_minimum_seconds": 0.1,
             "retry_maximum_seconds": 0.5,
@@ -495,6 +495,20 @@ def _serves(kubectl: Kubectl) -> bool:
     except AssertionError:
         return False
     return True
+
+
+@contextmanager
+def some_cluster(folder: Path) -> Iterator[Kubectl]:
+    """Give a real cluster if there is one, else our own; its credentials for an operator beside."""
+    real = real_cluster(folder / "real")
+    if real is not None:
+        yield real
+        real.clear()
+        real.http.close()
+        return
+    with fake_cluster(folder / "admin") as (_, fake):
+        write_credentials(folder / "operator", OPERATOR)
+        yield fake
 
 
 @contextmanager

@@ -20,13 +20,10 @@ from adapter.models import AETitle, EntityKind
 from adapter.operator import Operator
 from adapter.settings import Settings
 from tests.support_kubernetes import (
-    OPERATOR,
     Kubectl,
     eventually,
-    fake_cluster,
     for_operator,
-    real_cluster,
-    write_credentials,
+    some_cluster,
 )
 from tests.support_scp import add_ae_title, add_source
 
@@ -37,21 +34,13 @@ CT = {"aeTitle": "CT-AI", "processorSettings": {"pipeline-ct": "lung"}}
 
 @pytest.fixture
 def kubectl(tmp_path: Path) -> Iterator[Kubectl]:
-    real = real_cluster(tmp_path / "admin")
-    if real is not None:
-        yield real
-        real.clear()
-        real.http.close()
-        return
-    with fake_cluster(tmp_path / "admin") as (_, fake):
-        write_credentials(tmp_path / "operator", OPERATOR)
-        yield fake
+    with some_cluster(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
 def operator_settings(settings: Settings, kubectl: Kubectl, tmp_path: Path) -> Settings:
-    own = tmp_path / "operator"
-    return for_operator(settings, kubectl, own if own.exists() else kubectl.credentials)
+    return for_operator(settings, kubectl, tmp_path / "operator")
 
 
 @pytest.fixture
@@ -139,7 +128,10 @@ def test_two_resources_swap_their_ae_titles(
 
     def swapped() -> bool:
         found = entities(adapter, EntityKind.AE_TITLE)
-        return [found[name].entity.ae_title for name in ("one", "two")] == ["MR-AI", "CT-AI"]
+        return {key: one.entity.ae_title for key, one in found.items()} == {
+            "one": "MR-AI",
+            "two": "CT-AI",
+        }
 
     eventually(swapped)
     kubectl.becomes("ClaraAeTitle", "one", "Applied")

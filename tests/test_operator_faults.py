@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def troubled(operator: Operator, text: str) -> Callable[[], bool]:
 
 def has_looked(operator: Operator) -> bool:
     """Tell whether an operator has compared what it knows with the ledger once."""
-    return operator._applying is not None and operator._applying._version > 0
+    return operator._applying is not None and operator._applying._version >= 0
 
 
 def watching(server: ApiServer) -> None:
@@ -468,6 +469,22 @@ def test_the_process_of_a_pod(
             _, said = process.communicate()
     assert "Traceback" not in said
     assert heartbeat.read_all(adapter.spool) == []
+
+
+def test_a_thread_that_dies_ends_the_process(
+    operator_settings: Settings, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours, or of a plug-in, is not a silent operator: it is started again."""
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+    operator = Operator(operator_settings)
+    operator.start()
+    eventually(lambda: has_looked(operator))
+    assert not operator.broken
+
+    monkeypatch.setattr(configuration, "latest_version", lambda _ledger: 1 / 0)
+
+    eventually(lambda: operator.broken)
+    operator.stop()
 
 
 def test_a_server_that_is_not_the_clusters_is_not_told_the_token(

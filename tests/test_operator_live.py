@@ -19,13 +19,10 @@ from adapter.scp import Scp
 from adapter.settings import Settings
 from tests import support_wire as wire
 from tests.support_kubernetes import (
-    OPERATOR,
     Kubectl,
     eventually,
-    fake_cluster,
     for_operator,
-    real_cluster,
-    write_credentials,
+    some_cluster,
 )
 from tests.support_scp import call, dcmtk, incoming, running, wheel_file, with_scp
 from tests.test_scp_processes import processes
@@ -37,23 +34,15 @@ PROMISE = 2.0
 
 @pytest.fixture
 def kubectl(tmp_path: Path) -> Iterator[Kubectl]:
-    real = real_cluster(tmp_path / "admin")
-    if real is not None:
-        yield real
-        real.clear()
-        real.http.close()
-        return
-    with fake_cluster(tmp_path / "admin") as (_, fake):
-        yield fake
+    with some_cluster(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
 def operator(
     adapter: Adapter, settings: Settings, kubectl: Kubectl, tmp_path: Path
 ) -> Iterator[Operator]:
-    own = write_credentials(tmp_path / "operator", OPERATOR)
-    real = kubectl.namespace != (own / "namespace").read_text()
-    running = Operator(for_operator(settings, kubectl, kubectl.credentials if real else own))
+    running = Operator(for_operator(settings, kubectl, tmp_path / "operator"))
     running.start()
     yield running
     running.stop()

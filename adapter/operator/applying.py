@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.core import Adapter
@@ -94,6 +95,8 @@ class Applying:
                 self._stop.wait(PERIOD)
             except ConfigurationError as error:
                 self._complain(str(error))
+            except ValidationError:
+                self._complain("the ledger holds configuration that this release cannot read")
             else:
                 self.trouble = None
 

@@ -71,7 +71,7 @@ class Operator:
             for collection in self._collections
         ]
         self._threads = [self._writer.thread, *(watch.thread for watch in watches)]
-        self._threads.append(threading.Thread(target=self._open, name="open", daemon=True))
+        self._opening = threading.Thread(target=self._open, name="open", daemon=True)
         self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
         self._endpoint: metrics.Endpoint | None = None
 
@@ -83,6 +83,12 @@ class Operator:
         found += [collection.trouble for collection in self._collections]
         found.append(self._writer.trouble)
         return list(dict.fromkeys(text for text in found if text is not None))
+
+    @property
+    def broken(self) -> bool:
+        """Whether a thread has died that should not have: only a new process helps."""
+        last = self._opening if self._applying is None else self._applying.thread
+        return not all(thread.is_alive() for thread in [*self._threads, last])
 
     def start(self) -> None:
         """Begin to watch, and to apply as soon as the ledger answers.
@@ -99,7 +105,7 @@ class Operator:
         )
         self._heart.start()
         log.info("operator", namespace=self._client.namespace)
-        for thread in self._threads:
+        for thread in [*self._threads, self._opening]:
             thread.start()
 
     def stop(self) -> None:
@@ -109,7 +115,7 @@ class Operator:
         self._client.close()
         self._changed.set()
         self._writer.wake()
-        for thread in self._threads:
+        for thread in [*self._threads, self._opening]:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._applying is not None:
             self._applying.thread.join(max(0.0, deadline - time.monotonic()))
@@ -131,7 +137,7 @@ class Operator:
                 self._explain(f"the ledger cannot be opened ({type(error).__name__})")
             else:
                 self._adapter = adapter
-                self._applying = Applying(
+                applying = Applying(
                     adapter,
                     namespace=self._client.namespace,
                     collections=self._collections,
@@ -139,7 +145,8 @@ class Operator:
                     changed=self._changed,
                     stop=self._stop,
                 )
-                self._applying.thread.start()
+                applying.thread.start()
+                self._applying = applying
                 return
             self._stop.wait(_AGAIN_SECONDS)
 
@@ -176,6 +183,9 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     operator.start()
-    ended.wait()
+    while not ended.wait(_AGAIN_SECONDS):
+        if operator.broken:
+            log.critical("a thread has died: the process ends, to be started again")
+            break
     operator.stop()
-    return 0
+    return 0 if ended.is_set() else 1
