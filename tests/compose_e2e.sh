@@ -152,7 +152,7 @@ try:
 except urllib.error.HTTPError as error:
     print(error.code)' "$(compose port flower 5555)")" = 401 ] || fail "Flower asks for no password"
 
-compose run --rm -T demo | tee "$scratch/demo.log" | grep -E 'stored by the PACS|bit for bit|passed' \
+compose run --rm -T demo 2>"$scratch/run.log" | tee "$scratch/demo.log" | grep -E 'stored by the PACS|bit for bit|passed' \
     || fail "the demo"
 grep -q 'bit for bit: 2 files' "$scratch/demo.log" || fail "nothing arrived"
 [ "$(count_jobs)" = 1 ] || fail "not one job"
