@@ -34,6 +34,7 @@ from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
 from workers import export, grouping, notification, pipeline, reclamation, submission
 from workers.beside import Beside
 from workers.figures import WorkerFigures
+from workers.leaving import Leaving
 from workers.stage import Work
 
 logger = log.get_logger(__name__)
@@ -55,6 +56,7 @@ RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
 )
 
 _stopping = threading.Event()
+_leaving = Leaving()
 figures = WorkerFigures()
 
 
@@ -93,7 +95,8 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
         began = time.monotonic()
         done = None
         try:
-            done = run(work())
+            with _leaving.at_work():
+                done = run(work())
         except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
             # Somebody else has it, or the ledger is away, or the disk fails: the tick rings again.
             logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
@@ -144,6 +147,7 @@ def _consume(sender: Any, **_: Any) -> None:
 @worker_shutting_down.connect
 def _stop_taking(**_: Any) -> None:
     _stopping.set()
+    _leaving.begin()
 
 
 @worker_shutdown.connect

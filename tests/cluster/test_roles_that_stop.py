@@ -92,6 +92,17 @@ def test_a_run_whose_worker_is_killed_is_taken_over(
     assert [job.tries for job in rows(two.adapter, jobs)] == [0]
 
 
+def test_a_worker_stops_though_redis_is_away(hosts: tuple[Stack, Stack]) -> None:
+    """TERM: a worker ends by itself, and well, also when its broker has gone before."""
+    one, _ = hosts
+    one.start("worker:export")
+    one.kill("redis")
+    eventually(lambda: "Connection to broker lost" in one.log("worker:export"), 30)
+    time.sleep(2)  # for Celery to wait for the broker, which it does not tell
+
+    assert one.stop("worker:export") == [0]
+
+
 class Counting(ScriptedPacs):
     """A destination that is slow, and counts how many send to it at a time."""
 
