@@ -21,7 +21,8 @@ from adapter.models import AETitle, Destination, Source
 from adapter.processors.ae_title import AETitleSettings
 from adapter.road import STAGES
 
-DOCS = Path(__file__).parents[1] / "docs"
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 
 
 def load_renderer() -> Any:
@@ -192,3 +193,14 @@ def test_every_stage_and_processor_setting_is_on_the_page() -> None:
 
     for name in [*STAGES, *names, "pipeline-<name>"]:
         assert f"| `{name}` |" in INTERFACES, name
+
+
+def test_every_row_of_conformance_is_a_test() -> None:
+    """What docs/conformance.md says of a bad peer has a test that sends the bytes, by its id."""
+    page = (DOCS / "conformance.md").read_text(encoding="utf-8")
+    tests = [path.read_text(encoding="utf-8") for path in HERE.glob("test_conformance_*.py")]
+    rows = re.findall(r"^\| ([UD]\d+) \|", page, re.MULTILINE)
+
+    assert len(rows) == 20 + 13
+    for row in rows:
+        assert re.search(rf'id="{row}["-]|def test_{row.lower()}_', "\n".join(tests)), row

@@ -376,3 +376,13 @@ def test_killed_receiver_loses_nothing(tmp_path):
     opened.close()
     assert statuses == [0, 0, 0]
     assert [RealFile.read(path).data for path in incoming(opened)] == [CT.data] * 3
+
+
+@pytest.mark.parametrize("durability", ["instance", "none"])
+def test_it_warns_when_nothing_is_synced(configured: Adapter, settings, capsys, durability):
+    """Without durability each start says that a power loss loses what was acknowledged."""
+    storage = settings.storage.model_copy(update={"durability": durability})
+    with running(with_scp(settings.model_copy(update={"storage": storage}))):
+        pass
+
+    assert ("a power loss loses them" in capsys.readouterr().out) is (durability == "none")
