@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -46,7 +47,11 @@ class Sender(threading.Thread):
         uid = f"1.2.3.{self._number}.{len(self.sent)}"
         data_set = wire.data_set(uid, pixels=2 * self._random.randrange(100_000))
         self.sent[uid] = hashlib.sha256(data_set).hexdigest()
-        caller.socket.sendall(wire.message(wire.CT, wire.store_command(uid), data_set))
+        message = wire.message(wire.CT, wire.store_command(uid), data_set)
+        half = self._random.randrange(len(message))
+        caller.socket.sendall(message[:half])
+        time.sleep(0.02 * self._random.random())  # so that most deaths come within a message
+        caller.socket.sendall(message[half:])
         assert caller.status() == 0x0000
         self.acknowledged.add(uid)
 
