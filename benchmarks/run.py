@@ -17,13 +17,15 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from adapter.spool import spread_subdirectories
+from adapter.models import ArrivalId
+from adapter.spool import IncomingFile, spread_subdirectories
 from benchmarks import beside, sending
 from benchmarks.load import make_file
 from benchmarks.receivers import (
@@ -193,6 +195,32 @@ def sync_milliseconds(folder: Path) -> float:
     return statistics.median(times) * 1e3
 
 
+def disk_rate(folder: Path, load: Load) -> float:
+    """Return how many files each second the disk takes, written and synced with no network before.
+
+    As many writers as there are associations, each in a directory of its own; what they do is
+    what the adapter does.
+    """
+    data = os.urandom(load.size)
+    count = max(1, load.count // 4 // load.associations)
+
+    def write(number: int) -> None:
+        here = folder / f"{number}"
+        here.mkdir(parents=True)
+        for at in range(count):
+            file = IncomingFile(here)
+            file.write(data)
+            file.sync()
+            file.publish(ArrivalId(1_700_000_000.0, f"{number:012x}", at + 1, 1))
+
+    with ThreadPoolExecutor(load.associations) as pool:
+        began = time.perf_counter()
+        list(pool.map(write, range(load.associations)))
+        rate = count * load.associations / (time.perf_counter() - began)
+    put_to_rest(folder)
+    return rate
+
+
 def machine() -> str:
     """Return what the figures were measured on."""
     model = next(
@@ -211,12 +239,21 @@ def machine() -> str:
 
 
 def report(
-    load: Load, figures: dict[str, list[Figures]], syncs: dict[str, str], most: float, sync: float
+    load: Load,
+    figures: dict[str, list[Figures]],
+    syncs: dict[str, str],
+    *,
+    most: float,
+    disk: float,
+    sync: float,
 ) -> None:
     """Print one table."""
     plural = "s" if load.associations > 1 else ""
     print(f"\n### {load.name}, {load.associations} association{plural}\n")
-    print(f"The sender alone: {most:,.0f} instances/s; fdatasync of 4 KiB: {sync:.2f} ms.\n")
+    print(f"The sender alone: {most:,.0f} instances/s.  The disk alone, files written and synced:")
+    print(
+        f"{disk:,.0f}/s, {disk * load.size / 1e6:,.0f} MB/s; fdatasync of 4 KiB: {sync:.2f} ms.\n"
+    )
     columns = ["receiver", "synced before Success", "instances/s", "MB/s", "CPU ms", "memory MB"]
     print("|", " | ".join([*columns, "p50 ms", "p99 ms"]), "|")
     print("|---" * 8 + "|")
@@ -261,6 +298,7 @@ def main() -> None:
                 make_file(file, load.size)
             figures: dict[str, list[Figures]] = {one.name: [] for one in receivers}
             alone = send(sender, 0, load, load.count, file, "discard")
+            disk = [disk_rate(folder / f"{number}-{turn}-disk", load) for turn in range(rounds)]
             for turn in range(rounds):
                 for place in range(len(receivers)):
                     # Each turn begins with another: the first may be better or worse off.
@@ -268,7 +306,14 @@ def main() -> None:
                     here = folder / f"{number}-{turn}-{place}"
                     figures[receiver.name].append(measure(receiver, load, sender, file, here))
             syncs = {one.name: one.syncs for one in receivers}
-            report(load, figures, syncs, alone[0] / alone[1], sync_milliseconds(folder))
+            report(
+                load,
+                figures,
+                syncs,
+                most=alone[0] / alone[1],
+                disk=statistics.median(disk),
+                sync=sync_milliseconds(folder),
+            )
         measure_others(options.load, folder, sender, rounds, smoke=options.smoke)
 
 
