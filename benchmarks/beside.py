@@ -108,8 +108,8 @@ def report(folder: Path, send: Callable[[int], float], *, rounds: int) -> None:
     rates = statistics.median(rate for rate, _, _ in together)
     print("\n### With the rest of the road beside it, CT, 4 associations, synced\n")
     print("| | instances/s |\n|---|---|")
-    print(f"| the receiver alone | {statistics.median(alone):,.4g} |")
-    print(f"| beside notification, grouping and reclamation | {rates:,.4g} |\n")
+    print(f"| the receiver alone | {statistics.median(alone):,.0f} |")
+    print(f"| beside notification, grouping and reclamation | {rates:,.0f} |\n")
     waiting = statistics.median(count for _, count, _ in together)
     drained = statistics.median(seconds for _, _, seconds in together)
     print(

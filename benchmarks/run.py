@@ -238,6 +238,11 @@ def machine() -> str:
     return f"{cores} cores ({model}), Linux {platform.release()}; " + ", ".join(versions)
 
 
+def rounded(rate: float) -> str:
+    """Return a rate with the digits that count."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
 def report(
     load: Load,
     figures: dict[str, list[Figures]],
@@ -264,8 +269,8 @@ def report(
         ]
         rate, megabytes, cpu, memory, p50, p99 = middle
         print(
-            f"| {name} | {syncs[name]} | {rate:,.4g} | {megabytes:,.0f} | {cpu:.2f} | {memory:.0f} "
-            f"| {p50:.2f} | {p99:.2f} |"
+            f"| {name} | {syncs[name]} | {rounded(rate)} | {megabytes:,.0f} | {cpu:.2f} "
+            f"| {memory:.0f} | {p50:.2f} | {p99:.2f} |"
         )
     sys.stdout.flush()
 

@@ -107,5 +107,5 @@ def report(folder: Path, *, size: int, count: int, rounds: int) -> None:
         for name, sent in runs.items():
             rate = count / statistics.median(one.seconds for one in sent)
             cpu = statistics.median(one.cpu for one in sent) / count * 1e3
-            print(f"| {length:,} | {name} | {rate:,.4g} | {rate * size / 1e6:,.0f} | {cpu:.2f} |")
+            print(f"| {length:,} | {name} | {rate:,.0f} | {rate * size / 1e6:,.0f} | {cpu:.2f} |")
     sys.stdout.flush()
