@@ -332,7 +332,8 @@ def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smok
         make_file(file, ct.size)
 
         def burst(port: int) -> float:
-            instances, seconds, *_ = send(sender, port, ct, ct.count, file)
+            # Long enough for the road to be at work meanwhile.
+            instances, seconds, *_ = send(sender, port, ct, ct.count * 5, file)
             return instances / seconds
 
         beside.report(folder, burst, rounds=rounds)
