@@ -19,6 +19,7 @@ from adapter import heartbeat
 from adapter.core import Adapter, open_adapter, open_ledger, open_spool
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.ledger import Ledger, schema
+from adapter.ledger.engines import AWAY
 from adapter.settings import Settings, load
 from adapter.spool import Spool
 from tests.support_postgresql import PostgreSQL
@@ -270,6 +271,16 @@ def test_every_connection_is_durable_and_patient_within_bounds(
     with adapter.ledger.read() as connection:
         isolation = connection.exec_driver_sql("SHOW transaction_isolation").scalar()
         assert isolation == "repeatable read"
+
+
+@pytest.mark.every_ledger("postgresql")
+def test_a_server_that_only_reads_is_not_taken(adapter: Adapter, postgresql: PostgreSQL) -> None:
+    """After a failover nobody works on what the server that became the standby remembers."""
+    name = adapter.ledger.engine.url.database
+    postgresql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    adapter.ledger.close()
+    with pytest.raises(AWAY, match="read-only"):
+        adapter.ledger.now()
 
 
 @pytest.mark.every_ledger("postgresql")
