@@ -478,7 +478,7 @@ def test_a_server_that_is_restarted_is_found_again(
     finally:
         postgresql.start()
 
-    assert "notification" in eventually(lambda: due_stages(adapter))
+    eventually(lambda: "notification" in due_stages(adapter))
     assert notification.run(work) == {"registered": 1}
 
 

@@ -96,7 +96,9 @@ class Submission:
         try:
             return self._steps()
         except NotYetVisible as error:
-            if ledger.now() < self._job.updated_at + workers.visibility_seconds:
+            # A try that failed is the latest change of the job, and no reason to wait anew.
+            waited = ledger.now() - self._job.updated_at
+            if not self._job.tries and waited < workers.visibility_seconds:
                 return self._give_back(VISIBILITY_PAUSE)
             failure, delay = Failure("not-visible", str(error)), error.delay
         except PermanentError as error:

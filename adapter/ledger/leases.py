@@ -120,11 +120,13 @@ def renew(connection: Connection, lease: Lease) -> int:
         .with_for_update()
         .cte("held")
     )
-    return connection.execute(
+    renewed = connection.execute(
         update(table)
         .where(table.c.id.in_(select(held.c.id)), table.c.lease_token == lease.token)
         .values(lease_until=now() + lease.seconds)
-    ).rowcount
+        .returning(table.c.id)
+    ).all()
+    return len(renewed)  # sqlite3 does not count the rows of a statement that begins with WITH
 
 
 def change(connection: Connection, lease: Lease, row: str, **values: Any) -> None:
