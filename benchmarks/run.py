@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from adapter.models import ArrivalId
+from adapter.scp.connection import RECEIVE_BYTES
 from adapter.spool import IncomingFile, spread_subdirectories
 from benchmarks import beside, sending
 from benchmarks.load import make_file
@@ -201,7 +202,7 @@ def disk_rate(folder: Path, load: Load) -> float:
     As many writers as there are associations, each in a directory of its own; what they do is
     what the adapter does.
     """
-    data = os.urandom(load.size)
+    data = memoryview(os.urandom(load.size))
     count = max(1, load.count // 4 // load.associations)
 
     def write(number: int) -> None:
@@ -209,7 +210,8 @@ def disk_rate(folder: Path, load: Load) -> float:
         here.mkdir(parents=True)
         for at in range(count):
             file = IncomingFile(here)
-            file.write(data)
+            for piece in range(0, load.size, RECEIVE_BYTES):
+                file.write(data[piece : piece + RECEIVE_BYTES])
             file.sync()
             file.publish(ArrivalId(1_700_000_000.0, f"{number:012x}", at + 1, 1))
 
