@@ -44,10 +44,6 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 test: $(DEV_STAMP) test-peers  ## run the tests
 	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
-.PHONY: soak
-soak: $(DEV_STAMP) test-peers  ## kill what runs at random moments, for an hour instead of a minute
-	@SOAK=1 $(BIN)/python -m pytest tests/test_scp_kills.py $(ARGS)
-
 .PHONY: bench
 bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
@@ -65,9 +61,8 @@ bench-road: $(DEV_STAMP) test-peers  ## measure the whole road with 1, 2 and 4 w
 	@$(BIN)/python -m benchmarks.road $(ARGS)
 
 .PHONY: soak
-soak: $(DEV_STAMP) test-peers  ## restart and kill the roles of two hosts under load, for long
-	@ADAPTER_SOAK_KILLS=$(or $(KILLS),60) ADAPTER_SOAK_ROUNDS=$(or $(ROUNDS),2) \
-		$(BIN)/python -m pytest tests/cluster --timeout 7200 $(ARGS)
+soak: $(DEV_STAMP) test-peers  ## kill receivers, and the roles of two hosts, under load for an hour
+	@SOAK=1 $(BIN)/python -m pytest tests/test_scp_kills.py tests/cluster --timeout 7200 $(ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts

@@ -25,10 +25,11 @@ from workers import grouping, notification, reclamation
 
 pytestmark = [dcmtk, pytest.mark.timeout(400)]
 
-#: Roles killed by the test of random kills; `make soak` asks for more.
-KILLS = int(os.environ.get("ADAPTER_SOAK_KILLS", "5"))
+SOAK = bool(os.environ.get("SOAK"))
+#: Roles killed by the test of random kills.
+KILLS = 60 if SOAK else 5
 #: Times that every role of both hosts is restarted; 0: each once, on one host or the other.
-ROUNDS = int(os.environ.get("ADAPTER_SOAK_ROUNDS", "0"))
+ROUNDS = 2 if SOAK else 0
 
 
 @pytest.fixture
