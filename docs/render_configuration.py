@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from adapter.settings import REMOVED, Settings
 
 PAGE = Path(__file__).parent / "configuration.md"
-BEGIN = "<!-- begin: written by `make docs` from adapter/settings.py -->"
+BEGIN = "<!-- begin: written by `make docs` from adapter/settings -->"
 END = "<!-- end -->"
 
 _TYPES = {

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the settings: the file, the environment, and every problem of both at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapter.errors import ConfigurationError
+from adapter.settings.model import CONFIG_VARIABLE, DATA_VARIABLE, Settings
+
+#: Keys of old releases, and what replaces each.
+REMOVED = {
+    "timeout-group": "the AE title's processor setting `timeout` (seconds)",
+    "timeoutGroup": "the AE title's processor setting `timeout` (seconds)",
+    "pipeline-mappings": "`dicom-adapter aet add AET --set pipeline-NAME=ID`",
+    "pipelineMappings": "`dicom-adapter aet add AET --set pipeline-NAME=ID`",
+    "readAeTitlesFromCrd": "`dicom-adapter operator`, or `dicom-adapter aet add`",
+    "crdReadIntervals": "nothing: a change is in force within two seconds",
+    "read-aetitles-from-crd": "`dicom-adapter operator`, or `dicom-adapter aet add`",
+    "read-sources-from-crd": "`dicom-adapter operator`, or `dicom-adapter source add`",
+    "read-destinations-from-crd": "`dicom-adapter operator`, or `dicom-adapter destination add`",
+    "aeTitles": "`dicom-adapter aet add` (configuration lives in the ledger)",
+    "sources": "`dicom-adapter source add` (configuration lives in the ledger)",
+    "destinations": "`dicom-adapter destination add` (configuration lives in the ledger)",
+    "resultsServiceEndpoint": "`services > resultsService > endpoint`",
+    "logDimseDatasets": "nothing: data sets are never logged",
+}
+
+
+def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
+    """Take the removed keys of old releases out, and name each and what replaces it."""
+    found: list[str] = []
+    if isinstance(node, dict):
+        for key in list(node):
+            here = f"{path} > {key}"
+            if key in REMOVED and not (path.startswith("DicomAdapter > pipelines > ")):
+                found.append(f"{here}: removed; use {REMOVED[key]}")
+                del node[key]
+            else:
+                found += _take_removed(node[key], here)
+    return found
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a file, and the keys in it that cannot be settings."""
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        raise ConfigurationError(
+            [f"{path}: YAML is no longer read; write the same keys as JSON, appsettings.json"]
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError([f"{path}: no such file"]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError([f"{path}: cannot be read as JSON: {error}"]) from None
+    if not isinstance(document, dict) or not isinstance(document.get("DicomAdapter"), dict):
+        raise ConfigurationError([f'{path}: has to be a JSON object with one key, "DicomAdapter"'])
+    others = [key for key in document if key not in {"DicomAdapter", "Logging", "AllowedHosts"}]
+    problems = [f"{key}: unknown key beside DicomAdapter" for key in others]
+    section: dict[str, Any] = document["DicomAdapter"]
+    return section, problems + _take_removed(section)
+
+
+def _left_behind(beside: Path) -> list[str]:
+    """Return complaints about settings files of old releases where there is no new one."""
+    old = [beside.with_name(name) for name in ("app.yaml", "app.yml")]
+    return [
+        f"{path}: YAML is no longer read; write the same keys as JSON, {beside}"
+        for path in old
+        if path.exists()
+    ]
+
+
+def _unknown_variables() -> list[str]:
+    """Return complaints about variables that override nothing; deeper ones pydantic finds."""
+    prefix = Settings.model_config["env_prefix"]
+    return [
+        f"{name}: there is no such setting to override"
+        for name in sorted(os.environ)
+        if name.upper().startswith(prefix)
+        and name[len(prefix) :].partition("__")[0].lower() not in Settings.model_fields
+    ]
+
+
+def load(data: Path | None = None, config: Path | None = None) -> Settings:
+    """Return the settings of the adapter that is meant.
+
+    Parameters
+    ----------
+    data : Path, optional
+        The data folder; its ``appsettings.json`` is read if it is there.
+    config : Path, optional
+        The settings file.
+
+    Raises
+    ------
+    ConfigurationError
+        Listing every problem, each with the path of its key.
+    """
+    if data is None and config is None:
+        data_text, config_text = os.environ.get(DATA_VARIABLE), os.environ.get(CONFIG_VARIABLE)
+        data = Path(data_text) if data_text else None
+        config = Path(config_text) if config_text else None
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    beside = (data or Path("data")) / "appsettings.json"
+    if config is None and beside.exists():
+        config = beside
+    elif config is None and data is None and Path("appsettings.json").exists():
+        config = Path("appsettings.json")
+    if config is not None:
+        values, problems = _read_file(config)
+    else:
+        problems = _left_behind(beside)
+    if data is not None:
+        values["data"] = data
+    problems += _unknown_variables()
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += [_problem(item) for item in error.errors()]
+    if problems:
+        raise ConfigurationError(problems)
+    settings = settings.model_copy(update={"data": settings.data.absolute()})
+    settings._file = None if config is None else config.absolute()  # noqa: SLF001 - its own module
+    return settings
+
+
+def _problem(error: Any) -> str:
+    path = " > ".join(["DicomAdapter", *map(str, error["loc"])])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    return f"{path}: {error['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the road: its spool, its workers, its pipelines and the services around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from adapter.models import Name
+from adapter.settings.section import Seconds, Section, TagText
+
+
+class Storage(Section):
+    """The spool."""
+
+    temporary: Path | None = Field(
+        None, description="The spool's folder; by default `spool` in the data folder."
+    )
+    durability: Literal["instance", "none"] = Field(
+        "instance",
+        description="`instance`: each is synced to disk before its Success; `none`: nothing is, "
+        "and a power loss loses what was acknowledged: for benchmarks only.",
+    )
+    watermark_percent: float = Field(
+        85.0, gt=0, le=100, description="Nothing is received when the disk is fuller than this."
+    )
+    reserve_space_gb: float = Field(
+        5.0,
+        ge=0,
+        alias="reserveSpaceGB",
+        description="Nothing is received when less than this is free (1e9 bytes).",
+    )
+    retention_seconds: float = Field(
+        0.0, ge=0, description="Seconds that files are kept after nothing needs them any more."
+    )
+    history_days: PositiveFloat = Field(
+        90.0, description="Days that rows outlive their files, to know the same instance again."
+    )
+    lag_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="Seconds after which every host sees a new file of the spool; by default what "
+        "its mount options say (NFS: `acdirmax`, 60 unless given), and 0 on a local disk.",
+    )
+    stale_seconds: Seconds = Field(
+        86400.0, description="Age at which an unfinished file of a dead receiver is deleted."
+    )
+
+
+class Platform(Section):
+    """The platform that jobs are submitted to."""
+
+    max_retries: int = Field(3, ge=0, le=1000, description="Retries of a submission's step.")
+    retry_delay_seconds: Seconds = Field(180.0, description="Seconds between them.")
+    upload_metadata: bool = Field(
+        False, description="Whether the values of `metadataDicomSource` describe the job."
+    )
+    metadata_dicom_source: list[TagText] = Field(
+        default_factory=list, max_length=100, description="DICOM tags whose values describe a job."
+    )
+
+
+class ResultsService(Section):
+    """The Results Service that finished pipelines' tasks are read from."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/]+",
+        description="URL of a remote Results Service; without one the ledger is it.",
+    )
+    root: Path | None = Field(
+        None, description="Folder under which a remote Results Service's uris are files."
+    )
+    request_seconds: Seconds = Field(300.0, description="Seconds that a request may take.")
+    report_minimum_seconds: Seconds = Field(
+        2.5, description="Seconds after which a report that was not taken is first repeated."
+    )
+    report_maximum_seconds: Seconds = Field(
+        300.0, description="Seconds that the delay between repeated reports grows to."
+    )
+
+    @model_validator(mode="after")
+    def _root_goes_with_endpoint(self) -> ResultsService:
+        if self.endpoint is not None and self.root is None:
+            raise ValueError(
+                "endpoint needs root, the folder under which the tasks' uris are files"
+            )
+        return self
+
+
+class Services(Section):
+    """The services around the adapter."""
+
+    platform: Platform = Field(default_factory=Platform, description="Where jobs go.")
+    results_service: ResultsService = Field(
+        default_factory=ResultsService, description="Where results come from."
+    )
+
+
+class Pipeline(Section):
+    """A pipeline that the embedded platform runs."""
+
+    name: Name = Field(description="Name for people.")
+    command: list[str] = Field(
+        min_length=1,
+        description="Program and arguments; run without a shell, in the attempt's folder.",
+    )
+    timeout_seconds: Seconds = Field(3600.0, description="Seconds a run may take.")
+    memory_mb: PositiveInt = Field(
+        4096, alias="memoryMB", description="Address space of a run's processes, in 1e6 bytes."
+    )
+    maximum_retries: int = Field(
+        2,
+        ge=0,
+        le=100,
+        description="Runs beyond the first when a run fails, before the job is parked.",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables of a run, beside the adapter's."
+    )
+    destinations: list[str] = Field(
+        default_factory=list, max_length=50, description="Names of the results' destinations."
+    )
+    export: bool = Field(True, description="False: the results are not exported.")
+
+    @model_validator(mode="after")
+    def _says_where_results_go(self) -> Pipeline:
+        if self.export and not self.destinations:
+            raise ValueError('name at least one destination, or say "export": false')
+        if not self.export and self.destinations:
+            raise ValueError('"export": false and destinations contradict each other')
+        return self
+
+
+class Notification(Section):
+    """Limits for reading the headers of acknowledged files."""
+
+    batch_size: int = Field(100, ge=1, le=1000, description="Files registered in one transaction.")
+    header_seconds: Seconds = Field(5.0, description="Seconds that one header may take.")
+    header_depth: int = Field(64, ge=1, le=200, description="Depth of nested sequences.")
+    header_inflated_mb: PositiveInt = Field(
+        64,
+        alias="headerInflatedMB",
+        description="Bytes (1e6) that a deflated data set may inflate to.",
+    )
+    header_memory_mb: PositiveInt = Field(
+        1024, alias="headerMemoryMB", description="Address space (1e6 bytes) of the header reader."
+    )
+
+
+class Workers(Section):
+    """How many bells a worker of each stage answers at once, and how its work is leased."""
+
+    short_concurrency: int = Field(
+        4, ge=1, le=64, description="For notification, grouping, submission and reclamation."
+    )
+    pipeline_concurrency: int = Field(1, ge=1, le=64, description="Pipelines at a time.")
+    tick_seconds: Seconds = Field(1.0, description="Seconds between looks for due work.")
+    lease_seconds: Seconds = Field(
+        30.0, description="Seconds after which a dead worker's work is due again."
+    )
+    maximum_lease_expiries: PositiveInt = Field(
+        10, description="Expired leases of one row before it is parked: it kills its worker."
+    )
+    visibility_seconds: Seconds = Field(
+        120.0, description="Seconds a shared volume may take to show a file that has a row."
+    )
+    stop_seconds: Seconds = Field(
+        20.0, description="Seconds that running work gets to end when a worker is told to stop."
+    )
+    housekeeping_seconds: Seconds = Field(
+        3600.0, description="Seconds between sweeps for what nobody owns, and of old rows."
+    )
