@@ -13,9 +13,10 @@ import pytest
 from adapter import cli as command_line
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
-from adapter.settings import Settings
+from adapter.settings import Notification, Settings
 from tests import support_postgresql
 from tests.support_postgresql import PostgreSQL
+from workers.clients.headers import HeaderReaders
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,3 +108,19 @@ def adapter(settings: Settings) -> Iterator[Adapter]:
     opened = open_adapter(settings)
     yield opened
     opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_header_reader_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End the child processes that stages left to the next batch, as a worker does at its end."""
+    made: list[HeaderReaders] = []
+    begin = HeaderReaders.__init__
+
+    def remember(readers: HeaderReaders, limits: Notification) -> None:
+        begin(readers, limits)
+        made.append(readers)
+
+    monkeypatch.setattr(HeaderReaders, "__init__", remember)
+    yield
+    for readers in made:
+        readers.close()

@@ -104,7 +104,8 @@ def test_a_group_is_work_when_its_quiet_time_has_passed(
     client: TestClient, adapter: Adapter, version: int
 ) -> None:
     """An open group scales nothing up while it may still grow."""
-    group = add_group(adapter, version, look_at=time.time() + 60)
+    soon = time.time() + 60
+    group = add_group(adapter, version, look_at=soon, maximum_at=soon)
     assert scaling(client, "grouping") == (0, 0.0)
     assert scrape(client).value("dicom_adapter_unfinished", stage="grouping") == 1
 

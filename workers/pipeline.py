@@ -26,7 +26,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from typing import Any
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
@@ -62,7 +61,7 @@ def run(work: Work) -> dict[str, Any]:
     """Run every job that is due, and count the outcomes."""
     counts: Counter[str] = Counter()
     ledger, settings = work.adapter.ledger, work.adapter.settings
-    with closing(HeaderReader(settings.notification)) as reader:
+    with work.headers.borrow() as reader:
         while not work.stopping.is_set():
             claimed = jobs.claim_run(ledger, settings.workers.lease_seconds)
             if claimed is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -144,7 +143,7 @@ class Submission:
         self._job = replace(self._job, platform_job_id=self._platform.create(self._job))
 
     def _describe(self) -> None:
-        self._platform.describe(self._job, describe(self._adapter, self._job))
+        self._platform.describe(self._job, describe(self._work, self._job))
 
     def _upload(self) -> None:
         self._platform.upload(self._job, payload_files(self._adapter, self._job))
@@ -174,8 +173,9 @@ def payload_files(adapter: Adapter, job: Job) -> list[PayloadFile]:
     ]
 
 
-def describe(adapter: Adapter, job: Job) -> dict[str, str]:
+def describe(work: Work, job: Job) -> dict[str, str]:
     """Return a job's metadata; its values may be patient data and are kept by the platform only."""
+    adapter = work.adapter
     origin = payload.origin_of(adapter.ledger, job)
     files = payload_files(adapter, job)
     metadata = {
@@ -187,7 +187,7 @@ def describe(adapter: Adapter, job: Job) -> dict[str, str]:
         metadata["EarlierJobs"] = ",".join(origin.earlier_jobs)
     settings = adapter.settings.services.platform
     if settings.upload_metadata and settings.metadata_dicom_source:
-        with closing(HeaderReader(adapter.settings.notification)) as reader:
+        with work.headers.borrow() as reader:
             metadata |= tag_values(reader, files, settings.metadata_dicom_source)
     return metadata
 
