@@ -193,8 +193,18 @@ class Stack:
         return version
 
     def _in_force(self, version: int) -> bool:
+        """Tell whether every receiving process has a version, and the copy beside the spool."""
         saved = self.adapter.spool.read_configuration()
-        return saved is not None and saved["version"] >= version
+        found = [
+            beat["configuration_version"]
+            for beat in heartbeat.read_all(self.adapter.spool)
+            if beat["role"] == "scp" and beat["age"] < 3
+        ]
+        return (
+            saved is not None
+            and len(found) >= self.settings.dicom.scp.processes
+            and min(found, default=0) >= version <= saved["version"]
+        )
 
     def add_destination(self, name: str, port: int) -> None:
         """Add a destination on this machine."""

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads headers in a child process, so that hostile bytes kill the child and nobody else.
 
-The child (``python -m workers.clients.headers``) answers each line it is given with a line of
-JSON.  It has a bounded address space, its parent has a clock, and it ends when its parent does.
+The child (`workers.clients.header_child`) has a bounded address space, its parent has a clock, and
+it ends when its parent does.
 """
 
 from __future__ import annotations
 
 import json
 import queue
-import resource
 import selectors
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
-from adapter.dicom import HeaderLimits, read_header
 from adapter.errors import NotYetVisible, UnreadableInstance
 from adapter.models import Instance
 from adapter.settings import Notification
@@ -99,7 +96,7 @@ class HeaderReader:
             "memory_bytes": self._limits.header_memory_mb * 1_000_000,
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "workers.clients.headers", json.dumps(limits)],
+            [sys.executable, "-m", "workers.clients.header_child", json.dumps(limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a traceback could quote patient data
@@ -150,32 +147,3 @@ def _instance(answer: bytes) -> Instance:
     fields = document["instance"]
     fields["values"] = {int(tag): value for tag, value in fields["values"].items()}
     return Instance(**fields)
-
-
-def _answer(line: bytes, limits: HeaderLimits) -> dict[str, object]:
-    request = json.loads(line)
-    try:
-        instance = read_header(Path(request["path"]), request["tags"], limits)
-    except UnreadableInstance as error:
-        return {"unreadable": [str(error), error.code]}
-    except FileNotFoundError:
-        return {"missing": True}
-    return {"instance": asdict(instance)}
-
-
-def main() -> None:
-    """Answer until the parent closes our standard input."""
-    limits = json.loads(sys.argv[1])
-    memory = limits.pop("memory_bytes")
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    bounds = HeaderLimits(**limits)
-    bounds.limit_depth()
-    for line in sys.stdin.buffer:
-        answer = json.dumps(_answer(line, bounds))
-        sys.stdout.buffer.write(answer.encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()
