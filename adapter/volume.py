@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapter.files import sync_directory
 from adapter.mounts import Mount, mount_of
 from adapter.settings import Storage
-from adapter.spool import sync_directory
 
 #: Files written to measure how long a sync takes, and bytes of each: a CT slice.
 _SYNCS, _SYNC_BYTES = 25, 524_288

@@ -24,9 +24,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from adapter.files import spread_subdirectories
 from adapter.models import ArrivalId
 from adapter.scp.connection import RECEIVE_BYTES
-from adapter.spool import IncomingFile, spread_subdirectories
+from adapter.spool import IncomingFile
 from benchmarks import beside, sending
 from benchmarks.load import make_file
 from benchmarks.receivers import (

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Table, insert, select, text, update
 
 from adapter.core import Adapter
+from adapter.files import write_durably
 from adapter.ledger import configuration, schema
 from adapter.models import (
     AETitle,
@@ -20,7 +21,6 @@ from adapter.models import (
     job_id,
     task_id,
 )
-from adapter.spool import write_durably
 
 
 def everything_in(adapter: Adapter) -> bytes:

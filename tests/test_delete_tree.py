@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapter.spool import delete_tree
+from adapter.files import delete_tree
 
 NOBODY = 65534
 

@@ -29,6 +29,7 @@ from collections import Counter
 from typing import Any
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.files import sync_directory
 from adapter.ledger import jobs, leases
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
@@ -36,7 +37,6 @@ from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
 from adapter.road import EXPORT, RECLAMATION
 from adapter.settings import Pipeline
-from adapter.spool import sync_directory
 from workers.clients.attempt import Attempt, read_results
 from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader

@@ -18,9 +18,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from adapter.errors import ConfigurationError
+from adapter.files import write_durably
 from adapter.road import password_file
 from adapter.settings import Settings
-from adapter.spool import write_durably
 
 #: Celery's transport uses commands of Redis 6.2 (ZRANGE BYSCORE).
 MINIMUM_VERSION = (6, 2)

@@ -28,9 +28,9 @@ from pathlib import Path
 
 from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
+from adapter.files import delete_tree, make_folder
 from adapter.ledger.tasks import TaskFile
 from adapter.models import check_uid
-from adapter.spool import delete_tree, make_folder
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
 

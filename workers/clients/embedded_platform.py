@@ -13,9 +13,10 @@ from pathlib import Path
 
 from adapter.core import Adapter
 from adapter.errors import NotYetVisible, PermanentError
+from adapter.files import make_folder, write_durably
 from adapter.ledger.jobs import Job
 from adapter.settings import Pipeline, Settings
-from adapter.spool import Spool, make_folder, write_durably
+from adapter.spool import Spool
 from workers.clients.platform import PayloadFile
 
 

@@ -19,11 +19,11 @@ from pydicom.uid import UID
 
 from adapter.dicom import DEFLATED, IMPLICIT_VR_LITTLE_ENDIAN, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
+from adapter.files import open_beneath
 from adapter.ledger.receipts import Receipt
 from adapter.models import Destination, Outcome, check_uid
 from adapter.scu.association import MAXIMUM_CONTEXTS, Association, Broken, Context, FileTrouble
 from adapter.settings import Scu
-from adapter.spool import open_beneath
 
 #: Transfer syntaxes whose pixel data is, or may be, lossy (PS3.5 section 10.1, Annex A.4).
 LOSSY = frozenset(
