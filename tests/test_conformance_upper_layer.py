@@ -186,6 +186,7 @@ def test_u15_too_many_associations(settings, limit):
             eventually(lambda: associations() == 1)
             with scp.call() as four:
                 assert four.associate()[:1] == b"\2"
+        eventually(lambda: associations() == 0)
         scp.check_at_rest()
 
 

@@ -166,7 +166,7 @@ def test_killed_children_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_p
     assert kill("scp", "")
     sender.communicate(timeout=60)
     again = stack.storescu("BRAIN", tmp_path / "study")
-    eventually(lambda: kill("worker", "clients.headers"))
+    eventually(lambda: kill("worker", "clients.header_child"))
     again.communicate(timeout=60)
     if again.returncode:  # no receiver was there again yet
         eventually(lambda: accepts("127.0.0.1", stack.port))
@@ -174,7 +174,8 @@ def test_killed_children_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_p
 
     # If: what runs the pipeline dies, and then the pipeline
     runs = tmp_path / "runs"
-    eventually(lambda: kill("worker", "launcher.py"), 40)
+    eventually(lambda: runs.exists() and runs.read_text(), 40)
+    assert kill("worker", "launcher.py")
     eventually(lambda: len(runs.read_text().splitlines()) == 2, 20)
     eventually(lambda: kill("worker", f'date >> "{runs}"'), 10)
 
