@@ -42,7 +42,7 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 
 .PHONY: test
 test: $(DEV_STAMP) test-peers  ## run the tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: bench
 bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)

@@ -207,7 +207,10 @@ def main() -> None:
         server = PostgreSQL(programs) if ledger == "postgresql" and programs else None
         try:
             for workers in args.workers or [1, 2, 4]:
-                with tempfile.TemporaryDirectory(prefix="road-") as folder:
+                # Processes that have been killed may leave children that write for a moment yet.
+                with tempfile.TemporaryDirectory(
+                    prefix="road-", ignore_cleanup_errors=True
+                ) as folder:
                     url = None if server is None else server.create_database()
                     pid = None if server is None else server._process.pid  # noqa: SLF001
                     print(measure(Path(folder), url, pid, args, workers), flush=True)

@@ -125,7 +125,7 @@ def test_it_lives_and_is_ready_without_ledger_and_redis(settings, port):
 
         assert ask(port, "/live") == (200, "live\n")
         eventually(lambda: ask(port, "/ready") == (200, "ready\n"))
-        assert scrape(port).value("dicom_adapter_receiving_processes") == 2
+        eventually(lambda: scrape(port).value("dicom_adapter_receiving_processes") == 2)
     finally:
         found.process.terminate()
         found.process.wait(20)
