@@ -180,7 +180,9 @@ class _Scan:
 
     def __iter__(self):
         for entry in self._entries:
-            if not self._volume.hides(self._volume.name(f"{self._folder}/{entry.name}")):
+            name = f"{self._folder}/{entry.name}"
+            # A name that went while it was listed has no note any more; it was hidden until then.
+            if not self._volume.hides(self._volume.name(name)) and _is_there(name):
                 yield entry
 
     def __next__(self):
@@ -194,6 +196,14 @@ class _Scan:
 
     def close(self):
         self._entries.close()
+
+
+def _is_there(name):
+    try:
+        _real["lstat"](name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def install(folder, journal, delay, host) -> LateVolume:
@@ -235,12 +245,15 @@ def environment(folder: Path, aside: Path, delay: float, host: str) -> dict[str,
         On which host the process runs.
     """
     aside.mkdir(exist_ok=True)
-    (aside / "sitecustomize.py").write_text(
+    start, new = aside / "sitecustomize.py", aside / "new"
+    # In one step: a process that starts now would read half of it, and see everything at once.
+    new.write_text(
         "import importlib.util, os\n"
         f"spec = importlib.util.spec_from_file_location('late_volume', {__file__!r})\n"
         "late_volume = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(late_volume)\n"
         "late_volume.install(*(os.environ[name] for name in late_volume.VARIABLES))\n"
     )
+    new.replace(start)
     values = (str(folder), str(aside / "journal"), str(delay), host)
     return {**dict(zip(VARIABLES, values, strict=True)), "PYTHONPATH": str(aside)}
