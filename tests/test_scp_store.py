@@ -19,7 +19,8 @@ from adapter.dicom import IMPLEMENTATION_CLASS_UID, read_file_meta
 from adapter.models import AETitle, ArrivalId, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.reports import Reports
-from adapter.scp.store import StoreCommand, StoreSink, Surroundings
+from adapter.scp.sink import StoreSink
+from adapter.scp.store import StoreCommand, Surroundings
 from adapter.spool import IncomingFile, Spool
 from tests.support_scp import RealFile, incoming, leftovers, wheel_file
 

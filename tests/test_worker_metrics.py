@@ -33,7 +33,13 @@ IMPATIENT = (
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    made = Stack(tmp_path / "data", {}, metrics={"host": "127.0.0.1", "port": free_port()})
+    (tmp_path / "ledger").mkdir()
+    made = Stack(
+        tmp_path / "data",
+        {},
+        metrics={"host": "127.0.0.1", "port": free_port()},
+        database={"url": f"sqlite:///{tmp_path}/ledger/ledger.sqlite"},
+    )
     yield made
     made.close()
 
@@ -70,18 +76,12 @@ def _answers(stack: Stack) -> bool:
 
 @contextmanager
 def without_ledger(stack: Stack) -> Iterator[None]:
-    """Take the ledger away, as a server that is down."""
+    """Take the ledger away and back, each in one step: a worker would make it anew meanwhile."""
     stack.adapter.close()
-    file = stack.settings.data / "ledger.sqlite"
-    hidden = stack.settings.data / "hidden"
-    hidden.mkdir()
-    for path in stack.settings.data.glob("ledger.sqlite*"):
-        path.rename(hidden / path.name)
-    file.mkdir()
+    folder = stack.settings.data.parent / "ledger"
+    hidden = folder.rename(folder.with_name("hidden"))
     yield
-    file.rmdir()
-    for path in hidden.iterdir():
-        path.rename(stack.settings.data / path.name)
+    hidden.rename(folder)
 
 
 def test_a_worker_lives_without_redis_and_ledger_and_works_when_they_are_back(

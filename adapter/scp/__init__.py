@@ -9,7 +9,7 @@
         |
     reception      acceptance, configuration: judges an association, gives it a sink
         |
-    store          peek, and the spool: durable, or withdrawn
+    sink           what one association stores; store: one instance, durable or withdrawn (peek)
         |
     beside         bells, events (reports), heartbeat: what no C-STORE waits for
 

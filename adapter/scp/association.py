@@ -27,8 +27,9 @@ from adapter.scp.dimse import (
 )
 from adapter.scp.negotiation import check_request, make_answer, read_request
 from adapter.scp.reception import Reception
+from adapter.scp.sink import StoreSink
 from adapter.scp.storage_classes import storage_classes
-from adapter.scp.store import Answer, Receive, StoreCommand, StoreSink
+from adapter.scp.store import Answer, Receive, StoreCommand
 from adapter.scp.upper_layer import (
     NO_REASON,
     SERVICE_USER,

@@ -18,8 +18,9 @@ from adapter.scp.acceptance import AssociationRequest, Rejected
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.figures import Figures
 from adapter.scp.reports import Reports, printable
+from adapter.scp.sink import StoreSink
 from adapter.scp.slots import Slots
-from adapter.scp.store import StoreSink, Surroundings
+from adapter.scp.store import Surroundings
 from adapter.settings import Settings
 from adapter.spool import Spool
 

@@ -1,17 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam between the wire and the spool: what becomes of the data sets of one association.
-
-::
-
-    sink = StoreSink(...)                  one for each association
-    receive = sink.begin(command)          for each C-STORE-RQ; never raises, never waits
-    receive.data(fragment, ...)            the bytes as they come, any number of times
-    answer = receive.finish()              durable (or withdrawn): now send the C-STORE-RSP
-    receive.discard()                      instead of finish, if the message will not end
-    sink.close("released")                 at the end, whatever it was
-
-A transport brings the bytes and sends the answer, and knows nothing of files.  After a refusal it
-goes on to hand over the rest of the data set, which is dropped.
+"""One instance on its way from the wire into the spool: checked, durable or withdrawn, answered.
 
 ======  =========================================================================================
 status  meaning (PS3.4 Table B.2-1; PS3.7 Annex C)
@@ -28,19 +16,15 @@ from __future__ import annotations
 
 import errno
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, part10_header
 from adapter.log import get_logger
 from adapter.models import ArrivalId, check_uid
-from adapter.scp import reports
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.peek import PEEK_BYTES, UnreadableStart, leading_uids
-from adapter.scp.reports import Reports, printable
+from adapter.scp.reports import Reports
 from adapter.spool import IncomingFile, Spool
 
 log = get_logger(__name__)
@@ -53,10 +37,6 @@ CANNOT_UNDERSTAND = 0xC000
 
 #: Bytes of a data set that are looked at first, in the hope that it will do.
 _GLANCE_BYTES = 2048
-#: Events about single failures that an association may cause; its summary counts them all.
-_MOST_FAILURES = 20
-#: SOP classes of refused presentation contexts that a summary names.
-_MOST_CONTEXTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,158 +98,41 @@ class Surroundings:
     durable: bool = True
 
 
-class StoreSink:
-    """What one association stores: numbered, counted, and summed up at its end.
+class Receive:
+    """One instance on its way into the spool.
 
     Parameters
     ----------
     surroundings : Surroundings
-        What it shares with the other associations.
+        What it shares with all others.
     accepted : Accepted
-        The decision it was accepted by, and the configuration that it keeps.
-    peer_address : str
-        The peer's IP address.
-    ended : callable, optional
-        Called once when it is closed.
+        The decision that its association was accepted by.
+    command : StoreCommand
+        What the peer says it sends.
+    association : str
+        The association's id.
+    next_arrival : callable
+        Gives the instance its id, when its bytes are durable at a time.
+    settled : callable
+        Called by `finish` with the answer and the bytes stored; None if it is not in the spool.
     """
 
     def __init__(
         self,
         surroundings: Surroundings,
         accepted: Accepted,
-        peer_address: str,
-        ended: Callable[[], None] = lambda: None,
+        command: StoreCommand,
+        *,
+        association: str,
+        next_arrival: Callable[[float], ArrivalId],
+        settled: Callable[[StoreCommand, Answer, int | None], None],
     ) -> None:
-        self.association = uuid.uuid4().hex[:12]
-        self.accepted = accepted
-        self.surroundings = surroundings
-        self._peer_address = peer_address
-        self._ended = ended
-        self._began = time.monotonic()
-        self._number = 0
-        self._stored = self._bytes = self._ignored = self._echoes = 0
-        self._failed: Counter[int] = Counter()
-        self._receive: Receive | None = None
-        self._closed = False
-
-    def begin(self, command: StoreCommand) -> Receive:
-        """Begin to receive an instance; what is wrong with it is said by `Receive.finish`."""
-        self._receive = Receive(self, command)
-        return self._receive
-
-    def echo(self) -> None:
-        """Count a C-ECHO."""
-        self._echoes += 1
-
-    def close(self, how: str, cause: str = "") -> None:
-        """Sum the association up; an instance that is still on its way is withdrawn.
-
-        Parameters
-        ----------
-        how : {"released", "aborted", "lost"}
-            How it ended; ``"lost"`` means without a word.
-        cause : str, optional
-            Why, if it was not released.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        if self._receive is not None:
-            self._receive.discard()
-            cause = cause or "ended within an instance"
-        summary = self._summary(how) | ({"cause": cause} if cause else {})
-        # Monitors ask for an echo every few seconds, for years: that is no event.
-        if self._number or self._ignored or self._failed or cause:
-            self.surroundings.reports.event(
-                reports.ASSOCIATION, association=self.association, **summary
-            )
-        self.surroundings.reports.figures.ended(how)
-        log.info("association ended", association=self.association, **summary)
-        self._ended()
-
-    # -- for its receives ----------------------------------------------------------------------
-
-    def next_arrival(self, received_at: float) -> ArrivalId:
-        """Return the id of the next instance."""
-        self._number += 1
-        version = self.accepted.ae_title.version
-        return ArrivalId(received_at, self.association, self._number, version)
-
-    def ignores(self, sop_class_uid: str) -> bool:
-        """Tell whether the AE title wants instances of a SOP class to be dropped."""
-        return sop_class_uid in self.accepted.ae_title.entity.ignored_sop_classes
-
-    def settle(self, command: StoreCommand, answer: Answer, stored_bytes: int | None) -> None:
-        """Count what became of an instance; `stored_bytes` is None if it is not in the spool."""
-        self._receive = None
-        stored = stored_bytes if answer.status == SUCCESS else None
-        called = self.accepted.called_ae
-        self.surroundings.reports.figures.answered(called, answer.status, stored)
-        if answer.status != SUCCESS:
-            self._settle_failed(command, answer)
-        elif stored_bytes is None:
-            self._ignored += 1
-            self.surroundings.reports.count("ignored")
-        else:
-            self._stored += 1
-            self._bytes += stored_bytes
-            self.surroundings.reports.count("stored")
-            self.surroundings.reports.count("bytes", stored_bytes)
-            self.surroundings.poke()
-
-    def _settle_failed(self, command: StoreCommand, answer: Answer) -> None:
-        self._failed[answer.status] += 1
-        self.surroundings.reports.count("failed")
-        if self._failed.total() > _MOST_FAILURES:
-            return
-        detail = {
-            "sopClass": printable(command.sop_class_uid),
-            "sopInstance": printable(command.sop_instance_uid),
-            "status": f"{answer.status:04X}",
-            "cause": answer.comment,
-        }
-        self.surroundings.reports.event(
-            reports.STORE_FAILED, association=self.association, **detail
-        )
-        log.warning("instance not stored", association=self.association, **detail)
-
-    def _summary(self, how: str) -> dict[str, Any]:
-        refused = Counter(
-            printable(cx.abstract_syntax)
-            for cx in self.accepted.contexts.values()
-            if not cx.accepted
-        )
-        return {
-            "calling": self.accepted.calling_ae,
-            "called": self.accepted.called_ae,
-            "peer": self._peer_address,
-            "version": self.accepted.ae_title.version,
-            "ended": how,
-            "seconds": round(time.monotonic() - self._began, 3),
-            "stored": self._stored,
-            "bytes": self._bytes,
-            "ignored": self._ignored,
-            "echoes": self._echoes,
-            "failed": {f"{status:04X}": count for status, count in self._failed.items()},
-            "refusedContexts": dict(refused.most_common(_MOST_CONTEXTS)),
-            "refusedContextsInAll": refused.total(),
-        }
-
-
-class Receive:
-    """One instance on its way into the spool.
-
-    Parameters
-    ----------
-    sink : StoreSink
-        The association's sink.
-    command : StoreCommand
-        What the peer says it sends.
-    """
-
-    def __init__(self, sink: StoreSink, command: StoreCommand) -> None:
-        self._sink = sink
+        self._surroundings = surroundings
+        self._accepted = accepted
         self._command = command
+        self._association = association
+        self._next_arrival = next_arrival
+        self._settled = settled
         self._file: IncomingFile | None = None
         self._answer: Answer | None = None
         self._ignored = False
@@ -289,7 +152,7 @@ class Receive:
         if self._answer is None:
             self._attempt(self._publish)
         answer = self._answer or Answer(SUCCESS)
-        self._sink.settle(self._command, answer, None if self._ignored else self._size)
+        self._settled(self._command, answer, None if self._ignored else self._size)
         return answer
 
     def discard(self) -> None:
@@ -300,27 +163,26 @@ class Receive:
     # -- steps ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        command, sink = self._command, self._sink
+        command, around, accepted = self._command, self._surroundings, self._accepted
         for uid in (command.sop_class_uid, command.sop_instance_uid):
             _check_command_uid(uid)
         if command.sop_class_uid != command.context.abstract_syntax:
             raise _RefusedStore(
                 DOES_NOT_MATCH_SOP_CLASS, "SOP class differs from the presentation context"
             )
-        if sink.ignores(command.sop_class_uid):
+        if command.sop_class_uid in accepted.ae_title.entity.ignored_sop_classes:
             self._ignored = True
             self._answer = Answer(SUCCESS)
             return
-        if sink.surroundings.storage_low():
+        if around.storage_low():
             raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
-        around = sink.surroundings
-        self._file = around.spool.receive(sink.association, durable=around.durable)
+        self._file = around.spool.receive(self._association, durable=around.durable)
         self._header = part10_header(
             sop_class_uid=command.sop_class_uid,
             sop_instance_uid=command.sop_instance_uid,
             transfer_syntax_uid=command.context.transfer_syntax,
-            calling_ae_title=sink.accepted.calling_ae,
-            called_ae_title=sink.accepted.called_ae,
+            calling_ae_title=accepted.calling_ae,
+            called_ae_title=accepted.called_ae,
         )
 
     def _write(self, *fragments: bytes | memoryview) -> None:
@@ -330,7 +192,7 @@ class Receive:
             if len(self._head) == PEEK_BYTES:
                 self._peek(complete=False)
         self._size += sum(map(len, fragments))
-        if self._size > self._sink.surroundings.instance_bytes:
+        if self._size > self._surroundings.instance_bytes:
             raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
         if self._header:  # with the first bytes behind it: one call for both
             self._open_file.write(self._header, *fragments)
@@ -356,7 +218,7 @@ class Receive:
         file = self._open_file
         file.sync()
         # Taken after the bytes are durable: a group closes only over files it could have seen.
-        file.publish(self._sink.next_arrival(time.time()))
+        file.publish(self._next_arrival(time.time()))
 
     def _peek(self, *, complete: bool) -> None:
         """Compare the data set's UIDs with the command's; missing ones are left to notification."""
@@ -395,7 +257,7 @@ class Receive:
             name = errno.errorcode.get(error.errno or 0, "error")
             self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")
         except Exception as error:  # the protocol boundary: the peer gets an answer
-            log.exception("store failed", association=self._sink.association)
+            log.exception("store failed", association=self._association)
             self._answer = Answer(PROCESSING_FAILURE, f"internal error ({type(error).__name__})")
         if self._answer is not None:
             self._withdraw()

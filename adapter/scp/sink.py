@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between the wire and the spool: what becomes of the data sets of one association.
+
+::
+
+    sink = StoreSink(...)                  one for each association
+    receive = sink.begin(command)          for each C-STORE-RQ; never raises, never waits
+    receive.data(fragment, ...)            the bytes as they come, any number of times
+    answer = receive.finish()              durable (or withdrawn): now send the C-STORE-RSP
+    receive.discard()                      instead of finish, if the message will not end
+    sink.close("released")                 at the end, whatever it was
+
+A transport brings the bytes and sends the answer, and knows nothing of files.  After a refusal it
+goes on to hand over the rest of the data set, which is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from adapter.log import get_logger
+from adapter.models import ArrivalId
+from adapter.scp import reports
+from adapter.scp.acceptance import Accepted
+from adapter.scp.reports import printable
+from adapter.scp.store import SUCCESS, Answer, Receive, StoreCommand, Surroundings
+
+log = get_logger(__name__)
+
+#: Events about single failures that an association may cause; its summary counts them all.
+_MOST_FAILURES = 20
+#: SOP classes of refused presentation contexts that a summary names.
+_MOST_CONTEXTS = 20
+
+
+class StoreSink:
+    """What one association stores: numbered, counted, and summed up at its end.
+
+    Parameters
+    ----------
+    surroundings : Surroundings
+        What it shares with the other associations.
+    accepted : Accepted
+        The decision it was accepted by, and the configuration that it keeps.
+    peer_address : str
+        The peer's IP address.
+    ended : callable, optional
+        Called once when it is closed.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        accepted: Accepted,
+        peer_address: str,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.association = uuid.uuid4().hex[:12]
+        self.accepted = accepted
+        self._surroundings = surroundings
+        self._peer_address = peer_address
+        self._ended = ended
+        self._began = time.monotonic()
+        self._number = 0
+        self._stored = self._bytes = self._ignored = self._echoes = 0
+        self._failed: Counter[int] = Counter()
+        self._receive: Receive | None = None
+        self._closed = False
+
+    def begin(self, command: StoreCommand) -> Receive:
+        """Begin to receive an instance; what is wrong with it is said by `Receive.finish`."""
+        self._receive = Receive(
+            self._surroundings,
+            self.accepted,
+            command,
+            association=self.association,
+            next_arrival=self._next_arrival,
+            settled=self.settle,
+        )
+        return self._receive
+
+    def echo(self) -> None:
+        """Count a C-ECHO."""
+        self._echoes += 1
+
+    def settle(self, command: StoreCommand, answer: Answer, stored_bytes: int | None) -> None:
+        """Count what became of an instance; `stored_bytes` is None if it is not in the spool."""
+        self._receive = None
+        stored = stored_bytes if answer.status == SUCCESS else None
+        called = self.accepted.called_ae
+        self._surroundings.reports.figures.answered(called, answer.status, stored)
+        if answer.status != SUCCESS:
+            self._settle_failed(command, answer)
+        elif stored_bytes is None:
+            self._ignored += 1
+            self._surroundings.reports.count("ignored")
+        else:
+            self._stored += 1
+            self._bytes += stored_bytes
+            self._surroundings.reports.count("stored")
+            self._surroundings.reports.count("bytes", stored_bytes)
+            self._surroundings.poke()
+
+    def close(self, how: str, cause: str = "") -> None:
+        """Sum the association up; an instance that is still on its way is withdrawn.
+
+        Parameters
+        ----------
+        how : {"released", "aborted", "lost"}
+            How it ended; ``"lost"`` means without a word.
+        cause : str, optional
+            Why, if it was not released.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._receive is not None:
+            self._receive.discard()
+            cause = cause or "ended within an instance"
+        summary = self._summary(how) | ({"cause": cause} if cause else {})
+        # Monitors ask for an echo every few seconds, for years: that is no event.
+        if self._number or self._ignored or self._failed or cause:
+            self._surroundings.reports.event(
+                reports.ASSOCIATION, association=self.association, **summary
+            )
+        self._surroundings.reports.figures.ended(how)
+        log.info("association ended", association=self.association, **summary)
+        self._ended()
+
+    def _next_arrival(self, received_at: float) -> ArrivalId:
+        self._number += 1
+        version = self.accepted.ae_title.version
+        return ArrivalId(received_at, self.association, self._number, version)
+
+    def _settle_failed(self, command: StoreCommand, answer: Answer) -> None:
+        self._failed[answer.status] += 1
+        self._surroundings.reports.count("failed")
+        if self._failed.total() > _MOST_FAILURES:
+            return
+        detail = {
+            "sopClass": printable(command.sop_class_uid),
+            "sopInstance": printable(command.sop_instance_uid),
+            "status": f"{answer.status:04X}",
+            "cause": answer.comment,
+        }
+        self._surroundings.reports.event(
+            reports.STORE_FAILED, association=self.association, **detail
+        )
+        log.warning("instance not stored", association=self.association, **detail)
+
+    def _summary(self, how: str) -> dict[str, Any]:
+        refused = Counter(
+            printable(cx.abstract_syntax)
+            for cx in self.accepted.contexts.values()
+            if not cx.accepted
+        )
+        return {
+            "calling": self.accepted.calling_ae,
+            "called": self.accepted.called_ae,
+            "peer": self._peer_address,
+            "version": self.accepted.ae_title.version,
+            "ended": how,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "stored": self._stored,
+            "bytes": self._bytes,
+            "ignored": self._ignored,
+            "echoes": self._echoes,
+            "failed": {f"{status:04X}": count for status, count in self._failed.items()},
+            "refusedContexts": dict(refused.most_common(_MOST_CONTEXTS)),
+            "refusedContextsInAll": refused.total(),
+        }
