@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,6 +207,24 @@ def test_a_file_that_lost_its_row_is_registered_anew(adapter: Adapter, work: Wor
     reclamation.run(work)
 
     assert notification.run(work) == {"registered": 1}
+
+
+def test_a_folder_made_too_late_goes_with_the_next_sweep(
+    adapter: Adapter, work: Work, arrival: str
+) -> None:
+    """What a run makes for a job whose group is reclaimed already is swept; another job's stays."""
+    reclamation.run(work)
+    (job,) = rows(adapter, jobs)
+    other = str(uuid.uuid4())
+    for name in (job.id, other):
+        adapter.spool.work_folder(name).mkdir()
+    adapter.spool.result_folder(job.id).mkdir()
+
+    with adapter.ledger.write() as connection:
+        connection.execute(sweep_again())
+    reclamation.run(work)
+
+    assert list(adapter.spool.list_jobs()) == [other]
 
 
 def test_rows_outlive_their_files_and_are_then_forgotten(

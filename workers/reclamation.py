@@ -74,6 +74,10 @@ def _housekeeping(work: Work) -> dict[str, int]:
     )
     for batch in known:
         adapter.spool.link_incoming(batch)
+    # A run that was just beginning when its job was discarded may make its folder too late.
+    for batch in reclamation.left_behind(adapter.ledger, adapter.spool.list_jobs()):
+        for job in batch:
+            adapter.spool.delete_job(job)
     rows = 0
     while not work.stopping.is_set():
         forgotten = reclamation.forget(adapter.ledger, storage.history_days * 86400)

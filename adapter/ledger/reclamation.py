@@ -210,6 +210,16 @@ def without_row(ledger: Ledger, ids: Iterable[str]) -> Iterator[list[str]]:
             yield lost
 
 
+def left_behind(ledger: Ledger, ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield batches of those jobs whose group is reclaimed: what they have is nobody's."""
+    reclaimed = select(jobs.c.id).join(groups, jobs.c.group_id == groups.c.id)
+    remaining = iter(ids)
+    while batch := list(islice(remaining, _BATCH)):
+        condition = and_(jobs.c.id.in_(batch), groups.c.state == GroupState.RECLAIMED)
+        with ledger.read() as connection:
+            yield list(connection.execute(reclaimed.where(condition)).scalars())
+
+
 def forget(ledger: Ledger, older_than_seconds: float) -> int:
     """Delete rows that outlived their use: of reclaimed groups, old events, deleted arrivals.
 
