@@ -21,12 +21,13 @@ from alembic.script import ScriptDirectory
 
 from adapter.core import Adapter, open_adapter, open_ledger
 from adapter.errors import LedgerError
-from adapter.ledger import Ledger, configuration, revisions, schema
+from adapter.ledger import Ledger, configuration, events, revisions, schema
 from adapter.ledger.revisions import NEEDS
 from adapter.models import EntityKind
 from adapter.road import due_stages
 from adapter.settings import Settings
 from tests.support_ledger import add_row
+from tests.support_postgresql import PostgreSQL
 from tests.support_road import (
     Association,
     add_ae_title,
@@ -112,6 +113,22 @@ def test_an_empty_database_is_not_usable_before_it_is_upgraded(settings: Setting
     assert ledger.is_usable()
     assert ledger.revision == revisions.newest()
     ledger.close()
+
+
+def test_a_database_without_an_encoding_will_do(postgresql: PostgreSQL) -> None:
+    """A server whose cluster was made in the C locale keeps text as bytes: it serves as any."""
+    postgresql.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0")
+    ledger = Ledger(postgresql.url("ascii"))
+    try:
+        ledger.upgrade()
+        with ledger.write() as connection:
+            events.record(connection, "written", count=1)
+        with ledger.read() as connection:
+            (row,) = connection.execute(schema.events.select())
+    finally:
+        ledger.close()
+        postgresql.drop_database(postgresql.url("ascii"))
+    assert row.detail == {"count": 1}
 
 
 def test_this_release_works_on_the_schema_of_the_next(settings: Settings, tmp_path: Path) -> None:

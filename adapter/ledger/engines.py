@@ -24,6 +24,7 @@ AWAY = (OperationalError, InterfaceError, InternalError, NoConnectionFree)
 #: A server that only reads, as after a failover, is not taken.
 _CONNECT = {
     "application_name": "dicom-adapter",
+    "client_encoding": "utf8",  # a database that has none would answer in bytes
     "connect_timeout": 10,  # seconds
     "keepalives_idle": 10,  # seconds
     "keepalives_interval": 5,  # seconds
@@ -37,7 +38,6 @@ _SESSION = {
     "statement_timeout": "300000",
     "lock_timeout": str(BUSY_SECONDS * 1000),
     "idle_in_transaction_session_timeout": "60000",
-    "client_encoding": "UTF8",
 }
 
 # `remote_apply` promises more than `on`.
