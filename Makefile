@@ -61,7 +61,7 @@ bench-road: $(DEV_STAMP) test-peers  ## measure the whole road with 1, 2 and 4 w
 	@$(BIN)/python -m benchmarks.road $(ARGS)
 
 .PHONY: soak
-soak: $(DEV_STAMP) test-peers  ## kill receivers, and the roles of two hosts, under load for an hour
+soak: $(DEV_STAMP) test-peers  ## kill receivers, and the roles of two hosts, under load: some 560 deaths in ten minutes
 	@SOAK=1 $(BIN)/python -m pytest tests/test_scp_kills.py tests/cluster --timeout 7200 $(ARGS)
 
 .PHONY: lint
