@@ -150,9 +150,10 @@ def test_the_api_beats_and_ticks_like_every_role(
 
 def test_the_receivers_associations_are_summed_up(client: TestClient, adapter: Adapter) -> None:
     """The associations of all live receivers count; those of a silent one do not."""
-    for host, ago, number in (("a", 0, 3), ("b", 0, 4), ("gone", 60, 5)):
-        beat = {"role": "scp", "host": host, "pid": 1, "at": time.time() - ago}
-        file = adapter.spool.status / f"scp-{host}.json"
+    for pid, ago, number in ((1, 0, 3), (2, 0, 4), (3, 60, 5)):
+        host = socket.gethostname()
+        beat = {"role": "scp", "host": host, "pid": pid, "at": time.time() - ago}
+        file = adapter.spool.status / f"scp-{pid}.json"
         file.write_text(json.dumps({**beat, "active_associations": number}))
 
     body = client.get("/health/status").json()
@@ -160,6 +161,21 @@ def test_the_receivers_associations_are_summed_up(client: TestClient, adapter: A
     assert body["activeDimseConnections"] == 7
     assert [p["alive"] for p in body["services"]["scp"]] == [True, True, False]
     assert body["status"] == "green"
+
+
+def test_a_second_host_is_yellow_where_the_ledger_serves_one(
+    client: TestClient, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts that started in the same moment did not see each other; it is told, and what to do."""
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    heartbeat.write(adapter.spool, "scp")
+    monkeypatch.undo()
+    heartbeat.write(adapter.spool, "worker")
+
+    reasons = client.get("/health/status").json()["reasons"]
+
+    told = [reason for reason in reasons if "SQLite serves one host, and another, " in reason]
+    assert bool(told) is not adapter.ledger.is_shared
 
 
 def test_a_role_whose_processes_are_all_silent_is_yellow(

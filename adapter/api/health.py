@@ -5,7 +5,8 @@
 red      the ledger does not answer or has another schema, the spool is not there or not this
          ledger's, or its disk is above the watermark: nothing is received or nothing moves on
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is away, a role that was there is silent, or one says that it is in trouble
+         Redis is away, a role that was there is silent, one says that it is in trouble, or several
+         hosts work on a spool whose ledger serves one (those that started at once let each other)
 green    none of these
 =======  ==========================================================================================
 """
@@ -144,6 +145,12 @@ def _look_at_spool(report: _Report, adapter: Adapter) -> None:
         for trouble in process.facts.get("trouble") or []
         if process.alive
     ]
+    hosts = {p.host for processes in report.services.values() for p in processes if p.alive}
+    if len(hosts) > 1 and not adapter.ledger.is_shared:
+        report.yellow.append(
+            f"SQLite serves one host, and {', '.join(sorted(hosts))} work on this spool: "
+            "stop all but one, or name a PostgreSQL database for all of them"
+        )
 
 
 def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
