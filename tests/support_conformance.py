@@ -12,14 +12,8 @@ from typing import Any
 from adapter.core import open_adapter
 from adapter.scp import Scp
 from tests import support_wire as wire
-from tests.support_scp import (
-    add_ae_title,
-    add_source,
-    eventually,
-    incoming,
-    leftovers,
-    with_scp,
-)
+from tests.support_scp import add_ae_title, add_source, incoming, leftovers, with_scp
+from tests.support_waiting import eventually
 from tests.support_wire import Caller
 
 #: Seconds; each is told apart from the others by its length.

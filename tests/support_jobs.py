@@ -165,16 +165,6 @@ def kinds(adapter, job):
     return [e.kind for e in rows(adapter, schema.events) if e.job_id == job]
 
 
-def eventually(question, timeout=15.0):
-    """Return the first true answer to a question that is asked until then."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if answer := question():
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout} s")
-
-
 def gone(pid):
     """Tell whether a process is no more (a zombie that waits for its parent is none)."""
     with suppress(FileNotFoundError, ProcessLookupError):

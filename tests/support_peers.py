@@ -18,8 +18,8 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from adapter.models import Destination
-from tests.support_road import eventually
 from tests.support_stack import free_port
+from tests.support_waiting import eventually
 from tests.support_wire import command, data, item, pdu, pdv, uid, us
 
 MAXIMUM = 16384

@@ -24,8 +24,8 @@ import psycopg
 from sqlalchemy import make_url
 
 from adapter.ledger import Ledger
-from tests.support_road import eventually
 from tests.support_stack import free_port
+from tests.support_waiting import eventually
 
 #: Debian keeps the server's programs of each release in a folder of their own.
 DEBIAN = Path("/usr/lib/postgresql")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -21,15 +20,6 @@ from adapter.ledger import configuration
 from adapter.ledger.schema import groups
 from adapter.models import AETitle, ArrivalId, EntityKind
 from workers.stage import Work
-
-
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Return what `check` returns as soon as it is true; fail when it stays false."""
-    deadline = time.monotonic() + seconds
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
-        time.sleep(0.02)
-    return result
 
 
 class CountingBells:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -30,6 +29,7 @@ from adapter.ledger.schema import events
 from adapter.models import EntityKind
 from adapter.scp import Scp
 from adapter.settings import Settings
+from tests.support_waiting import eventually
 
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 
@@ -104,15 +104,6 @@ def recorded(adapter: Adapter, kind: str) -> list[Any]:
     with adapter.ledger.read() as connection:
         query = select(events).where(events.c.kind == kind).order_by(events.c.id)
         return list(connection.execute(query).all())
-
-
-def eventually(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
-    """Wait until `condition` is true and return what it returned."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
-    return result
 
 
 def connect(scp: Scp) -> socket.socket:

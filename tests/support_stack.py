@@ -26,7 +26,8 @@ from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, Source
 from adapter.road import STAGES, broker_url, password_file
-from tests.support_road import add_ae_title, encode, eventually, make_instance
+from tests.support_road import add_ae_title, encode, make_instance
+from tests.support_waiting import eventually
 
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 from adapter.embedded.roles import Role
@@ -37,15 +36,6 @@ def make_role(name, folder, *, stubborn=False, **values):
         lambda pid: (folder / f"{name}.{pid}").exists(),
         **values,
     )
-
-
-def eventually(question, timeout=20.0):
-    """Ask until the answer is true, and return it; fail after a time."""
-    end = time.monotonic() + timeout
-    while not (answer := question()):
-        assert time.monotonic() < end, "it has not come true"
-        time.sleep(0.02)
-    return answer
 
 
 def runs(pid):

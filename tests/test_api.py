@@ -42,6 +42,7 @@ from tests.support_ledger import (
     change_rows,
 )
 from tests.support_postgresql import shut
+from tests.support_waiting import eventually
 
 pytestmark = pytest.mark.every_ledger
 
@@ -85,14 +86,6 @@ def client(access: Access, adapter: Adapter) -> Iterator[TestClient]:
 @pytest.fixture
 def version(adapter: Adapter) -> int:
     return add_ae_title(adapter)
-
-
-def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
-        time.sleep(0.02)
-    return result
 
 
 @contextmanager

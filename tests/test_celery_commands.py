@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from adapter.road import STAGES
-from tests.support_road import eventually
 from tests.support_stack import Stack
+from tests.support_waiting import eventually
 
 
 def celery(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,8 @@ import pytest
 from adapter.dicom import read_file_meta
 from tests import support_wire as wire
 from tests.support_conformance import receiver
-from tests.support_scp import eventually, recorded
+from tests.support_scp import recorded
+from tests.support_waiting import eventually
 
 DATA = wire.data_set()
 BIG_COMMAND = wire.command({0x0100: wire.us(1), 0x1030: bytes(100_000)})

@@ -19,7 +19,8 @@ import pytest
 from tests import support_wire as wire
 from tests.support_conformance import ARTIM, IDLE, PDU, associations, descriptors, receiver
 from tests.support_network import joined
-from tests.support_scp import eventually, recorded
+from tests.support_scp import recorded
+from tests.support_waiting import eventually
 
 STORE = wire.message(wire.CT, wire.store_command())
 STALLED_DATA = STORE[:-10]

@@ -20,7 +20,8 @@ from adapter.demo.command import DEFAULT_STUDY
 from adapter.embedded.roles import own_command
 from adapter.settings import load
 from tests.support_stack import free_port
-from tests.support_supervisor import children, environment, eventually, runs
+from tests.support_supervisor import children, environment, runs
+from tests.support_waiting import eventually
 
 #: Everything starts at once here, beside other tests.
 pytestmark = pytest.mark.timeout(240)

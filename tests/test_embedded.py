@@ -20,7 +20,8 @@ from adapter.embedded.logs import RoleLog
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.road import broker_url, password_file
-from tests.support_supervisor import environment, eventually, make_role, runs
+from tests.support_supervisor import environment, make_role, runs
+from tests.support_waiting import eventually
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from tests.support_exports import (
     run_until,
 )
 from tests.support_peers import RawPeer, ScriptedPacs
-from tests.support_road import eventually
 from tests.support_stack import free_port
+from tests.support_waiting import eventually
 from tests.support_wire import reject
 from workers import export
 from workers.receipt_book import ENOUGH, MOST, ReceiptBook

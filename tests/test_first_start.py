@@ -23,7 +23,8 @@ from adapter.ledger.engines import AWAY
 from adapter.settings import Settings, load
 from adapter.spool import Spool
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import Association, eventually, make_instance
+from tests.support_road import Association, make_instance
+from tests.support_waiting import eventually
 
 STARTS = 4
 

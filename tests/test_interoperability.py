@@ -23,7 +23,7 @@ import pytest
 from adapter.dicom import read_file_meta
 from adapter.scp.storage_classes import STANDARD
 from tests.support_conformance import receiver
-from tests.support_scp import eventually
+from tests.support_waiting import eventually
 from tests.test_scp_processes import free_port
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

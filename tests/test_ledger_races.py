@@ -50,14 +50,8 @@ from tests.support_ledger import (
     add_task,
 )
 from tests.support_postgresql import PostgreSQL, kill_backends
-from tests.support_road import (
-    Association,
-    eventually,
-    let_time_pass,
-    make_instance,
-    make_work,
-    rows,
-)
+from tests.support_road import Association, let_time_pass, make_instance, make_work, rows
+from tests.support_waiting import eventually
 from workers import grouping, notification
 from workers.stage import Work
 

@@ -17,7 +17,7 @@ from adapter.metrics import endpoint as endpoint_module
 from adapter.metrics.role import silent
 from adapter.settings import Metrics
 from tests.support_metrics import Scrape, ask
-from tests.support_scp import eventually
+from tests.support_waiting import eventually
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from adapter.operator.resources import KINDS
 from adapter.road import STAGES
 from tests.support_metrics import Scrape, ask, scrape
 from tests.support_promql import names, tokens
-from tests.support_road import eventually
 from tests.support_stack import Stack, free_port
+from tests.support_waiting import eventually
 from tests.support_wire import Caller
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,9 @@ from adapter.ledger import arrivals as arrivals_verbs
 from adapter.ledger.schema import arrivals, groups
 from adapter.processors import registry
 from tests.support_ledger import everything_in
-from tests.support_road import Association, add_ae_title, encode, eventually, make_instance, rows
+from tests.support_road import Association, add_ae_title, encode, make_instance, rows
 from tests.support_road import make_work as _make_work
+from tests.support_waiting import eventually
 from workers import notification
 from workers.stage import Work
 

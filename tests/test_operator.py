@@ -19,13 +19,9 @@ from adapter.ledger import configuration
 from adapter.models import AETitle, EntityKind
 from adapter.operator import Operator
 from adapter.settings import Settings
-from tests.support_kubernetes import (
-    Kubectl,
-    eventually,
-    for_operator,
-    some_cluster,
-)
+from tests.support_kubernetes import Kubectl, for_operator, some_cluster
 from tests.support_scp import add_ae_title, add_source
+from tests.support_waiting import eventually
 
 pytestmark = pytest.mark.every_ledger
 

@@ -34,12 +34,12 @@ from tests.support_kubernetes import (
     ApiServer,
     Fault,
     Kubectl,
-    eventually,
     fake_cluster,
     for_operator,
     write_credentials,
 )
 from tests.support_stack import free_port
+from tests.support_waiting import eventually
 
 CT1 = {"aeTitle": "CT1", "hostIp": ["10.0.0.7"]}
 

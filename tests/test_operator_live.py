@@ -18,13 +18,9 @@ from adapter.operator import Operator
 from adapter.scp import Scp
 from adapter.settings import Settings
 from tests import support_wire as wire
-from tests.support_kubernetes import (
-    Kubectl,
-    eventually,
-    for_operator,
-    some_cluster,
-)
+from tests.support_kubernetes import Kubectl, for_operator, some_cluster
 from tests.support_scp import call, dcmtk, incoming, running, wheel_file, with_scp
+from tests.support_waiting import eventually
 from tests.test_scp_processes import processes
 
 LUNG = {"processorSettings": {"pipeline-lung": "lung-1"}}

@@ -17,8 +17,8 @@ from adapter.embedded import broker
 from adapter.embedded.roles import flower_environment, own_command, worker_command
 from adapter.errors import ConfigurationError
 from adapter.road import broker_url, make_app
-from tests.support_road import eventually
 from tests.support_stack import free_port
+from tests.support_waiting import eventually
 
 #: Everything that means something in a URL.
 PASSWORD = "p@s:s/w?o#r%d&;=! é"
@@ -245,7 +245,7 @@ def test_nobody_says_a_password(redis, load, tmp_path):
             worker_command(["grouping"], 1, "test"), env=environment, stdout=file, stderr=file
         )
     try:
-        eventually(lambda: "username-password pair" in log.read_text(), seconds=30)
+        eventually(lambda: "username-password pair" in log.read_text(), timeout=30)
     finally:
         worker.kill()
         worker.wait()

@@ -23,13 +23,13 @@ from tests.support_jobs import (
     TEST_FILES,
     add_group,
     change,
-    eventually,
     gone,
     kinds,
     make_work,
     row,
     rows,
 )
+from tests.support_waiting import eventually
 from workers import pipeline
 from workers.clients.attempt import Attempt
 from workers.submission import payload_files

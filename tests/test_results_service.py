@@ -34,8 +34,8 @@ from tests.support_results_service import (
     nested,
     not_a_list,
 )
-from tests.support_road import eventually
 from tests.support_stack import dcmtk, free_port
+from tests.support_waiting import eventually
 from tests.test_store_scu import EIGHT, TEST_FILES, body
 from workers.clients.results_service import (
     LedgerResultsService,

@@ -35,13 +35,13 @@ from tests.support_scp import (
     add_ae_title,
     add_fixture,
     add_source,
-    eventually,
     incoming,
     recorded,
     running,
     wheel_file,
     with_scp,
 )
+from tests.support_waiting import eventually
 
 CT = RealFile.read(wheel_file("CT_small.dcm"))
 CONTEXTS = [(CT.sop_class, [CT.syntax])]

@@ -15,7 +15,8 @@ import pytest
 
 from adapter.dicom import read_file_meta
 from tests import support_wire as wire
-from tests.support_scp import eventually, incoming, leftovers
+from tests.support_scp import incoming, leftovers
+from tests.support_waiting import eventually
 from tests.test_scp_processes import open_for, processes
 
 #: `make soak` kills more often.

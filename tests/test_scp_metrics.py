@@ -16,7 +16,7 @@ from adapter.scp.figures import BOUNDS, REJECTIONS, STATUSES, Figures, ScpFigure
 from adapter.scp.tally import Tally
 from tests import support_wire as wire
 from tests.support_metrics import ask, scrape
-from tests.support_scp import eventually
+from tests.support_waiting import eventually
 from tests.test_scp_processes import Processes, free_port, processes
 
 SCP = Path(figures_module.__file__).parent

@@ -18,7 +18,8 @@ from adapter.core import open_adapter, open_spool
 from adapter.ledger.configuration import current
 from adapter.models import EntityKind
 from tests import support_wire as wire
-from tests.support_scp import add_ae_title, add_source, eventually, incoming, leftovers
+from tests.support_scp import add_ae_title, add_source, incoming, leftovers
+from tests.support_waiting import eventually
 
 COMMAND = "from adapter.scp import serve; from adapter.settings import load; serve(load())"
 

@@ -27,7 +27,6 @@ from tests.support_scp import (
     call,
     connect,
     dcmtk,
-    eventually,
     incoming,
     leftovers,
     put,
@@ -36,6 +35,7 @@ from tests.support_scp import (
     wheel_file,
     with_scp,
 )
+from tests.support_waiting import eventually
 
 CT = RealFile.read(wheel_file("CT_small.dcm"))
 EVLE, IVLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"

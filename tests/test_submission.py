@@ -12,17 +12,9 @@ from sqlalchemy import update
 from adapter.errors import NotYetVisible, PermanentError, TemporaryError
 from adapter.ledger import jobs, schema
 from adapter.models import JobState
-from tests.support_jobs import (
-    CT_SERIES,
-    add_group,
-    change,
-    eventually,
-    kinds,
-    make_work,
-    row,
-    rows,
-)
+from tests.support_jobs import CT_SERIES, add_group, change, kinds, make_work, row, rows
 from tests.support_ledger import everything_in
+from tests.support_waiting import eventually
 from workers import submission
 
 pytestmark = pytest.mark.every_ledger

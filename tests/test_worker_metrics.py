@@ -20,8 +20,9 @@ from adapter.embedded import broker
 from adapter.embedded.roles import worker_command
 from adapter.road import STAGES
 from tests.support_metrics import ask, scrape
-from tests.support_road import Association, add_ae_title, eventually, make_instance
+from tests.support_road import Association, add_ae_title, make_instance
 from tests.support_stack import Stack, free_port
+from tests.support_waiting import eventually
 from workers.figures import OTHER, OUTCOMES, WorkerFigures
 
 #: A worker that counts as dead sooner.

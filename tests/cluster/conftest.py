@@ -15,8 +15,9 @@ from adapter.ledger.schema import arrivals, exports, groups, jobs, task_files, t
 from adapter.road import STAGES
 from adapter.verify import verify
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import eventually, rows
+from tests.support_road import rows
 from tests.support_stack import Pacs, Stack, merged
+from tests.support_waiting import eventually
 
 #: Every role of a host, Redis apart: one receiver, and a worker for each stage.
 ROLES = ("scp", *(f"worker:{stage}" for stage in STAGES))

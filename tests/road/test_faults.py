@@ -20,8 +20,9 @@ from adapter.embedded.roles import accepts
 from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.road import STAGES
 from adapter.verify import verify
-from tests.support_road import eventually, rows
+from tests.support_road import rows
 from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_waiting import eventually
 from workers.clients.launcher import _descendants
 
 pytestmark = dcmtk

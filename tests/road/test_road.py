@@ -19,8 +19,9 @@ from adapter.embedded.roles import own_command
 from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.road import make_app
 from adapter.verify import verify
-from tests.support_road import Association, encode, eventually, make_instance, rows
+from tests.support_road import Association, encode, make_instance, rows
 from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
+from tests.support_waiting import eventually
 
 pytestmark = dcmtk
 
