@@ -64,6 +64,7 @@ def test_the_demo_passes_and_leaves_nothing(tmp_path):
 
     assert process.returncode == 0, output
     assert time.monotonic() - begin < 90
+    assert "rejected" not in output  # nobody sends before every receiving process knows of it
     assert "Sending 7 files to DEMO" in output
     assert "registered  7 instances of 2 series, 1 study" in output
     assert "Timeline of study 1.3.6.1.4.1.5962.1.1.0.0.0.1194734704.16302.0.1" in output

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapter import heartbeat
 from adapter.core import Adapter
 from adapter.embedded.roles import Role, accepts, own_command
 from adapter.errors import AdapterError
@@ -105,10 +106,20 @@ class Scene:
             put = configuration.put(adapter.ledger, kind, entity, replace=replace)
             version = max(version, put)
         end = time.monotonic() + _IN_FORCE_SECONDS
-        while (adapter.spool.read_configuration() or {"version": 0})["version"] < version:
+        while not _in_force(adapter, version):
             if time.monotonic() > end:
                 raise AdapterError("the SCP does not take the new configuration over")
             time.sleep(0.1)
+
+
+def _in_force(adapter: Adapter, version: int) -> bool:
+    """Tell whether every receiving process says that it has a version of the configuration."""
+    there = [
+        beat.get("configuration_version", 0)
+        for beat in heartbeat.read_all(adapter.spool)
+        if beat["role"] == "scp" and beat["age"] < heartbeat.SILENCE_SECONDS
+    ]
+    return bool(there) and min(there) >= version
 
 
 def build(folder: Path) -> Scene:
