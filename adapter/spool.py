@@ -374,9 +374,9 @@ class Spool:
     def list_jobs(self) -> Iterator[str]:
         """Yield the jobs that have a folder of results or of work; those with both, twice."""
         for top in (self.results, self.work):
-            for name in os.listdir(top):  # noqa: PTH208 - names are all that is wanted
+            for path in top.iterdir():
                 with suppress(ValueError):  # what no stage named is not ours to read
-                    yield str(uuid.UUID(name))
+                    yield str(uuid.UUID(path.name))
 
     def delete_job(self, job: str) -> None:
         """Delete a job's results, payload and attempts; already gone is gone."""
