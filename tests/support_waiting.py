@@ -21,5 +21,5 @@ def eventually(check: Callable[[], Any], timeout: float = 20.0) -> Any:
     deadline = time.monotonic() + timeout
     while not (result := check()):
         assert time.monotonic() < deadline, f"still {result!r} after {timeout} s"
-        time.sleep(0.02)
+        time.sleep(0.02)  # what is waited for is in other threads and processes: none can wake us
     return result
