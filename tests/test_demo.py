@@ -17,6 +17,7 @@ import pytest
 
 from adapter.demo import proof
 from adapter.demo.command import DEFAULT_STUDY
+from adapter.demo.scene import in_force
 from adapter.embedded.roles import own_command
 from adapter.settings import load
 from tests.support_stack import free_port
@@ -73,6 +74,18 @@ def test_the_demo_passes_and_leaves_nothing(tmp_path):
     assert "Spool and ledger account for each other." in output
     assert "The demo has passed" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_is_in_force_when_every_receiving_process_has_it(adapter):
+    """One that has not taken it over yet would reject the demo's association."""
+    assert not in_force(adapter, 3)
+    for pid, version, ago in ((1, 3, 0), (2, 2, 0), (3, 1, 60)):  # the last is gone
+        beat = {"role": "scp", "host": "a", "pid": pid, "at": time.time() - ago}
+        file = adapter.spool.status / f"scp-{pid}.json"
+        file.write_text(json.dumps({**beat, "configuration_version": version}))
+
+    assert not in_force(adapter, 3)
+    assert in_force(adapter, 2)
 
 
 def test_the_demo_survives_the_death_of_each_process(tmp_path):

@@ -106,13 +106,13 @@ class Scene:
             put = configuration.put(adapter.ledger, kind, entity, replace=replace)
             version = max(version, put)
         end = time.monotonic() + _IN_FORCE_SECONDS
-        while not _in_force(adapter, version):
+        while not in_force(adapter, version):
             if time.monotonic() > end:
                 raise AdapterError("the SCP does not take the new configuration over")
             time.sleep(0.1)
 
 
-def _in_force(adapter: Adapter, version: int) -> bool:
+def in_force(adapter: Adapter, version: int) -> bool:
     """Tell whether every receiving process says that it has a version of the configuration."""
     there = [
         beat.get("configuration_version", 0)
