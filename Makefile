@@ -33,7 +33,7 @@ help:  ## list the targets
 setup: $(RUN_STAMP)  ## make .venv with the locked run-time dependencies
 
 .PHONY: demo
-demo: $(RUN_STAMP)  ## run the whole road once on real DICOM files (STUDY=folder: on yours)
+demo: $(RUN_STAMP)  ## run the whole way once on real DICOM files (STUDY=folder: on yours)
 	@$(BIN)/dicom-adapter demo $(if $(STUDY),--study "$(STUDY)")
 
 .PHONY: up
@@ -57,8 +57,12 @@ compose-e2e: $(DEV_STAMP)  ## run docker-compose.yml for real, and kill what it 
 	@tests/compose_e2e.sh
 
 .PHONY: bench-road
-bench-road: $(DEV_STAMP) test-peers  ## measure the whole road with 1, 2 and 4 workers for each stage
-	@$(BIN)/python -m benchmarks.road $(ARGS)
+bench-road:
+	@echo "make bench-road is now make bench-stages" >&2; exit 2
+
+.PHONY: bench-stages
+bench-stages: $(DEV_STAMP) test-peers  ## measure the whole way with 1, 2 and 4 workers for each stage
+	@$(BIN)/python -m benchmarks.stages $(ARGS)
 
 .PHONY: soak
 soak: $(DEV_STAMP) test-peers  ## kill receivers, and the roles of two hosts, under load: some 560 deaths in ten minutes

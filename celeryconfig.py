@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road's table of contents: its stages in order, a queue for each, and how a bell is carried.
+"""The pipeline stages in order, a Celery queue for each, and how a wake-up is carried.
 
-A message is a doorbell ("this stage has work") and nothing else: it has no arguments, no result and
-may be lost at any moment.  What is due stands in the ledger.  The broker's address is not here: it
-belongs to one adapter and comes from its settings (see ``adapter.road``).
+A message is a wake-up ("this stage has work") and a hint, and may be lost at any moment.  What is
+due stands in the ledger.  The broker's address is not here: it
+belongs to one adapter and comes from its settings (see ``adapter.stages``).
 """
 
 from kombu import Queue
 
-#: The stages of the road, in order.  Each is one Celery task, one queue and one worker pool,
+#: The pipeline stages, in order.  Each is one Celery task, one queue and one worker pool,
 #: all three of the same name.
 STAGES = ("notification", "grouping", "submission", "pipeline", "export", "reclamation")
 
@@ -22,12 +22,12 @@ task_serializer = "json"
 accept_content = ["json"]
 task_ignore_result = True
 result_backend = None
-task_acks_late = False  # a lost bell costs seconds: the tick rings again
+task_acks_late = False  # a lost wake-up costs seconds: the due-work poll wakes it again
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
 
 worker_pool = "threads"  # stages wait for disks, peers and child processes
 worker_prefetch_multiplier = 1
-worker_disable_prefetch = True  # a bell goes to a free worker, never into a busy one's pocket
+worker_disable_prefetch = True  # a wake-up goes to a free worker, never to a busy one
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_proc_alive_timeout = 30.0
@@ -43,7 +43,7 @@ broker_transport_options = {
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    # A bell that cannot be delivered is given up at once: kombu's default tries for six seconds.
+    # A wake-up that cannot be delivered is given up at once: kombu's default tries for six seconds.
     "max_retries": 1,
     "interval_start": 0,
     "interval_step": 0.1,

@@ -194,7 +194,7 @@ def _inflate(file: BinaryIO, limit: int) -> BinaryIO:
 
 
 def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Instance:
-    """Read what the road needs to know of an acknowledged file.
+    """Read what the stages need to know of an acknowledged file.
 
     Parameters
     ----------

@@ -11,16 +11,16 @@ from adapter.models import Destination
 from adapter.scu.association import (
     CALLED_NOT_RECOGNISED,
     CALLING_NOT_RECOGNISED,
-    Association,
-    Broken,
-    Rejected,
+    AssociationBroken,
+    AssociationRejected,
+    RequestorAssociation,
     Unreachable,
 )
 from adapter.settings import Scu
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class EchoResult:
     """What became of a C-ECHO.
 
     Attributes
@@ -42,7 +42,7 @@ class Echo:
     rejected: bool = False
 
 
-def echo(destination: Destination, scu: Scu) -> Echo:
+def echo(destination: Destination, scu: Scu) -> EchoResult:
     """Ask a destination for Verification and say what came of it; it never raises for a peer.
 
     References
@@ -53,19 +53,19 @@ def echo(destination: Destination, scu: Scu) -> Echo:
     rejected = False
     try:
         ok, text = _ask(destination, scu)
-    except Rejected as rejection:
+    except AssociationRejected as rejection:
         ok, rejected = False, True
         text = f"{destination.name} {rejection}{_advice(rejection, destination, scu)}"
-    except Broken as broken:
+    except AssociationBroken as broken:
         ok, text = False, f"{destination.name} {broken}"
     except Unreachable as unreachable:
         ok, text = False, f"{unreachable}; check host and port, and whether the peer runs"
-    return Echo(ok, text, time.monotonic() - start, rejected)
+    return EchoResult(ok, text, time.monotonic() - start, rejected)
 
 
 def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
     context = VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN
-    with Association(destination, scu, [context]) as association:
+    with RequestorAssociation(destination, scu, [context]) as association:
         if context not in association.accepted:
             return False, (
                 f"{destination.name} accepts associations but refused Verification; "
@@ -80,7 +80,7 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
     )
 
 
-def _advice(rejection: Rejected, destination: Destination, scu: Scu) -> str:
+def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
     """Return what to do about a rejection, if we know."""
     if rejection.code == CALLING_NOT_RECOGNISED:
         return f"; add our AE title {scu.ae_title} at the peer"

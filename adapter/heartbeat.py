@@ -88,7 +88,7 @@ class Heart:
     Parameters
     ----------
     spool : Spool
-        Beside which the heartbeats are written; it need not be there yet.
+        BackgroundTasks which the heartbeats are written; it need not be there yet.
     role : str
         Whose heart it is.
     facts : callable

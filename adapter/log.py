@@ -47,7 +47,7 @@ def configure(*, json: bool | None = None, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Libraries log one line per bell or request; only their warnings are news.
+    # Libraries log one line per message or request; only their warnings are news.
     for name in ("celery", "kombu", "uvicorn.access", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Their complaints quote what a peer sent: values of data elements, AE titles, UIDs.

@@ -3,7 +3,7 @@
 
 ::
 
-    arrival  received -> registered | unwanted | quarantined
+    arrival  received -> registered | discarded | quarantined
     group    open -> closed -> submitted -> reclaiming -> reclaimed
     job      queued -> created -> described -> uploaded -> started -> succeeded
              any of these -> parked -> (where it stood) | discarded
@@ -37,7 +37,7 @@ class ArrivalState(StrEnum):
 
     RECEIVED = "received"  #: seen in incoming/, being registered
     REGISTERED = "registered"  #: an instance of a group
-    UNWANTED = "unwanted"  #: its processor does not want it, or the same was here before
+    DISCARDED = "discarded"  #: its processor does not want it, or the same was here before
     QUARANTINED = "quarantined"  #: could not be processed; waits for an operator
 
 
@@ -325,7 +325,7 @@ class ArrivalId:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The header of an acknowledged file, as far as the road needs it.
+    """The header of an acknowledged file, as far as the stages need it.
 
     Attributes
     ----------

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rebuilding: an empty ledger is filled from a spool whose own ledger is lost.
 
-The spool alone can rebuild the road up to the groups: the configuration from the copy that the SCP
-keeps, and the instances by registering them anew.  Groups, jobs and exports then come about as they
-did before, under the same ids; results that had been published are taken as they are, not made
-again, and are sent again to their destinations.  What is lost: the history, parked and discarded
-decisions, receipts, and the bounds between the generations of a group.
+The spool alone can rebuild everything up to the groups: the configuration from the SCP's copy, and
+the instances by registering them anew.  Groups, jobs and exports then come about as before, under
+the same ids.  Results that had been published are taken as they are, not made again, and are sent
+again to their destinations.  What is lost: the history, parked and discarded decisions, receipts,
+and the bounds between the generations of a group.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spool: every file operation of the road, and the rules that make a Success a promise.
+"""The spool: every file operation of the stages, and the rules that make a Success a promise.
 
 ::
 

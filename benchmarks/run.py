@@ -28,7 +28,7 @@ from adapter.files import spread_subdirectories
 from adapter.models import ArrivalId
 from adapter.scp.connection import RECEIVE_BYTES
 from adapter.spool import IncomingFile
-from benchmarks import beside, sending
+from benchmarks import receiver_under_load, sending
 from benchmarks.load import make_file
 from benchmarks.receivers import (
     AE_TITLE,
@@ -55,7 +55,7 @@ class Load:
 
 
 @dataclass
-class Figures:
+class Measurement:
     """What one run of one receiver came to."""
 
     rate: float
@@ -139,7 +139,7 @@ def send(sender: Path, port: int, load: Load, count: int, file: Path, *more: str
     return [float(word) for word in done.stdout.split()]
 
 
-def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Path) -> Figures:
+def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Path) -> Measurement:
     """Measure one receiver once, in a folder of its own."""
     slow = isinstance(receiver, Pynetdicom | OrthancReceiver)
     count = max(load.associations, load.count // (8 if slow and load.count > 8 else 1))
@@ -162,7 +162,7 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
             process.kill()
             process.wait()
     put_to_rest(folder)
-    return Figures(
+    return Measurement(
         instances / seconds, instances * size / seconds / 1e6, cpu / instances * 1e3, memory,
         p50 / 1e3, p99 / 1e3,
     )  # fmt: skip
@@ -248,7 +248,7 @@ def rounded(rate: float) -> str:
 
 def report(
     load: Load,
-    figures: dict[str, list[Figures]],
+    figures: dict[str, list[Measurement]],
     syncs: dict[str, str],
     *,
     most: float,
@@ -304,7 +304,7 @@ def main() -> None:
             file = folder / f"{load.size}.dcm"
             if not file.exists():
                 make_file(file, load.size)
-            figures: dict[str, list[Figures]] = {one.name: [] for one in receivers}
+            figures: dict[str, list[Measurement]] = {one.name: [] for one in receivers}
             alone = send(sender, 0, load, load.count, file, "discard")
             disk = [disk_rate(folder / f"{number}-{turn}-disk", load) for turn in range(rounds)]
             for turn in range(rounds):
@@ -326,7 +326,7 @@ def main() -> None:
 
 
 def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smoke: bool) -> None:
-    """Measure our sender, and our receiver with the rest of the road beside it."""
+    """Measure our sender, and our receiver with the other stages beside it."""
     ct = loads(smoke=smoke)[1]
     if wanted in "sending" and sending.here():
         sending.report(folder, size=ct.size, count=12 if smoke else 500, rounds=rounds)
@@ -335,11 +335,11 @@ def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smok
         make_file(file, ct.size)
 
         def burst(port: int) -> float:
-            # Long enough for the road to be at work meanwhile.
+            # Long enough for the stages to be at work meanwhile.
             instances, seconds, *_ = send(sender, port, ct, ct.count * 5, file)
             return instances / seconds
 
-        beside.report(folder, burst, rounds=rounds)
+        receiver_under_load.report(folder, burst, rounds=rounds)
 
 
 if __name__ == "__main__":

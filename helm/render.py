@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from adapter.road import STAGES
 from adapter.settings import Settings
+from adapter.stages import STAGES
 
 CHART = Path(__file__).parent
 BEGIN = "<!-- begin: written by `make docs` from values.yaml -->"

@@ -2,9 +2,9 @@
 # Runs docker-compose.yml for real, and kills what it can: `make compose-e2e`.
 #
 #   1. builds the image, and looks into it
-#   2. starts the whole project from nothing; the demo proves the road
+#   2. starts the whole project from nothing; the demo proves the whole way
 #   3. stops a busy worker: it ends warm, with exit code 0, within its grace
-#   4. kills workers and Redis in mid-road, empties Redis: one more job, and no more, comes of it
+#   4. kills workers and Redis in mid-work, empties Redis: one more job, and no more, comes of it
 #   5. takes everything down, with its volumes
 #
 # It needs a Docker engine and Compose 2.24 or newer; the images come from a registry, or are named by
@@ -118,7 +118,7 @@ look=(docker run --rm --read-only --tmpfs /tmp --cap-drop ALL --network none)
 ' || fail "the image is not as it should be"
 step "without root, build tools and a writable root folder, with its licences"
 
-# --- 2. the road ------------------------------------------------------------------------------------
+# --- 2. the whole way -------------------------------------------------------------------------------
 
 sh docker/make-secrets.sh "$DICOM_ADAPTER_SECRETS" >/dev/null
 # A pipeline that takes its time, so that there is a middle to kill in; and a disk that may be full.

@@ -79,7 +79,7 @@ def settings(tmp_path: Path, database_url: str | None) -> Settings:
                 update={"watermark_percent": 100.0, "reserve_space_gb": 0.0}
             ),
             "workers": loaded.workers.model_copy(
-                update={"tick_seconds": 0.2, "lease_seconds": 3.0}
+                update={"due_work_poll_seconds": 0.2, "lease_seconds": 3.0}
             ),
         }
     )

@@ -13,7 +13,7 @@ from adapter.dicom import part10_header
 from adapter.ledger import configuration, tasks
 from adapter.ledger.schema import events, exports, receipts, task_files
 from adapter.models import Destination, EntityKind
-from tests.support_road import CountingBells, encode, make_instance
+from tests.support_stages import CountingBells, encode, make_instance
 from tests.support_waiting import eventually
 from workers import export
 from workers.stage import Work

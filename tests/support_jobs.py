@@ -33,10 +33,10 @@ TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
 CT_SERIES = sorted((TEST_FILES / "dicomdirtests" / "77654033" / "CT2").iterdir())
 
 
-class Rung(list):
-    """Bells that remember what was rung."""
+class Woken(list):
+    """Queues that remember what was woken."""
 
-    def ring(self, *stages):
+    def wake(self, *stages):
         self.extend(stages)
         return True
 
@@ -53,7 +53,7 @@ def make_work(adapter, *, pipelines=None, **sections):
             for key, value in pipelines.items()
         }
     settings = adapter.settings.model_copy(update=changes)
-    return Work(replace(adapter, settings=settings), Rung())
+    return Work(replace(adapter, settings=settings), Woken())
 
 
 def add_ae_title(adapter, name="BRAIN"):

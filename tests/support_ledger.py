@@ -55,7 +55,7 @@ def add_row(adapter: Adapter, table: Table, **values: Any) -> None:
 
 
 def change_rows(adapter: Adapter, table: Table, *where: Any, **values: Any) -> None:
-    """Change rows behind the road's back."""
+    """Change rows behind the stages' back."""
     with adapter.ledger.write() as connection:
         connection.execute(update(table).where(*where).values(**values))
 
@@ -80,7 +80,7 @@ def add_arrival(
 ) -> str:
     """Add an acknowledged file, with its bytes unless `data` is None; return its id."""
     arrival = str(ArrivalId(at + number, association, number, version))
-    described = state in {"registered", "unwanted"} or study is not None
+    described = state in {"registered", "discarded"} or study is not None
     row: dict[str, Any] = {
         "id": arrival,
         "state": state,
@@ -107,7 +107,7 @@ def add_arrival(
         paths = {
             "received": adapter.spool.incoming_path(arrival),
             "registered": adapter.spool.instance_path(arrival),
-            "unwanted": adapter.spool.instance_path(arrival),
+            "discarded": adapter.spool.instance_path(arrival),
             "quarantined": adapter.spool.quarantine_path(arrival),
         }
         write_durably(paths[state], data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from adapter.models import Destination, Outcome
-from adapter.scu.association import Broken, Rejected, Unreachable
+from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.settings import Scu
 from tests.support_stack import write_study
 from workers.clients.store_scu import examine, store
@@ -82,5 +82,5 @@ class Modality:
                 ):
                     if receipt.outcome is Outcome.STORED:
                         self.acknowledged.add(left.pop(receipt.number).sop_instance_uid)
-            except (Unreachable, Rejected, Broken):
+            except (Unreachable, AssociationRejected, AssociationBroken):
                 threading.Event().wait(0.1)  # as a modality waits before it tries again

@@ -25,8 +25,8 @@ from adapter.embedded import broker
 from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, Source
-from adapter.road import STAGES, broker_url, password_file
-from tests.support_road import add_ae_title, encode, make_instance
+from adapter.stages import STAGES, broker_url, password_file
+from tests.support_stages import add_ae_title, encode, make_instance
 from tests.support_waiting import eventually
 
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
@@ -72,7 +72,7 @@ class Stack:
             "broker": {"port": free_port()},
             "dicom": {"scp": {"host": "127.0.0.1", "port": free_port(), "processes": 1}},
             "storage": {"watermarkPercent": 100, "reserveSpaceGB": 0, "retentionSeconds": 3600},
-            "workers": {"tickSeconds": 0.5, "leaseSeconds": 4, "shortConcurrency": 6},
+            "workers": {"dueWorkPollSeconds": 0.5, "leaseSeconds": 4, "shortConcurrency": 6},
             "pipelines": pipelines,
         }
         self._pipelines = pipelines

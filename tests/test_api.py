@@ -21,14 +21,14 @@ from fastapi.testclient import TestClient
 
 from adapter import heartbeat
 from adapter.api import server
-from adapter.api.access import Access
 from adapter.api.app import create_app
+from adapter.api.opening import AdapterOpening
 from adapter.api.problems import Problem
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import schema
-from adapter.road import STAGES
 from adapter.settings import Settings
+from adapter.stages import STAGES
 from tests.support_ledger import (
     LONG_AGO,
     STUDY,
@@ -50,17 +50,17 @@ CANARY = "CANARY^NAME"
 
 
 class Redis:
-    """Bells of a Redis that is there, or away."""
+    """StageQueues of a Redis that is there, or away."""
 
     def __init__(self) -> None:
         self.queues: dict[str, int] | None = dict.fromkeys(STAGES, 0)
-        self.rung: list[str] = []
+        self.woken: list[str] = []
 
-    def waiting(self, stages: Any = STAGES) -> dict[str, int] | None:
+    def lengths(self, stages: Any = STAGES) -> dict[str, int] | None:
         return None if self.queues is None else {stage: self.queues[stage] for stage in stages}
 
-    def ring(self, *stages: str) -> bool:
-        self.rung += stages
+    def wake(self, *stages: str) -> bool:
+        self.woken += stages
         return True
 
 
@@ -70,15 +70,15 @@ def redis() -> Redis:
 
 
 @pytest.fixture
-def access(settings: Settings, redis: Redis) -> Access:
-    access = Access(settings)
-    access.bells = redis  # type: ignore[assignment]
-    return access
+def opening(settings: Settings, redis: Redis) -> AdapterOpening:
+    opening = AdapterOpening(settings)
+    opening.queues = redis  # type: ignore[assignment]
+    return opening
 
 
 @pytest.fixture
-def client(access: Access, adapter: Adapter) -> Iterator[TestClient]:
-    with TestClient(create_app(access), raise_server_exceptions=False) as client:
+def client(opening: AdapterOpening, adapter: Adapter) -> Iterator[TestClient]:
+    with TestClient(create_app(opening), raise_server_exceptions=False) as client:
         eventually(lambda: client.get("/health/ready").status_code == 200)
         yield client
 
@@ -89,7 +89,7 @@ def version(adapter: Adapter) -> int:
 
 
 @contextmanager
-def broken_ledger(adapter: Adapter, access: Access) -> Iterator[None]:
+def broken_ledger(adapter: Adapter, opening: AdapterOpening) -> Iterator[None]:
     """Take the ledger away, as a database server that stops does."""
     if adapter.ledger.is_shared:
         with shut(adapter.ledger.url):
@@ -97,7 +97,7 @@ def broken_ledger(adapter: Adapter, access: Access) -> Iterator[None]:
         return
     file = adapter.settings.data / "ledger.sqlite"
     hidden = file.with_suffix(".away")
-    access.adapter.ledger.close()
+    opening.adapter.ledger.close()
     for path in (file, *file.parent.glob("ledger.sqlite-*")):
         path.rename(hidden.with_suffix(path.suffix + ".away"))
     file.mkdir()
@@ -107,7 +107,7 @@ def broken_ledger(adapter: Adapter, access: Access) -> Iterator[None]:
         file.rmdir()
         for path in file.parent.glob("*.away"):
             path.rename(file.with_suffix(path.with_suffix("").suffix))
-        access.adapter.ledger.close()
+        opening.adapter.ledger.close()
 
 
 # -- health ----------------------------------------------------------------------------------------
@@ -131,11 +131,11 @@ def test_a_working_adapter_is_green(client: TestClient, adapter: Adapter) -> Non
 def test_the_api_beats_and_ticks_like_every_role(
     client: TestClient, adapter: Adapter, version: int, redis: Redis
 ) -> None:
-    """Work that nobody was rung for is found by the API's tick; its heartbeat is in the status."""
+    """The API's due-work poll finds work without a wake-up; its heartbeat is in the status."""
     job = add_job(adapter, add_group(adapter, version, state="closed"))
     assert job
 
-    eventually(lambda: "submission" in redis.rung)
+    eventually(lambda: "submission" in redis.woken)
 
     (process,) = client.get("/health/status").json()["services"]["api"]
     assert (process["pid"], process["alive"]) == (os.getpid(), True)
@@ -261,19 +261,19 @@ def test_a_redis_that_is_not_there_is_found_out_quickly(
 ) -> None:
     """A broker that refuses connections holds the status up for less than two seconds."""
     broker = settings.broker.model_copy(update={"url": "redis://127.0.0.1:1/0"})
-    access = Access(settings.model_copy(update={"broker": broker}))
+    opening = AdapterOpening(settings.model_copy(update={"broker": broker}))
     began = time.monotonic()
 
-    assert access.bells.waiting() is None
+    assert opening.queues.lengths() is None
     assert time.monotonic() - began < 2
 
 
 def test_a_full_disk_is_red(settings: Settings, adapter: Adapter, redis: Redis) -> None:
     """When nothing can be received any more the status is red, and the answer is 503."""
     storage = settings.storage.model_copy(update={"reserve_space_gb": 1e9})
-    access = Access(settings.model_copy(update={"storage": storage}))
-    access.bells = redis  # type: ignore[assignment]
-    with TestClient(create_app(access)) as client:
+    opening = AdapterOpening(settings.model_copy(update={"storage": storage}))
+    opening.queues = redis  # type: ignore[assignment]
+    with TestClient(create_app(opening)) as client:
         eventually(lambda: client.get("/health/ready").status_code == 200)
 
         status = client.get("/health/status")
@@ -297,10 +297,10 @@ def test_what_waits_in_incoming_is_notifications_work(
 
 
 def test_without_a_ledger_the_api_lives_and_says_so(
-    client: TestClient, access: Access, adapter: Adapter
+    client: TestClient, opening: AdapterOpening, adapter: Adapter
 ) -> None:
     """A ledger that goes away and comes back: live throughout, 503 meanwhile, then ready again."""
-    with broken_ledger(adapter, access):
+    with broken_ledger(adapter, opening):
         live = client.get("/health/live")
         ready = client.get("/health/ready")
         status = client.get("/health/status")
@@ -320,7 +320,7 @@ def test_without_a_ledger_the_api_lives_and_says_so(
 
 def test_the_api_starts_without_a_ledger_and_opens_it_when_it_comes(settings: Settings) -> None:
     """An API that starts before its ledger answers 503, and 200 as soon as the ledger is there."""
-    with ExitStack() as away, TestClient(create_app(Access(settings))) as client:
+    with ExitStack() as away, TestClient(create_app(AdapterOpening(settings))) as client:
         if settings.database.url is None:
             in_the_way = settings.data / "ledger.sqlite"
             in_the_way.mkdir(parents=True)

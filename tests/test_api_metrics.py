@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API's figures: what pools are scaled by, and what Prometheus is told of ledger and spool."""
+"""The API's metrics: what pools are scaled by, and what Prometheus is told of ledger and spool."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from adapter import heartbeat, road
-from adapter.api import figures as figures_module
-from adapter.api.access import Access
-from adapter.api.figures import Away, Fresh
+from adapter import heartbeat, stages
+from adapter.api import metrics as metrics_module
+from adapter.api.metrics import Away, Fresh
+from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.ledger import configuration, schema
 from adapter.models import Destination, EntityKind
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from tests import test_api
 from tests.support_ledger import (
     LONG_AGO,
@@ -35,9 +35,9 @@ from tests.test_api import CANARY, Redis, broken_ledger
 pytestmark = pytest.mark.every_ledger
 
 # The same API as there.
-redis, access, client, version = (
+redis, opening, client, version = (
     test_api.redis,
-    test_api.access,
+    test_api.opening,
     test_api.client,
     test_api.version,
 )
@@ -51,7 +51,7 @@ def _no_housekeeping(adapter: Adapter) -> None:
 
 @pytest.fixture(autouse=True)
 def _never_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures_module, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(metrics_module, "FRESH_SECONDS", -1.0)
 
 
 def scaling(client: TestClient, stage: str) -> tuple[int, float]:
@@ -156,8 +156,8 @@ def test_exports_to_a_destination_on_hold_scale_nothing(
 def test_reclamation_wakes_for_its_sweep(
     client: TestClient, adapter: Adapter, version: int
 ) -> None:
-    """Unwanted files, and a sweep that is due, bring a pool back that was scaled to nothing."""
-    add_arrival(adapter, version, state="unwanted")
+    """Discarded files, and a sweep that is due, bring a pool back that was scaled to nothing."""
+    add_arrival(adapter, version, state="discarded")
     assert scaling(client, "reclamation")[0] == 1
 
     add_row(adapter, schema.meta, name="housekept", value=str(LONG_AGO - 3600))
@@ -165,10 +165,10 @@ def test_reclamation_wakes_for_its_sweep(
 
 
 def test_without_the_ledger_there_is_no_number(
-    client: TestClient, adapter: Adapter, access: Access
+    client: TestClient, adapter: Adapter, opening: AdapterOpening
 ) -> None:
     """A scaler is told that nothing is known, and so falls back; it is never told zero."""
-    with broken_ledger(adapter, access):
+    with broken_ledger(adapter, opening):
         assert client.get("/scaling/export").status_code == 503
         assert client.get("/scaling/notification").status_code == 200
     assert client.get("/scaling/export").status_code == 200
@@ -245,11 +245,11 @@ def test_processes_that_are_silent_do_not_count(client: TestClient, adapter: Ada
 
 
 def test_what_is_away_is_told_and_its_figures_are_left_out(
-    client: TestClient, adapter: Adapter, access: Access, redis: Redis
+    client: TestClient, adapter: Adapter, opening: AdapterOpening, redis: Redis
 ) -> None:
-    """Without ledger and Redis the answer says which of them is away, and the spool's figures."""
+    """Without ledger and Redis the answer says which of them is away, and the spool's metrics."""
     redis.queues = None
-    with broken_ledger(adapter, access):
+    with broken_ledger(adapter, opening):
         found = scrape(client)
 
     assert found.value("dicom_adapter_ledger_up") == 0
@@ -275,7 +275,7 @@ def test_no_name_that_nobody_configured_becomes_a_label(
 
 def test_the_ledger_is_asked_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scrapes that come at once, and soon after each other, share one look."""
-    monkeypatch.setattr(figures_module, "FRESH_SECONDS", 60.0)
+    monkeypatch.setattr(metrics_module, "FRESH_SECONDS", 60.0)
     going, asked = threading.Event(), []
 
     def find() -> int:
@@ -300,7 +300,7 @@ def test_the_ledger_is_asked_once_however_many_ask(monkeypatch: pytest.MonkeyPat
 
 def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks waits a moment; one thread hangs, however often it is asked."""
-    monkeypatch.setattr(figures_module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(metrics_module, "PATIENCE_SECONDS", 0.05)
     hangs, asked = threading.Event(), []
 
     def find() -> int:
@@ -314,11 +314,11 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
             fresh.get()
     assert len(asked) == 1
 
-    monkeypatch.setattr(figures_module, "PATIENCE_SECONDS", 10.0)
+    monkeypatch.setattr(metrics_module, "PATIENCE_SECONDS", 10.0)
     hangs.set()
     assert fresh.get() == 7
 
 
 def test_stages_are_asked_about_alike_by_the_tick_and_the_scaler(adapter: Adapter) -> None:
-    """What rings a stage is what scales it: both ask the same questions."""
-    assert [road.NOTIFICATION, *road.due_questions(adapter.settings)] == list(STAGES)
+    """What wakes a stage is what scales it: both ask the same questions."""
+    assert [stages.NOTIFICATION, *stages.due_questions(adapter.settings)] == list(STAGES)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter.core import open_adapter
-from adapter.scp.association import Association
+from adapter.scp.acceptor import AssociationAcceptor
+from adapter.scp.association import AcceptorAssociation
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.reception import Reception
-from adapter.scp.reports import Reports
+from adapter.scp.events import ScpEvents
 from adapter.settings import load
 from tests import support_wire as wire
 from tests.support_scp import add_ae_title, add_source, incoming, leftovers
@@ -49,10 +49,12 @@ class Receiver:
         configuration.refresh(adapter.ledger)
         self.adapter = adapter
         self.scp = scp.dicom.scp
-        self.reception = Reception(scp, adapter.spool, configuration, Reports(), lambda: None)
+        self.acceptor = AssociationAcceptor(
+            scp, adapter.spool, configuration, ScpEvents(), lambda: None
+        )
 
     def call(self):
-        return Association(self.scp, self.reception, "127.0.0.1")
+        return AcceptorAssociation(self.scp, self.acceptor, "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def receiver(tmp_path_factory):
     add_source(adapter, "MODALITY")
     found = Receiver(adapter, loaded)
     yield found
-    found.reception.close()
+    found.acceptor.close()
     adapter.close()
 
 
@@ -113,7 +115,7 @@ def test_any_damage_to_a_conversation_is_survived(receiver, sentences, damages, 
     said = pdus(converse(receiver.call(), bytes(stream), size))
 
     assert [kind for kind in said if kind != 4] in ([], [2], [2, 6], [2, 7], [3], [7])
-    assert receiver.reception.active == 0
+    assert receiver.acceptor.active == 0
     assert leftovers(receiver.adapter) == []
     for path in set(incoming(receiver.adapter)) - before:
         if not damages:

@@ -20,8 +20,8 @@ from adapter.settings import Settings
 from adapter.verify import verify
 from tests.support_ledger import lose_ledger
 from tests.support_postgresql import find_programs
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -75,7 +75,7 @@ def test_what_came_between_the_two_copies_is_registered_again(
 
     def receive(adapter: Adapter, *instances) -> None:
         for ds in instances:
-            Association(adapter, version).store(ds, received_at=received_at)
+            IncomingAssociation(adapter, version).store(ds, received_at=received_at)
 
     work = make_work(adapter)
     receive(adapter, *(make_instance(StudyInstanceUID=study) for _ in range(2)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from tests.support_stack import Stack
 from tests.support_waiting import eventually
 

@@ -71,7 +71,7 @@ def test_a_first_install_waits_for_nothing_that_is_not_there_yet(server: HelmSer
     assert not any(name.endswith("-migrate") for _, _, name in server.changes)
 
     server.changes.clear()
-    server.upgrade({"settings": {"workers": {"tickSeconds": 2}}})
+    server.upgrade({"settings": {"workers": {"dueWorkPollSeconds": 2}}})
 
     assert first(server, "Job") < first(server, "Deployment")
     (there,) = server.before_jobs

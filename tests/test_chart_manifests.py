@@ -13,7 +13,7 @@ import typer
 from helm_python.chart import lint
 
 from adapter import cli
-from adapter.road import STAGES as ROAD
+from adapter.stages import STAGES as ALL_STAGES
 from tests.support_chart import (
     CASES,
     CHART,
@@ -59,11 +59,11 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 
 def test_the_stages_are_those_of_the_road() -> None:
-    """The chart has a pool for every stage of the road, and for nothing else."""
-    assert STAGES == ROAD
+    """The chart has a pool for every pipeline stage, and for nothing else."""
+    assert STAGES == ALL_STAGES
     for name in CASES:
         deployments = {pod.component for pod in case(name).pods()}
-        assert set(ROAD) < deployments
+        assert set(ALL_STAGES) < deployments
 
 
 @every_case
@@ -345,7 +345,7 @@ def test_a_version_alone_replaces_no_pod() -> None:
 def test_a_change_of_settings_starts_new_pods(name: str) -> None:
     """Each pod of the adapter carries the checksum of the settings it was started with."""
     changed = {**values_of(name)}
-    changed["settings"] = {**changed.get("settings", {}), "workers": {"tickSeconds": 7}}
+    changed["settings"] = {**changed.get("settings", {}), "workers": {"dueWorkPollSeconds": 7}}
     before, after = case(name), render(changed)
     for pod in before.pods():
         if pod.owner["kind"] == "Deployment":

@@ -12,10 +12,10 @@ from helm_python import HelmRenderError
 from prometheus_client.registry import CollectorRegistry
 
 from adapter import settings as settings_module
-from adapter.api.access import Access
 from adapter.api.app import create_app
-from adapter.scp.figures import ScpFigures
-from adapter.scp.tally import Tally
+from adapter.api.opening import AdapterOpening
+from adapter.scp.metrics import ScpCollector
+from adapter.scp.shared_counters import SharedCounters
 from tests.support_chart import CHART, STAGES, Rendered, case, render
 
 KEDA = {"stageAutoscaling": {"keda": {"enabled": True}}}
@@ -54,8 +54,8 @@ def test_a_large_installation_scales_the_stages_by_keda_and_the_receiver_by_asso
 def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
     """Both triggers ask a route of the API that exists, for figures that it answers with."""
     rendered = case("hospital")
-    paths = create_app(Access(settings_module.load())).openapi()
-    figures = paths["components"]["schemas"]["Scaling"]["properties"]
+    paths = create_app(AdapterOpening(settings_module.load())).openapi()
+    metrics = paths["components"]["schemas"]["Scaling"]["properties"]
     for item in rendered.of("ScaledObject"):
         stage = item["metadata"]["labels"]["app.kubernetes.io/component"]
         triggers = {trigger["name"]: trigger for trigger in item["spec"]["triggers"]}
@@ -65,8 +65,8 @@ def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
             # By Value the number of replicas would be multiplied by it, and no fallback held.
             assert trigger["metricType"] == "AverageValue"
             metadata = trigger["metadata"]
-            assert metadata["valueLocation"] in figures
-            assert figures[metadata["valueLocation"]]["type"] in {"integer", "number"}
+            assert metadata["valueLocation"] in metrics
+            assert metrics[metadata["valueLocation"]]["type"] in {"integer", "number"}
             path = re.fullmatch(
                 r"http://pacs-ai-dicom-adapter-api\.imaging\.svc:5000(/.+)", metadata["url"]
             )
@@ -117,12 +117,12 @@ def test_what_watches_over_quiet_time_is_always_there() -> None:
             render(values)
 
 
-def desired(item: dict[str, Any], figures: dict[str, float]) -> int:
+def desired(item: dict[str, Any], metrics: dict[str, float]) -> int:
     """Return the replicas that KEDA asks for: the most of what its triggers ask for."""
     spec = item["spec"]
     wanted = [
         -(
-            -figures[trigger["metadata"]["valueLocation"]]
+            -metrics[trigger["metadata"]["valueLocation"]]
             // float(trigger["metadata"]["targetValue"])
         )
         for trigger in spec["triggers"]
@@ -161,7 +161,7 @@ def test_the_receiver_scales_slowly_down() -> None:
 def test_the_receivers_metric_is_one_that_it_has() -> None:
     """The name that the HPA asks for is a name that the SCP serves."""
     registry = CollectorRegistry()
-    registry.register(ScpFigures(Tally(1), 25))
+    registry.register(ScpCollector(SharedCounters(1), 25))
     (metric,) = case("hospital").find("HorizontalPodAutoscaler", "-scp")["spec"]["metrics"]
 
     assert registry.get_sample_value(metric["pods"]["metric"]["name"]) == 0

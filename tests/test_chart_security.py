@@ -188,17 +188,17 @@ def flows(rendered: Rendered, direction: str, side: str) -> set[tuple[str, str, 
     return found
 
 
-ROAD = ("scp", *STAGES, "api")
+ROLES = ("scp", *STAGES, "api")
 
 
 def wanted_egress(to_servers: bool) -> set[Flow]:
-    found = {(role, "anyone", 53) for role in (*ROAD, "flower", "operator", "migrate", "echo")}
+    found = {(role, "anyone", 53) for role in (*ROLES, "flower", "operator", "migrate", "echo")}
     if to_servers:
-        found |= {(role, "redis", 6379) for role in (*ROAD, "flower")}
-        found |= {(role, "postgresql", 5432) for role in (*ROAD, "operator", "migrate")}
+        found |= {(role, "redis", 6379) for role in (*ROLES, "flower")}
+        found |= {(role, "postgresql", 5432) for role in (*ROLES, "operator", "migrate")}
     else:
-        found |= {(role, "anyone", 6380) for role in (*ROAD, "flower")}
-        found |= {(role, "anyone", 5433) for role in (*ROAD, "operator", "migrate")}
+        found |= {(role, "anyone", 6380) for role in (*ROLES, "flower")}
+        found |= {(role, "anyone", 5433) for role in (*ROLES, "operator", "migrate")}
     return found | {
         ("operator", "anyone", 443),
         ("operator", "anyone", 6443),
@@ -217,8 +217,8 @@ def test_only_what_is_needed_flows_in_a_small_installation() -> None:
     ingress |= {(role, peer, port)
                 for role, port in (("api", 5000), ("flower", 5555))
                 for peer in ("namespace", "monitoring")}  # fmt: skip
-    ingress |= {("redis", role, 6379) for role in (*ROAD, "flower")}
-    ingress |= {("postgresql", role, 5432) for role in (*ROAD, "operator", "migrate")}
+    ingress |= {("redis", role, 6379) for role in (*ROLES, "flower")}
+    ingress |= {("postgresql", role, 5432) for role in (*ROLES, "operator", "migrate")}
     assert flows(rendered, "ingress", "from") == ingress | {("scp", "anyone", 11112)}
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helm_python import HelmRenderError, HelmValuesError
 
-from adapter import __version__, road
+from adapter import __version__, stages
 from adapter.settings import Settings, load
 from tests.support_chart import CASES, CHART, STAGES, Pod, Rendered, case, render
 
@@ -153,7 +153,7 @@ def test_every_role_can_read_its_settings(
         if "DICOMADAPTER__DATABASE__PASSWORDFILE" in variables:
             assert ":s3cret@" in settings.database_url
         if "DICOMADAPTER__BROKER__PASSWORDFILE" in variables:
-            assert ":s3cret@" in road.broker_url(settings)
+            assert ":s3cret@" in stages.broker_url(settings)
 
 
 def test_the_values_settings_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from adapter.core import Adapter, open_adapter, open_ledger
-from adapter.ledger import condition, revisions, schema
+from adapter.ledger import health, revisions, schema
 from adapter.settings import Settings
 from tests.support_ledger import add_row
 from tests.support_postgresql import PostgreSQL, shut
@@ -135,7 +135,7 @@ def test_clocks_that_differ_are_a_problem(
     cli: Cli, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups would close early or late; the message says by how much, and what to do."""
-    monkeypatch.setattr(condition.time, "time", lambda: adapter.ledger.now() - 90)
+    monkeypatch.setattr(health.time, "time", lambda: adapter.ledger.now() - 90)
 
     code, found = checked(cli)
 

@@ -17,7 +17,7 @@ import typer
 from adapter import cli
 from adapter import settings as settings_module
 from adapter.demo import scene
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from tests.test_docs import IN_ENVIRONMENT, renderer
 
 ROOT = Path(__file__).parents[1]
@@ -181,7 +181,7 @@ def test_redis_and_the_ledger_are_on_a_network_of_their_own():
     assert PROJECT["networks"]["state"]["internal"] is True
     for name in ("redis", "database"):
         assert list(SERVICES[name]["networks"]) == ["state"]
-    assert list(SERVICES["demo-pacs"]["networks"]) == ["road"]
+    assert list(SERVICES["demo-pacs"]["networks"]) == ["stages"]
 
 
 @each_service

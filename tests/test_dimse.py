@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from adapter.scp.command_sets import UnreadableCommand, decode_command
 from adapter.scp.dimse import (
     DataSet,
-    Echo,
+    EchoRequest,
     MessageReader,
     ProtocolViolation,
-    Refused,
-    Store,
+    RefusedRequest,
+    StoreRequest,
     encode_response,
 )
 from adapter.scp.upper_layer import Fragment
@@ -50,10 +50,10 @@ def command(context_id, encoded):
 
 
 def test_an_echo_is_read_and_answered():
-    """C-ECHO-RQ becomes an Echo, and its response is the Standard's, byte for byte."""
+    """C-ECHO-RQ becomes an EchoRequest, and its response is the Standard's, byte for byte."""
     (echo,) = read(command(wire.ECHO, wire.echo_command(message_id=7)))
 
-    assert Echo(wire.ECHO, 7) == echo
+    assert EchoRequest(wire.ECHO, 7) == echo
     assert encode_response(echo) == bytes.fromhex(
         "00000000 04000000 42000000"
         "00000200 12000000 312e322e3834302e31303030382e312e3100"
@@ -65,7 +65,7 @@ def test_an_echo_is_read_and_answered():
 
 
 def test_a_store_is_read_and_answered():
-    """C-STORE-RQ becomes a Store, its data set comes in pieces, and its response names it."""
+    """C-STORE-RQ becomes a StoreRequest, its data set comes in pieces, its response names it."""
     seen = read(
         command(wire.CT, wire.store_command("1.2.3", message_id=9)),
         fragment(wire.CT, command=False, last=False, data=b"ab"),
@@ -73,8 +73,8 @@ def test_a_store_is_read_and_answered():
         command(wire.ECHO, wire.echo_command()),
     )
 
-    store = Store(wire.CT, 9, wire.CT_IMAGE, "1.2.3")
-    assert seen == [store, b"ab", b"cd", Echo(wire.ECHO, 1)]
+    store = StoreRequest(wire.CT, 9, wire.CT_IMAGE, "1.2.3")
+    assert seen == [store, b"ab", b"cd", EchoRequest(wire.ECHO, 1)]
     assert decode_command(encode_response(store, 0xA700, "no space" + "x" * 100))[0x0902] == (
         b"no space" + b"x" * 56
     )
@@ -114,7 +114,11 @@ def test_refused_by_the_command_set(context_id, encoded, status, follows):
     """A command set that cannot be obeyed is refused, and a data set that follows is expected."""
     (refused,) = read(command(context_id, encoded))
 
-    assert (type(refused), refused.status, refused.data_set_follows) == (Refused, status, follows)
+    assert (type(refused), refused.status, refused.data_set_follows) == (
+        RefusedRequest,
+        status,
+        follows,
+    )
     response = decode_command(encode_response(refused, refused.status))
     assert response[0x0100] == wire.us(refused.command_field | 0x8000)
     assert response[0x0900] == wire.us(status)
@@ -170,7 +174,9 @@ def test_a_cancel_is_ignored():
     """D12: an unsolicited C-CANCEL has no response (PS3.7 section 9.3.2.3)."""
     cancel = wire.command({0x0100: wire.us(0x0FFF), 0x0120: wire.us(1), 0x0800: wire.us(0x0101)})
 
-    assert read(command(wire.CT, cancel), STORE) == [Store(wire.CT, 1, wire.CT_IMAGE, "1.2.3.4.5")]
+    assert read(command(wire.CT, cancel), STORE) == [
+        StoreRequest(wire.CT, 1, wire.CT_IMAGE, "1.2.3.4.5")
+    ]
 
 
 def test_the_data_set_of_a_refused_request_is_read_to_its_end():
@@ -181,7 +187,7 @@ def test_the_data_set_of_a_refused_request_is_read_to_its_end():
         command(wire.ECHO, wire.echo_command()),
     )
 
-    assert (refused.status, piece, echo) == (0x0122, b"ab", Echo(wire.ECHO, 1))
+    assert (refused.status, piece, echo) == (0x0122, b"ab", EchoRequest(wire.ECHO, 1))
 
 
 def test_nothing_of_a_command_set_is_left_for_the_next():

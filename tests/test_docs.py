@@ -15,11 +15,11 @@ from pydantic import BaseModel
 
 from adapter import cli
 from adapter import settings as settings_module
-from adapter.api.access import Access
 from adapter.api.app import create_app
+from adapter.api.opening import AdapterOpening
 from adapter.models import AETitle, Destination, Source
 from adapter.processors.ae_title import AETitleSettings
-from adapter.road import STAGES
+from adapter.stages import STAGES
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -179,7 +179,7 @@ def test_every_command_is_on_the_page() -> None:
 
 def test_every_route_is_on_the_page() -> None:
     """What the REST API answers stands in docs/interfaces.md, and nothing that it does not."""
-    routes = set(create_app(Access(settings_module.load())).openapi()["paths"])
+    routes = set(create_app(AdapterOpening(settings_module.load())).openapi()["paths"])
 
     assert len(routes) > 8
     table = INTERFACES[INTERFACES.index("| route |") :].split("\n\n")[0]

@@ -19,7 +19,7 @@ from adapter.embedded import broker, logs, ports, supervisor
 from adapter.embedded.logs import RoleLog
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError, ConfigurationError
-from adapter.road import broker_url, password_file
+from adapter.stages import broker_url, password_file
 from tests.support_supervisor import environment, make_role, runs
 from tests.support_waiting import eventually
 
@@ -265,21 +265,21 @@ def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
 
 
 def test_a_killed_redis_keeps_its_bells(start, free_settings):
-    """A bell that was rung is still there after Redis was killed and started again."""
+    """A wake-up that was sent is still there after Redis was killed and started again."""
     one = start(own_redis=True)
     assert one.wait_ready(20)
     with redis.Redis.from_url(broker_url(free_settings)) as client:
-        client.rpush("export", "bell")
+        client.rpush("export", "wake-up")
         killed = one.pids["redis"]
 
         os.kill(killed, signal.SIGKILL)
 
         eventually(lambda: one.pids["redis"] not in {None, killed} and not one.missing())
-        assert client.lrange("export", 0, -1) == [b"bell"]
+        assert client.lrange("export", 0, -1) == [b"wake-up"]
 
 
 def test_a_redis_that_cannot_load_starts_empty(start, free_settings):
-    """Bells may be lost, so a broken append-only file does not keep the adapter from starting."""
+    """Wake-ups may be lost, so the adapter starts in spite of a broken append-only file."""
     kept = free_settings.data / "redis" / "appendonlydir"
     kept.mkdir(parents=True)
     (kept / "appendonly.aof.manifest").write_text("this is no manifest\n")

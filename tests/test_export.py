@@ -14,12 +14,12 @@ import pytest
 from pydicom.uid import ImplicitVRLittleEndian
 from sqlalchemy import update
 
-from adapter import road
+from adapter import stages
 from adapter.errors import PermanentError
-from adapter.ledger import exports, holds, schema
+from adapter.ledger import destination_holds, exports, schema
+from adapter.ledger.export_policy import FileCounts, state_after_try
 from adapter.ledger.queries import find_export
 from adapter.ledger.receipts import Receipt
-from adapter.ledger.verdicts import Tally, verdict
 from adapter.models import ExportState, Outcome
 from adapter.settings import ScuExport
 from tests.support_exports import (
@@ -69,7 +69,7 @@ def state(adapter, destination="PACS"):
 
 
 def test_all_files_are_confirmed(quick, pacs):
-    """A task's files arrive once each; the export has succeeded and rings reclamation."""
+    """A task's files arrive once each; the export has succeeded and wakes reclamation."""
     uids = add_task(quick, 20)
     work = make_work(quick)
 
@@ -80,7 +80,7 @@ def test_all_files_are_confirmed(quick, pacs):
     assert pacs.associations == 1
     assert state(quick) == SUCCEEDED
     assert outcomes(quick) == dict.fromkeys(uids, "stored")
-    assert work.bells.rung == [road.RECLAMATION]
+    assert work.queues.woken == [stages.RECLAMATION]
     assert kinds(quick) == ["export-started", "export-succeeded"]
     assert one_export(quick).lease_token is None
 
@@ -231,20 +231,20 @@ def test_refused_for_good_is_not_tried_again(quick, pacs):
 
 VERDICTS = [
     # counts, tries, remote: state, failed
-    ((Tally(0, 0, 0), 1, False), (SUCCEEDED, False)),
-    ((Tally(100, 100, 0), 1, False), (SUCCEEDED, False)),
-    ((Tally(100, 51, 49), 1, False), (PENDING, False)),
-    ((Tally(100, 50, 50), 1, False), (PENDING, False)),
-    ((Tally(100, 49, 51), 1, False), (PENDING, True)),
-    ((Tally(100, 50, 50), 4, False), (PARTIAL, False)),
-    ((Tally(100, 50, 0), 1, False), (PARTIAL, False)),
-    ((Tally(100, 49, 51), 4, False), (PARKED, True)),
-    ((Tally(100, 49, 51), 3, False), (PENDING, True)),
-    ((Tally(100, 49, 0), 1, False), (PARKED, True)),
-    ((Tally(100, 49, 51), 4, True), (PENDING, True)),
-    ((Tally(100, 50, 50), 4, True), (PARTIAL, False)),
-    ((Tally(1, 0, 1), 1, False), (PENDING, True)),
-    ((Tally(3, 2, 1), 1, False), (PENDING, False)),
+    ((FileCounts(0, 0, 0), 1, False), (SUCCEEDED, False)),
+    ((FileCounts(100, 100, 0), 1, False), (SUCCEEDED, False)),
+    ((FileCounts(100, 51, 49), 1, False), (PENDING, False)),
+    ((FileCounts(100, 50, 50), 1, False), (PENDING, False)),
+    ((FileCounts(100, 49, 51), 1, False), (PENDING, True)),
+    ((FileCounts(100, 50, 50), 4, False), (PARTIAL, False)),
+    ((FileCounts(100, 50, 0), 1, False), (PARTIAL, False)),
+    ((FileCounts(100, 49, 51), 4, False), (PARKED, True)),
+    ((FileCounts(100, 49, 51), 3, False), (PENDING, True)),
+    ((FileCounts(100, 49, 0), 1, False), (PARKED, True)),
+    ((FileCounts(100, 49, 51), 4, True), (PENDING, True)),
+    ((FileCounts(100, 50, 50), 4, True), (PARTIAL, False)),
+    ((FileCounts(1, 0, 1), 1, False), (PENDING, True)),
+    ((FileCounts(3, 2, 1), 1, False), (PENDING, False)),
 ]
 
 
@@ -252,7 +252,7 @@ VERDICTS = [
 def test_verdicts(given, expected):
     """A try's verdict follows from its counts alone."""
     tally, tries, remote = given
-    assert verdict(tally, tries, ScuExport(), remote=remote) == expected
+    assert state_after_try(tally, tries, ScuExport(), remote=remote) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.07, 0.1, 0.29, 0.3, 0.57, 0.7])
@@ -260,8 +260,8 @@ def test_exactly_at_any_threshold_is_no_failure(threshold):
     """Exactly the threshold is no failure, one file more is, whatever binary fractions say."""
     policy = ScuExport(failure_threshold=threshold)
     at = round(threshold * 100)
-    assert verdict(Tally(100, 100 - at, at), 1, policy, remote=False)[1] is False
-    assert verdict(Tally(100, 99 - at, at + 1), 1, policy, remote=False)[1] is True
+    assert state_after_try(FileCounts(100, 100 - at, at), 1, policy, remote=False)[1] is False
+    assert state_after_try(FileCounts(100, 99 - at, at + 1), 1, policy, remote=False)[1] is True
 
 
 # -- associations that end -----------------------------------------------------------------------
@@ -381,11 +381,11 @@ def test_hold_grows_and_is_bounded(quick):
     lengths = []
     for _ in range(8):
         with quick.ledger.write() as connection:
-            holds.extend(connection, "PACS", "away", policy)
+            destination_holds.extend(connection, "PACS", "away", policy)
         [hold] = rows(quick, schema.holds)
         lengths.append(round(hold.until - quick.ledger.now()))
         with quick.ledger.write() as connection:
-            holds.probe_now(connection, "pacs")
+            destination_holds.probe_now(connection, "pacs")
     assert lengths == [10, 20, 40, 80, 160, 300, 300, 300]
 
 
@@ -393,7 +393,7 @@ def test_hold_counts_what_is_found_at_once_as_one(quick):
     """Exports that find a destination away at the same time make its hold no longer."""
     for _ in range(4):
         with quick.ledger.write() as connection:
-            holds.extend(connection, "PACS", "away", ScuExport(hold_minimum_seconds=10))
+            destination_holds.extend(connection, "PACS", "away", ScuExport(hold_minimum_seconds=10))
     [hold] = rows(quick, schema.holds)
     assert hold.failures == 1
     assert hold.until - quick.ledger.now() < 11
@@ -444,7 +444,7 @@ def test_a_retry_probes_for_those_that_only_wait(quick):
 
 def patience_is_over(adapter):
     with adapter.ledger.write() as connection:
-        holds.probe_now(connection, "PACS")
+        destination_holds.probe_now(connection, "PACS")
     run(adapter)
     return state(adapter) == PARKED
 
@@ -467,9 +467,9 @@ def test_no_destination_has_more_than_half(quick, associations, share):
     claimed = [found for _ in range(associations + 2) if (found := claim(adapter))]
 
     assert [found.destination for found in claimed] == ["Pacs"] * share + ["OTHER"]
-    assert road.EXPORT not in road.due_stages(adapter)
+    assert stages.EXPORT not in stages.due_stages(adapter)
     exports.give_back(adapter.ledger, claimed[0])
-    assert road.EXPORT in road.due_stages(adapter)
+    assert stages.EXPORT in stages.due_stages(adapter)
     assert claim(adapter).destination == "Pacs"
 
 
@@ -478,10 +478,10 @@ def test_one_probe_at_a_time(quick):
     for _ in range(3):
         add_task(quick, 1)
     with quick.ledger.write() as connection:
-        holds.extend(connection, "pacs", "away", ScuExport())
+        destination_holds.extend(connection, "pacs", "away", ScuExport())
     assert claim(quick) is None
     with quick.ledger.write() as connection:
-        holds.probe_now(connection, "PACS")
+        destination_holds.probe_now(connection, "PACS")
     probe = claim(quick)
     assert probe is not None
     assert claim(quick) is None

@@ -23,7 +23,7 @@ from adapter.ledger.engines import AWAY
 from adapter.settings import Settings, load
 from adapter.spool import Spool
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import Association, make_instance
+from tests.support_stages import IncomingAssociation, make_instance
 from tests.support_waiting import eventually
 
 STARTS = 4
@@ -125,7 +125,7 @@ def test_another_may_tie_and_receive_while_a_role_opens(
     def overtaken(spool: Spool) -> bool:
         monkeypatch.undo()
         other = open_adapter(settings)
-        Association(other, 1).store(make_instance())
+        IncomingAssociation(other, 1).store(make_instance())
         other.close()
         return holds(spool)
 
@@ -143,7 +143,7 @@ def test_an_empty_ledger_still_does_not_take_a_full_spool(settings: Settings) ->
     spool = Spool(settings.spool_path)
     spool.create()
     adapter = Adapter(settings, spool, open_ledger(settings))
-    Association(adapter, 1).store(make_instance())
+    IncomingAssociation(adapter, 1).store(make_instance())
 
     with pytest.raises(SpoolError, match="rebuild"):
         open_adapter(settings)

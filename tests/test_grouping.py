@@ -16,8 +16,8 @@ from adapter.ledger.groups import job_name
 from adapter.ledger.schema import arrivals, groups, jobs
 from adapter.models import AETitle
 from adapter.processors.base import JobProcessor
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -41,7 +41,9 @@ def work(adapter: Adapter) -> Iterator[Work]:
 def test_a_quiet_group_becomes_one_job_per_pipeline(adapter: Adapter, work: Work) -> None:
     """After its quiet time a group closes once, with a job for each pipeline."""
     settings = {"pipeline-lung": "lung-1", "pipeline-heart": "heart-2", "priority": "Higher"}
-    Association(adapter, add_ae_title(adapter, processor_settings=settings)).store(make_instance())
+    IncomingAssociation(adapter, add_ae_title(adapter, processor_settings=settings)).store(
+        make_instance()
+    )
     notification.run(work)
     assert grouping.run(work) == {"closed": 0, "jobs": 0}
 
@@ -58,18 +60,18 @@ def test_a_quiet_group_becomes_one_job_per_pipeline(adapter: Adapter, work: Work
     }
     assert {(row.state, row.priority) for row in created.values()} == {("queued", 3)}
     assert re.fullmatch(r"brain-lung-\d{14}-[0-9a-f]{8}", created["lung"].name)
-    assert work.bells.rung[-1] == "submission"  # type: ignore[attr-defined]
+    assert work.queues.woken[-1] == "submission"  # type: ignore[attr-defined]
 
 
 def test_a_new_instance_pushes_the_quiet_time(adapter: Adapter, work: Work) -> None:
     """A group whose time was up stays open when an instance came just before."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     ds.SOPInstanceUID = generate_uid()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
 
     assert grouping.run(work) == {"closed": 0, "jobs": 0}
@@ -81,10 +83,10 @@ def test_instances_on_their_way_hold_a_group_open(adapter: Adapter, work: Work) 
     """Nothing closes while an instance received before the quiet time's end waits in incoming/."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds, received_at=adapter.ledger.now() - 20)
+    IncomingAssociation(adapter, version).store(ds, received_at=adapter.ledger.now() - 20)
     notification.run(work)
     ds.SOPInstanceUID = generate_uid()
-    Association(adapter, version).store(ds, received_at=adapter.ledger.now() - 18)
+    IncomingAssociation(adapter, version).store(ds, received_at=adapter.ledger.now() - 18)
 
     assert grouping.run(work) == {"closed": 0, "jobs": 0}
 
@@ -97,9 +99,13 @@ def test_instances_on_their_way_hold_a_group_open(adapter: Adapter, work: Work) 
 def test_another_ae_titles_instances_hold_nothing_open(adapter: Adapter, work: Work) -> None:
     """What waits for another AE title does not delay a group."""
     version, other = add_ae_title(adapter), add_ae_title(adapter, "HEART")
-    Association(adapter, version).store(make_instance(), received_at=adapter.ledger.now() - 20)
+    IncomingAssociation(adapter, version).store(
+        make_instance(), received_at=adapter.ledger.now() - 20
+    )
     notification.run(work)
-    Association(adapter, other).store(make_instance(), received_at=adapter.ledger.now() - 18)
+    IncomingAssociation(adapter, other).store(
+        make_instance(), received_at=adapter.ledger.now() - 18
+    )
 
     assert grouping.run(work) == {"closed": 1, "jobs": 1}
 
@@ -107,10 +113,14 @@ def test_another_ae_titles_instances_hold_nothing_open(adapter: Adapter, work: W
 def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, work: Work) -> None:
     """Instances accepted under a changed configuration count for the same AE title."""
     version = add_ae_title(adapter)
-    Association(adapter, version).store(make_instance(), received_at=adapter.ledger.now() - 20)
+    IncomingAssociation(adapter, version).store(
+        make_instance(), received_at=adapter.ledger.now() - 20
+    )
     notification.run(work)
     changed = add_ae_title(adapter, processor_settings={"pipeline-a": "a", "timeout": "9"})
-    Association(adapter, changed).store(make_instance(), received_at=adapter.ledger.now() - 18)
+    IncomingAssociation(adapter, changed).store(
+        make_instance(), received_at=adapter.ledger.now() - 18
+    )
 
     assert grouping.run(work) == {"closed": 0, "jobs": 0}
 
@@ -121,7 +131,9 @@ def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
     """A group whose job processor is not installed any more waits for it; the others close."""
     version, other = add_ae_title(adapter), add_ae_title(adapter, "HEART")
     for title in (version, other):
-        Association(adapter, title).store(make_instance(), received_at=adapter.ledger.now() - 20)
+        IncomingAssociation(adapter, title).store(
+            make_instance(), received_at=adapter.ledger.now() - 20
+        )
     notification.run(work)
     create = grouping.create_processor
 
@@ -144,11 +156,11 @@ def test_the_maximum_wait_closes_regardless(adapter: Adapter, work: Work) -> Non
     """A trickle cannot hold a group open for ever, and the reason is recorded."""
     version = add_ae_title(adapter, processor_settings={"pipeline-a": "a", "maximumWait": "60"})
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 61)
     ds.SOPInstanceUID = generate_uid()
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     association.store(ds)
     notification.run(work)
     association.store(make_instance())  # still waits in incoming/
@@ -161,12 +173,12 @@ def test_a_late_instance_makes_the_next_generation(adapter: Adapter, work: Work)
     """What comes after the close is a group of its own, with a job of its own."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     grouping.run(work)
     ds.SOPInstanceUID = generate_uid()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     with adapter.ledger.write() as connection:
         connection.execute(
@@ -185,13 +197,13 @@ def test_an_instance_between_look_and_close_is_not_left_out(adapter: Adapter, wo
     """A close that an instance overtook changes nothing."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     claimed = groups_verbs.claim_due(adapter.ledger, 30)
     assert claimed is not None
     ds.SOPInstanceUID = generate_uid()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
 
     assert grouping.close_or_hold(adapter, *claimed) == []
@@ -205,7 +217,7 @@ def test_an_instance_between_look_and_close_is_not_left_out(adapter: Adapter, wo
 def test_any_tag_groups(adapter: Adapter, work: Work, group_by: str, jobs_made: int) -> None:
     """The original's numbers: 3 instances of a patient in 2 studies, 1 of another; 2 pipelines."""
     settings = {"pipeline-a": "a", "pipeline-b": "b", "groupBy": group_by}
-    association = Association(adapter, add_ae_title(adapter, processor_settings=settings))
+    association = IncomingAssociation(adapter, add_ae_title(adapter, processor_settings=settings))
     studies = [generate_uid() for _ in range(3)]
     for patient, study in (("P1", 0), ("P1", 0), ("P1", 1), ("P2", 2)):
         ds = make_instance(PatientID=patient, StudyInstanceUID=studies[study])
@@ -220,7 +232,7 @@ def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
     """The ids of groups and jobs follow from their keys."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     grouping.run(work)
@@ -228,7 +240,7 @@ def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
     with adapter.ledger.write() as connection:
         for table in (jobs, arrivals, groups):
             connection.execute(table.delete())
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     grouping.run(work)

@@ -12,8 +12,8 @@ from pydicom.uid import generate_uid
 from adapter.core import Adapter
 from adapter.errors import TemporaryError
 from adapter.ledger.schema import groups, jobs
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -64,7 +64,7 @@ def test_an_instance_that_comes_during_a_retry_is_in_a_job_of_its_own(
     """Each acknowledged instance is in exactly one job, and the second job names the first."""
     platform, version = Platform(), add_ae_title(adapter)
     ds = make_instance()
-    first = Association(adapter, version).store(ds)
+    first = IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
     grouping.run(work)
@@ -73,7 +73,7 @@ def test_an_instance_that_comes_during_a_retry_is_in_a_job_of_its_own(
     assert (waiting.state, waiting.tries) == ("queued", 1)
 
     ds.SOPInstanceUID = generate_uid()
-    late = Association(adapter, version).store(ds)
+    late = IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     platform.away = False
     with adapter.ledger.write() as connection:

@@ -29,16 +29,16 @@ from adapter.ledger import (
     jobs,
     leases,
     reclamation,
-    reports,
+    remote_tasks,
     schema,
 )
 from adapter.ledger.arrivals import Grouped
 from adapter.ledger.engines import AWAY
 from adapter.ledger.groups import QUIET
-from adapter.ledger.reports import Delivery
+from adapter.ledger.remote_tasks import Delivery
 from adapter.models import AETitle, ArrivalId, EntityKind, Instance, JobState
-from adapter.road import due_stages
 from adapter.settings import ScuExport
+from adapter.stages import due_stages
 from tests.support_ledger import (
     LONG_AGO,
     STUDY,
@@ -50,7 +50,7 @@ from tests.support_ledger import (
     add_task,
 )
 from tests.support_postgresql import PostgreSQL, kill_backends
-from tests.support_road import Association, let_time_pass, make_instance, make_work, rows
+from tests.support_stages import IncomingAssociation, let_time_pass, make_instance, make_work, rows
 from tests.support_waiting import eventually
 from workers import grouping, notification
 from workers.stage import Work
@@ -159,7 +159,7 @@ def test_an_instance_sent_twice_is_registered_once(
     same = {"sop_instance_uid": f"{STUDY}.7", "digest": "7" * 64}
     verbs = [received(adapter, version, number, **same) for number in (1, 2)]
 
-    assert sorted(meet(adapter, point, *verbs)) == ["registered", "unwanted"]
+    assert sorted(meet(adapter, point, *verbs)) == ["registered", "discarded"]
 
     (group,) = rows(adapter, schema.groups)
     assert group.instances == 1
@@ -295,7 +295,7 @@ def test_destinations_of_a_task_that_end_at_once_report_it(adapter: Adapter) -> 
 
 def deliver(adapter: Adapter, delivery: Delivery) -> int:
     service = adapter.settings.services.results_service
-    return reports.deliver(
+    return remote_tasks.deliver(
         adapter.ledger, [delivery], agent="ClaraSCU", service=service, policy=ScuExport()
     )
 
@@ -404,7 +404,7 @@ def test_a_registration_cut_off_costs_no_attempt(
     adapter: Adapter, version: int, work: Work, point: str
 ) -> None:
     """A file whose registration the database cut off is no file that kills its reader."""
-    Association(adapter, version).store(make_instance())
+    IncomingAssociation(adapter, version).store(make_instance())
     cuts: list[int] = []
 
     def cut_off() -> None:
@@ -423,7 +423,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_twice(
     adapter: Adapter, version: int, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step may have been committed although its worker was told that the ledger is away."""
-    Association(adapter, version).store(make_instance())
+    IncomingAssociation(adapter, version).store(make_instance())
 
     def run_with_lost_answer(stage: Any, verb: str) -> None:
         module = arrivals if stage is notification else groups
@@ -456,7 +456,7 @@ def test_a_server_that_is_restarted_is_found_again(
     adapter: Adapter, version: int, work: Work, postgresql: PostgreSQL
 ) -> None:
     """While the server is away a stage gives up at once, and goes on when it is back."""
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     association.store(make_instance())
     assert notification.run(work) == {"registered": 1}
     association.store(make_instance())
@@ -481,7 +481,7 @@ def test_sessions_that_are_ended_at_any_moment_lose_and_double_nothing(
 ) -> None:
     """While the server ends sessions over and over, every instance gets into one job."""
     studies = [make_instance().StudyInstanceUID for _ in range(4)]
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     for number in range(40):
         association.store(make_instance(StudyInstanceUID=studies[number % 4]))
 
@@ -517,7 +517,7 @@ def cut_off_again_and_again(adapter: Adapter) -> Iterator[list[int]]:
 
 
 def twice_until(check: Callable[[], bool], stage: Any, work: Work) -> None:
-    """Run a stage in two threads over and over, as its bells do, until a check holds."""
+    """Run a stage in two threads over and over, as its wake-ups do, until a check holds."""
 
     def run() -> None:
         with suppress(*AWAY):  # as the base of all tasks does

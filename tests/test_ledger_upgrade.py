@@ -24,12 +24,12 @@ from adapter.errors import LedgerError
 from adapter.ledger import Ledger, configuration, events, revisions, schema
 from adapter.ledger.revisions import NEEDS
 from adapter.models import EntityKind
-from adapter.road import due_stages
 from adapter.settings import Settings
+from adapter.stages import due_stages
 from tests.support_ledger import add_row
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -78,7 +78,7 @@ def upgrade_beyond(ledger: Ledger, folder: Path) -> None:
 
 def work_through(adapter: Adapter) -> None:
     """Take one instance from configuration to its job, as every release must be able to."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(make_instance())
     work = make_work(adapter)
     assert "notification" in due_stages(adapter) or list(adapter.spool.list_incoming())
@@ -151,7 +151,7 @@ def test_a_role_that_runs_outlives_an_upgrade_under_it(adapter: Adapter, tmp_pat
     """What was opened before the upgrade goes on after it, prepared statements included."""
     version = add_ae_title(adapter)
     work = make_work(adapter)
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     for _ in range(6):  # psycopg prepares what it has seen five times
         association.store(make_instance())
         assert notification.run(work) == {"registered": 1}
@@ -217,16 +217,16 @@ def test_the_code_before_a_revision_works_on_its_schema(adapter: Adapter, tmp_pa
         pytest.skip("the code before it is in the history, which is not here")
     before = _git("log", "--diff-filter=A", "--format=%H^", "-1", "--", str(SCRIPTS[-1]))
     archive = _git("archive", before.decode().strip(), "adapter", "workers", "celeryconfig.py",
-                   "tests/support_road.py", "tests/__init__.py")  # fmt: skip
+                   "tests/support_stages.py", "tests/__init__.py")  # fmt: skip
     with tarfile.open(fileobj=BytesIO(archive)) as files:
         files.extractall(tmp_path / "before", filter="data")
     lines = inspect.getsource(work_through)
     (tmp_path / "before/work.py").write_text(
         "import json, sys\nfrom pathlib import Path\n"
         "from adapter.core import Adapter, open_adapter\n"
-        "from adapter.road import due_stages\nfrom adapter.settings import load\n"
-        "from tests.support_road import Association, add_ae_title, let_time_pass\n"
-        "from tests.support_road import make_instance, make_work\n"
+        "from adapter.stages import due_stages\nfrom adapter.settings import load\n"
+        "from tests.support_stages import IncomingAssociation, add_ae_title, let_time_pass\n"
+        "from tests.support_stages import make_instance, make_work\n"
         "from workers import grouping, notification\n"
         f"{lines}\n"
         "adapter = open_adapter(load(data=Path(sys.argv[1])))\n"

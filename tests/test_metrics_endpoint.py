@@ -28,7 +28,7 @@ def reasons():
 @pytest.fixture
 def served(reasons):
     registry = CollectorRegistry()
-    registry.register(metrics.RoleFigures("test", lambda: 0.5))
+    registry.register(metrics.RoleCollector("test", lambda: 0.5))
     listener = socket.create_server(("127.0.0.1", 0))
     found = metrics.Endpoint(
         listener, registry, lambda: reasons["unfit"], lambda: reasons["unready"]
@@ -87,7 +87,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
     """An answer that nobody takes is thrown away in time, with its connection."""
     monkeypatch.setattr(endpoint_module, "CLIENT_SECONDS", 0.5)
     registry = CollectorRegistry()
-    registry.register(metrics.RoleFigures("x" * 30_000_000, lambda: 0.5))
+    registry.register(metrics.RoleCollector("x" * 30_000_000, lambda: 0.5))
     served = metrics.Endpoint(socket.create_server(("127.0.0.1", 0)), registry, list, list)
     served.start()
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:

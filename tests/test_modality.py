@@ -17,7 +17,7 @@ from adapter.demo import modality
 from adapter.demo.command import DEFAULT_STUDY
 from adapter.dicom import part10_header, read_file_meta
 from adapter.models import Destination
-from adapter.scu.association import Rejected
+from adapter.scu.association import AssociationRejected
 from adapter.settings import Scu
 from tests.support_stack import free_port
 
@@ -139,7 +139,7 @@ def test_nobody_there_is_given_up_after_a_while(files, settled):
 def test_a_rejection_for_good_ends_it_unless_we_insist(files, settled):
     """A called AE title that is not known is an error at once; insisting waits for it to be."""
     with peer(lambda _: 0x0000, called="OTHER") as (port, ae):
-        with pytest.raises(Rejected, match="called AE title is not recognised"):
+        with pytest.raises(AssociationRejected, match="called AE title is not recognised"):
             modality.send(files, destination(port), SCU, settled)
         assert settled == {}
 

@@ -19,9 +19,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from adapter.embedded.roles import accepts, own_command, worker_command
-from adapter.operator.figures import OperatorFigures
+from adapter.operator.metrics import OperatorCollector
 from adapter.operator.resources import KINDS
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from tests.support_metrics import Scrape, ask, scrape
 from tests.support_promql import names, tokens
 from tests.support_stack import Stack, free_port
@@ -81,7 +81,7 @@ def operators() -> Scrape:
     """Return what an operator tells, which would need an API server to run."""
     registry = CollectorRegistry()
     amounts = {kind.name: (1, 0) for kind in KINDS}
-    registry.register(OperatorFigures(lambda: amounts, list))
+    registry.register(OperatorCollector(lambda: amounts, list))
     return Scrape.parse(generate_latest(registry).decode())
 
 
@@ -251,7 +251,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert DASHBOARD["uid"] == "dicom-adapter"
     assert [one["name"] for one in DASHBOARD["templating"]["list"]] == ["datasource", "namespace"]
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert rows == ["At a glance", "Receiving", "Road", "Exports", "Storage"]
+    assert rows == ["At a glance", "Receiving", "Stages", "Exports", "Storage"]
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     taken = [

@@ -21,8 +21,8 @@ from adapter.ledger import arrivals as arrivals_verbs
 from adapter.ledger.schema import arrivals, groups
 from adapter.processors import registry
 from tests.support_ledger import everything_in
-from tests.support_road import Association, add_ae_title, encode, make_instance, rows
-from tests.support_road import make_work as _make_work
+from tests.support_stages import IncomingAssociation, add_ae_title, encode, make_instance, rows
+from tests.support_stages import make_work as _make_work
 from tests.support_waiting import eventually
 from workers import notification
 from workers.stage import Work
@@ -45,7 +45,7 @@ def names(folder: Path) -> list[str]:
 
 def test_an_instance_leaves_incoming_with_its_row(adapter: Adapter, work: Work) -> None:
     """A registered instance has one row, one file in instances/ and none in incoming/."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     ds = make_instance()
     arrival = association.store(ds)
     before = adapter.spool.incoming_path(arrival).read_bytes()
@@ -66,7 +66,7 @@ def test_an_instance_leaves_incoming_with_its_row(adapter: Adapter, work: Work) 
 def test_no_patient_data_reaches_the_ledger(adapter: Adapter, work: Work) -> None:
     """Grouped by Patient ID, the ledger holds neither the id nor the name."""
     settings = {"pipeline-a": "a", "groupBy": "0010,0020"}
-    association = Association(adapter, add_ae_title(adapter, processor_settings=settings))
+    association = IncomingAssociation(adapter, add_ae_title(adapter, processor_settings=settings))
     association.store(make_instance())
     association.store(make_instance())
 
@@ -79,7 +79,7 @@ def test_no_patient_data_reaches_the_ledger(adapter: Adapter, work: Work) -> Non
 
 def test_an_empty_patient_id_is_legal(adapter: Adapter, work: Work) -> None:
     """Patient ID is type 2: empty or missing, the instance is registered."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(make_instance(PatientID=""))
     association.store(make_instance(PatientID=None))
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_grouped_is_quarantined(
     adapter: Adapter, work: Work, data: Dataset | bytes, reason: str
 ) -> None:
     """An acknowledged file that cannot be processed is kept in quarantine, with the reason."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     arrival = association.store(data)
     content = adapter.spool.incoming_path(arrival).read_bytes()
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_grouped_is_quarantined(
 
 def test_hostile_uids_are_quarantined(adapter: Adapter, work: Work) -> None:
     """A UID with path characters names nothing: the file goes to quarantine."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     body = encode(make_instance(SOPInstanceUID="1.2.3.4.5.6.7.8.9.10")).replace(
         b"1.2.3.4.5.6.7.8.9.10", b"../../../../tmp/evil"
     )
@@ -140,7 +140,7 @@ def nested(depth: int) -> bytes:
 
 def test_a_bomb_hurts_nobody_else(adapter: Adapter, work: Work) -> None:
     """A deflated bomb is quarantined, and its good neighbours of the batch are registered."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(make_instance())
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = deflater.compress(encode(make_instance()))
@@ -160,19 +160,19 @@ def test_the_same_again_opens_and_pushes_nothing(adapter: Adapter, work: Work) -
     """An instance sent twice is counted once in its group, also when the group is closed."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     (before,) = rows(adapter, groups)
 
-    Association(adapter, version).store(ds)
-    assert notification.run(work) == {"unwanted": 1}
+    IncomingAssociation(adapter, version).store(ds)
+    assert notification.run(work) == {"discarded": 1}
 
     (after,) = rows(adapter, groups)
     assert (after.instances, after.due_at) == (1, before.due_at)
     with adapter.ledger.write() as connection:
         connection.execute(groups.update().values(state="closed"))
-    Association(adapter, version).store(ds)
-    assert notification.run(work) == {"unwanted": 1}
+    IncomingAssociation(adapter, version).store(ds)
+    assert notification.run(work) == {"discarded": 1}
     assert len(rows(adapter, groups)) == 1
 
 
@@ -180,12 +180,12 @@ def test_resend_rerun_opens_the_next_generation(adapter: Adapter, work: Work) ->
     """With `resend: rerun`, the same instance sent after its group closed makes a new group."""
     version = add_ae_title(adapter, resend="rerun")
     ds = make_instance()
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     with adapter.ledger.write() as connection:
         connection.execute(groups.update().values(state="closed"))
 
-    Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
 
     assert notification.run(work) == {"registered": 1}
     assert sorted(row.generation for row in rows(adapter, groups)) == [1, 2]
@@ -193,7 +193,7 @@ def test_resend_rerun_opens_the_next_generation(adapter: Adapter, work: Work) ->
 
 def test_other_bytes_do_not_overwrite_by_default(adapter: Adapter, work: Work) -> None:
     """The same UID with other bytes goes to quarantine; the first stays in the group."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     ds = make_instance()
     first = association.store(ds)
     ds.InstanceNumber = 7
@@ -207,7 +207,7 @@ def test_other_bytes_do_not_overwrite_by_default(adapter: Adapter, work: Work) -
 def test_other_bytes_overwrite_when_the_ae_title_says_so(adapter: Adapter, work: Work) -> None:
     """With overwriteSameInstance the group points at what was received last, in any order."""
     version = add_ae_title(adapter, overwrite_same_instance=True)
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     ds = make_instance()
     association.store(ds, received_at=1_800_000_000.0)
     ds.InstanceNumber = 7
@@ -220,7 +220,7 @@ def test_other_bytes_overwrite_when_the_ae_title_says_so(adapter: Adapter, work:
     (kept,) = rows(adapter, arrivals, arrivals.c.state == "registered")
     assert kept.id == newest
     assert rows(adapter, groups)[0].instances == 1
-    assert {row.reason for row in rows(adapter, arrivals, arrivals.c.state == "unwanted")} == {
+    assert {row.reason for row in rows(adapter, arrivals, arrivals.c.state == "discarded")} == {
         "overwritten"
     }
 
@@ -228,7 +228,7 @@ def test_other_bytes_overwrite_when_the_ae_title_says_so(adapter: Adapter, work:
 def test_an_unknown_version_is_quarantined(adapter: Adapter, work: Work) -> None:
     """An arrival whose AE title version the ledger does not know is not guessed at."""
     add_ae_title(adapter)
-    Association(adapter, 4711).store(make_instance())
+    IncomingAssociation(adapter, 4711).store(make_instance())
 
     assert notification.run(work) == {"quarantined": 1}
     assert rows(adapter, arrivals)[0].reason == "unknown-version"
@@ -236,7 +236,7 @@ def test_an_unknown_version_is_quarantined(adapter: Adapter, work: Work) -> None
 
 def test_a_registration_that_died_is_finished_by_the_next(adapter: Adapter, work: Work) -> None:
     """After a death between row and unlink, the next run only takes the file out of incoming/."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     arrival = association.store(make_instance())
     source = adapter.spool.incoming_path(arrival)
     notification.run(work)
@@ -250,7 +250,7 @@ def test_a_registration_that_died_is_finished_by_the_next(adapter: Adapter, work
 
 def test_the_third_death_quarantines(adapter: Adapter, work: Work) -> None:
     """An arrival whose attempts die is tried alone, three times, and then kept aside unread."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     killer = association.store(make_instance())
     association.store(make_instance())
     for death in range(arrivals_verbs.DEADLY_ATTEMPTS):
@@ -268,7 +268,7 @@ def test_the_third_death_quarantines(adapter: Adapter, work: Work) -> None:
 
 def test_a_reader_that_dies_is_replaced(adapter: Adapter, work: Work) -> None:
     """The header reader's death costs no instance: a new one reads the next header."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(make_instance())
     notification.run(work)
     with work.headers.borrow() as reader:
@@ -296,7 +296,7 @@ def test_every_observer_is_told_and_a_failing_one_holds_nothing_up(
             heard.append(instance.sop_instance_uid)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(notification, "create_observers", lambda: [Failing(), Listening()])
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     good, bad = make_instance(), make_instance(StudyInstanceUID=None)
     association.store(good)
     association.store(bad)
@@ -326,7 +326,7 @@ def test_observers_are_told_before_anything_is_recorded(
 
     monkeypatch.setattr(notification, "create_observers", lambda: [Listening()])
     ds = make_instance()
-    Association(adapter, add_ae_title(adapter)).store(ds)
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(ds)
     with monkeypatch.context() as patch:
         patch.setattr(arrivals_verbs, "register", register_and_die)
         with pytest.raises(Died):
@@ -356,7 +356,7 @@ def test_an_observer_that_cannot_be_made_holds_nothing_up(
             [broken, sound] if group == registry.OBSERVERS else entry_points(group=group, **which)
         ),
     )
-    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
 
     assert notification.run(work) == {"registered": 1}
     assert len(heard) == 1
@@ -370,7 +370,7 @@ def test_a_failing_disk_is_not_the_files_fault(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
         for _ in range(arrivals_verbs.DEADLY_ATTEMPTS + 1):
@@ -382,7 +382,7 @@ def test_a_failing_disk_is_not_the_files_fault(
 
 def test_a_quarantined_file_tells_who_sent_it(adapter: Adapter, work: Work) -> None:
     """Also when its data set cannot be read, an operator sees both AE titles."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(b"\xff" * 100)
     association.store(make_instance(StudyInstanceUID=None))
 
@@ -394,18 +394,18 @@ def test_a_quarantined_file_tells_who_sent_it(adapter: Adapter, work: Work) -> N
 def test_an_instance_its_processor_does_not_want_is_counted(
     adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unwanted instance opens no group and rings reclamation."""
+    """An discarded instance opens no group and wakes reclamation."""
     processor = registry.create_processor
     monkeypatch.setattr(
         notification,
         "create_processor",
         lambda title: _refusing(processor(title)),
     )
-    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
 
-    assert notification.run(work) == {"unwanted": 1}
+    assert notification.run(work) == {"discarded": 1}
     assert rows(adapter, groups) == []
-    assert work.bells.rung == ["reclamation"]  # type: ignore[attr-defined]
+    assert work.queues.woken == ["reclamation"]  # type: ignore[attr-defined]
 
 
 def _refusing(processor: object) -> object:
@@ -415,7 +415,7 @@ def _refusing(processor: object) -> object:
 
 def test_deep_nesting_is_quarantined(adapter: Adapter, work: Work) -> None:
     """Sequences nested deeper than the limit, before the tag that is grouped by, are refused."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(nested(60))
     association.store(nested(80))
 

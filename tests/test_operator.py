@@ -71,7 +71,7 @@ def test_a_custom_resource_is_in_force_and_knows_it(
         status = kubectl.get(kind, name)["status"]
         assert status["version"] == found.version
         assert status["observedGeneration"] == 1
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_an_edit_makes_a_new_version(
@@ -93,7 +93,7 @@ def test_an_edit_makes_a_new_version(
     assert after["observedGeneration"] == 2
     (old,), (new,) = before["conditions"], after["conditions"]
     assert new["lastTransitionTime"] == old["lastTransitionTime"]
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_another_name_is_another_entity_and_the_old_one_goes(
@@ -107,7 +107,7 @@ def test_another_name_is_another_entity_and_the_old_one_goes(
 
     kubectl.becomes("Source", "ct1", "Applied")
     assert list(entities(adapter, EntityKind.SOURCE)) == ["CT2"]
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_two_resources_swap_their_ae_titles(
@@ -132,7 +132,7 @@ def test_two_resources_swap_their_ae_titles(
     eventually(swapped)
     kubectl.becomes("ClaraAeTitle", "one", "Applied")
     kubectl.becomes("ClaraAeTitle", "two", "Applied")
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_a_deleted_resource_takes_its_entity_with_it(
@@ -146,7 +146,7 @@ def test_a_deleted_resource_takes_its_entity_with_it(
     kubectl.delete("Source", "ct1")
 
     eventually(lambda: list(entities(adapter, EntityKind.SOURCE)) == ["OURS"])
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_what_happened_while_no_operator_ran_is_caught_up(
@@ -184,7 +184,7 @@ def test_what_the_adapter_cannot_use_is_told_to_its_author(
 
     kubectl.edit("Source", "ct1", hostIp=["10.0.0.77"])
     kubectl.becomes("Source", "ct1", "Applied")
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_a_bad_edit_leaves_the_last_good_version_in_force(
@@ -201,7 +201,7 @@ def test_a_bad_edit_leaves_the_last_good_version_in_force(
     assert message.endswith(f"version {version}, which it described before, stays in force")
     assert entities(adapter, EntityKind.SOURCE)["CT1"].version == version
     assert kubectl.get("Source", "ct1")["status"]["version"] == version
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 @pytest.mark.parametrize("spec", [{}, {"name": "another"}], ids=["name", "AE title"])
@@ -224,7 +224,7 @@ def test_the_older_of_two_resources_wins_and_the_other_takes_over(
     kubectl.becomes("ClaraAeTitle", "a-second", "Applied")
     (found,) = entities(adapter, EntityKind.AE_TITLE).values()
     assert found.owner.endswith("/a-second")
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_what_people_entered_is_never_taken_over(
@@ -242,7 +242,7 @@ def test_what_people_entered_is_never_taken_over(
 
     configuration.remove(adapter.ledger, EntityKind.AE_TITLE, "CT-AI")
     kubectl.becomes("ClaraAeTitle", "ct", "Applied")
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_what_a_custom_resource_manages_is_changed_there_only(
@@ -265,7 +265,7 @@ def test_what_a_custom_resource_manages_is_changed_there_only(
             f"kubectl edit --namespace {kubectl.namespace} claraaetitle.dicom.adapter.io/ct"
         ) in str(refused.value)
     assert entities(adapter, EntityKind.AE_TITLE)["CT-AI"].entity.resend == "ignore"
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 @pytest.mark.every_ledger
@@ -292,7 +292,7 @@ def test_two_operators_do_no_harm(
         key: one.version for key, one in found.items()
     }
     for one in both:
-        assert one.trouble == []
+        assert one.problem == []
         one.stop()
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from adapter import heartbeat
 from adapter.api import health
-from adapter.api.access import Access
+from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import configuration
@@ -82,8 +82,8 @@ def sources(adapter: Adapter) -> list[str]:
     return [found.entity.key for found in configuration.current(adapter.ledger, EntityKind.SOURCE)]
 
 
-def troubled(operator: Operator, text: str) -> Callable[[], bool]:
-    return lambda: any(text in trouble for trouble in operator.trouble)
+def has_problem(operator: Operator, text: str) -> Callable[[], bool]:
+    return lambda: any(text in problem for problem in operator.problem)
 
 
 def has_looked(operator: Operator) -> bool:
@@ -112,9 +112,9 @@ def test_without_the_api_server_the_last_configuration_stays(
 
     server.stop()
 
-    eventually(troubled(operator, "the API server cannot be asked"))
+    eventually(has_problem(operator, "the API server cannot be asked"))
     assert sources(adapter) == ["CT1", "CT2"]
-    eventually(lambda: "be asked" in str(heartbeat.read_all(adapter.spool)[0]["trouble"]))
+    eventually(lambda: "be asked" in str(heartbeat.read_all(adapter.spool)[0]["problem"]))
     found = health.examine(_access(adapter))
     assert found.status == "yellow"
     assert any("the API server cannot be asked" in reason for reason in found.reasons)
@@ -124,7 +124,7 @@ def test_without_the_api_server_the_last_configuration_stays(
     server.compact()
     server.start()
     eventually(lambda: sources(adapter) == ["CT1"])
-    eventually(lambda: operator.trouble == [])
+    eventually(lambda: operator.problem == [])
 
 
 def test_an_operator_that_never_saw_the_api_server_changes_nothing(
@@ -140,7 +140,7 @@ def test_an_operator_that_never_saw_the_api_server_changes_nothing(
 
     second = Operator(operator_settings)
     second.start()
-    eventually(troubled(second, "the API server cannot be asked"))
+    eventually(has_problem(second, "the API server cannot be asked"))
     eventually(lambda: has_looked(second))
 
     assert sources(adapter) == ["CT1"]
@@ -174,20 +174,20 @@ def test_a_new_operator_waits_for_the_ledger(
     """With the ledger away it says so, and applies what came meanwhile when it is back."""
     with monkeypatch.context() as patch:
         patch.setattr(configuration, "latest_version", _fails)
-        eventually(troubled(operator, "the ledger does not answer (OperationalError)"))
+        eventually(has_problem(operator, "the ledger does not answer (OperationalError)"))
         kubectl.create("Source", "ct1", **CT1)
 
     eventually(lambda: sources(adapter) == ["CT1"])
     assert kubectl.becomes("Source", "ct1", "Applied")
-    eventually(lambda: operator.trouble == [])
+    eventually(lambda: operator.problem == [])
 
 
 def _fails(_ledger: Any) -> int:
     raise OperationalError("SELECT", {}, Exception("gone"))
 
 
-def _access(adapter: Adapter) -> Access:
-    access = Access(adapter.settings)
+def _access(adapter: Adapter) -> AdapterOpening:
+    access = AdapterOpening(adapter.settings)
     access._adapter = adapter
     return access
 
@@ -205,14 +205,14 @@ def test_without_rights_the_last_configuration_stays(
     server.drop_connections()
 
     eventually(
-        troubled(operator, "the Role of the service account does not allow to watch sources")
+        has_problem(operator, "the Role of the service account does not allow to watch sources")
     )
     kubectl.delete("Source", "ct1")
     assert sources(adapter) == ["CT1"]
 
     server.tokens[OPERATOR] = RULES
     eventually(lambda: sources(adapter) == [])
-    eventually(lambda: operator.trouble == [])
+    eventually(lambda: operator.problem == [])
 
 
 def test_a_token_that_was_replaced_is_read_anew(
@@ -222,13 +222,13 @@ def test_a_token_that_was_replaced_is_read_anew(
     watching(server)
     server.tokens["the-next"] = server.tokens.pop(OPERATOR)
     server.drop_connections()
-    eventually(troubled(operator, "the API server does not accept the token"))
+    eventually(has_problem(operator, "the API server does not accept the token"))
 
     (credentials / "token").write_text("the-next", encoding="utf-8")
 
     kubectl.create("Source", "ct1", **CT1)
     eventually(lambda: sources(adapter) == ["CT1"])
-    eventually(lambda: operator.trouble == [])
+    eventually(lambda: operator.problem == [])
 
 
 def test_it_uses_the_rights_of_its_role_and_no_others(
@@ -251,7 +251,7 @@ def test_it_uses_the_rights_of_its_role_and_no_others(
         for verb in rule["verbs"]
         for resource in rule["resources"]
     }
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 # -- requests and streams that go wrong ----------------------------------------------------------
@@ -299,7 +299,7 @@ def test_a_fault_costs_time_and_nothing_else(
 
     eventually(lambda: sources(adapter) == ["CT1"])
     kubectl.becomes("Source", "ct1", "Applied")
-    eventually(lambda: operator.trouble == [])
+    eventually(lambda: operator.problem == [])
     assert server.faults[0].times == 0, "the fault did not happen"
     operator.stop()
 
@@ -338,7 +338,7 @@ def test_a_line_without_end_is_not_kept(
     eventually(lambda: server.requests.count(("list", "sources")) > lists)
     kubectl.create("Source", "ct1", **CT1)
     eventually(lambda: sources(adapter) == ["CT1"])
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_a_list_comes_in_pages(
@@ -376,7 +376,7 @@ def test_bookmarks_spare_a_list(
     eventually(lambda: server.requests.count(("watch", "destinations")) > watches)
     time.sleep(0.5)
     assert server.requests.count(("list", "destinations")) == lists
-    assert operator.trouble == []
+    assert operator.problem == []
     assert len(sources(adapter)) == 3
 
 
@@ -408,7 +408,9 @@ def test_a_definition_that_is_not_installed_is_named(
     server.faults.append(Fault("list", code=404, times=1000))
     server.drop_connections()
 
-    eventually(troubled(operator, "knows nothing to watch sources; is the definition installed?"))
+    eventually(
+        has_problem(operator, "knows nothing to watch sources; is the definition installed?")
+    )
     assert sources(adapter) == ["CT1"]
 
 
@@ -455,9 +457,9 @@ def test_the_process_of_a_pod(
             probe = f"http://127.0.0.1:{port}"
             assert httpx.get(f"{probe}/live").status_code == 200
             eventually(lambda: httpx.get(f"{probe}/ready").status_code == 200)
-            figures = httpx.get(f"{probe}/metrics").text
-            assert 'dicom_adapter_custom_resources{kind="Source",ready="true"} 1.0' in figures
-            assert "dicom_adapter_operator_trouble 0.0" in figures
+            metrics = httpx.get(f"{probe}/metrics").text
+            assert 'dicom_adapter_custom_resources{kind="Source",ready="true"} 1.0' in metrics
+            assert "dicom_adapter_operator_trouble 0.0" in metrics
             (beat,) = heartbeat.read_all(adapter.spool)
             assert (beat["role"], beat["namespace"]) == ("operator", NAMESPACE)
             began = time.monotonic()
@@ -500,7 +502,7 @@ def test_a_server_that_is_not_the_clusters_is_not_told_the_token(
         operator = Operator(operator_settings.model_copy(update={"kubernetes": kubernetes}))
         operator.start()
 
-        eventually(troubled(operator, "the API server cannot be asked (ConnectError)"))
+        eventually(has_problem(operator, "the API server cannot be asked (ConnectError)"))
 
         assert server.requests == []
         operator.stop()

@@ -77,7 +77,7 @@ def test_live_configuration_step_by_step(
         def in_force(*expected: int) -> None:
             eventually(lambda: counts(adapter) == expected)
             version = configuration.latest_version(adapter.ledger)
-            eventually(lambda: scp.reception._configuration.snapshot.version == version)
+            eventually(lambda: scp.acceptor._configuration.snapshot.version == version)
 
         # None configured.
         assert send(scp, "PACS1", "Clara1") == UNKNOWN_CALLING
@@ -117,7 +117,7 @@ def test_live_configuration_step_by_step(
         in_force(1, 1, 1)
         assert configuration.find(adapter.ledger, EntityKind.DESTINATION, "dest-1")
         assert len(incoming(adapter)) == 15
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_a_change_is_in_force_in_every_receiver_within_two_seconds(
@@ -154,7 +154,7 @@ def test_a_change_is_in_force_in_every_receiver_within_two_seconds(
                 )
 
     assert statistics.median(taken) < PROMISE, taken
-    assert operator.trouble == []
+    assert operator.problem == []
 
 
 def test_an_association_under_way_keeps_the_configuration_it_began_with(

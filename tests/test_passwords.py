@@ -16,7 +16,7 @@ from adapter import settings as settings_module
 from adapter.embedded import broker
 from adapter.embedded.roles import flower_environment, own_command, worker_command
 from adapter.errors import ConfigurationError
-from adapter.road import broker_url, make_app
+from adapter.stages import broker_url, make_app
 from tests.support_stack import free_port
 from tests.support_waiting import eventually
 

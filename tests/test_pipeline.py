@@ -103,7 +103,7 @@ def test_a_run_that_ends_well_is_published_and_becomes_a_task(adapter):
     assert {("pending", False, 0)} == {(e.state, e.failed, e.tries) for e in exports}
     assert kinds(adapter, job) == ["job-started-run", "job-succeeded"]
     assert attempts(adapter, job) == []
-    assert work.bells == ["export"]
+    assert work.queues == ["export"]
 
 
 def jobs_job(adapter, job):
@@ -119,7 +119,7 @@ def test_results_without_a_destination_go_to_reclamation(adapter):
 
     assert len(rows(adapter, schema.tasks)) == 1
     assert rows(adapter, schema.exports) == []
-    assert work.bells == ["reclamation"]
+    assert work.queues == ["reclamation"]
 
 
 def test_output_is_taken_from_folders_below(adapter):

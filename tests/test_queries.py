@@ -10,7 +10,6 @@ import pytest
 from adapter.core import Adapter
 from adapter.ledger import events, quarantine, queries, schema
 from adapter.ledger.queries.studies import _newest
-from adapter.ledger.reclamation import unwanted
 from adapter.models import ExportState, JobState
 from tests.support_ledger import (
     LONG_AGO,
@@ -71,7 +70,7 @@ def test_a_study_is_summed_up_by_instances_series_bytes_and_states(
     group = add_group(adapter, version, state="submitted")
     for number in (1, 2, 3):
         add_arrival(adapter, version, number, group_id=group)
-    add_arrival(adapter, version, 4, state="unwanted", reason="duplicate")
+    add_arrival(adapter, version, 4, state="discarded", reason="duplicate")
     add_arrival(adapter, version, 5, state="quarantined", reason="no-grouping-value")
     job = add_job(adapter, group, state="succeeded")
     add_job(adapter, group, pipeline="liver", state="parked", parked_in="created")
@@ -86,7 +85,7 @@ def test_a_study_is_summed_up_by_instances_series_bytes_and_states(
         "series": 1,
         "size": 36,
         "called_ae_titles": ["BRAIN"],
-        "arrivals": {"registered": 3, "unwanted": 1, "quarantined": 1},
+        "arrivals": {"registered": 3, "discarded": 1, "quarantined": 1},
         "groups": {"submitted": 1},
         "jobs": {"succeeded": 1, "parked": 1},
         "exports": {"partial": 1},
@@ -101,7 +100,7 @@ def test_what_an_overwritten_instance_leaves_is_not_counted_twice(
     """Instances are counted by SOP Instance UID, as their groups hold them."""
     group = add_group(adapter, version)
     add_arrival(adapter, version, 1, group_id=group, sop_instance_uid="1.2.3")
-    overwritten = {"state": "unwanted", "reason": "overwritten"}
+    overwritten = {"state": "discarded", "reason": "overwritten"}
     add_arrival(adapter, version, 2, sop_instance_uid="1.2.3", **overwritten)
 
     (study,) = queries.list_studies(adapter.ledger).items
@@ -117,7 +116,7 @@ def test_a_timeline_tells_the_way_from_associations_to_exports(
     for number in (1, 2):
         add_arrival(adapter, version, number, group_id=group)
     add_arrival(adapter, version, 3, association="ba9876543210", group_id=group)
-    add_arrival(adapter, version, 4, state="unwanted", reason="duplicate")
+    add_arrival(adapter, version, 4, state="discarded", reason="duplicate")
     add_arrival(adapter, version, 5, state="quarantined", study=None, reason="not-parseable")
     job = add_job(adapter, group, state="succeeded")
     task = add_task(adapter, job, files=3)
@@ -134,7 +133,7 @@ def test_a_timeline_tells_the_way_from_associations_to_exports(
 
     assert timeline is not None
     assert (timeline.instances, timeline.registered, timeline.received) == (3, 3, 0)
-    assert (timeline.unwanted, timeline.quarantined) == ({"duplicate": 1}, {})
+    assert (timeline.discarded, timeline.quarantined) == ({"duplicate": 1}, {})
     first, second = timeline.associations
     assert (first.arrivals, first.size, first.unidentified, first.peer) == (3, 36, 1, None)
     assert (second.arrivals, second.size, second.unidentified, second.peer) == (
@@ -247,8 +246,8 @@ def test_unfinished_work_is_counted_by_stage_with_the_age_of_the_oldest(
     """Each stage's amount and age say whether it keeps up."""
     closed = add_group(adapter, version, state="closed")
     add_group(adapter, version, generation=2)
-    add_arrival(adapter, version, 1, state="unwanted", reason="duplicate")
-    add_arrival(adapter, version, 2, state="unwanted", reason="duplicate", deleted_at=LONG_AGO)
+    add_arrival(adapter, version, 1, state="discarded", reason="duplicate")
+    add_arrival(adapter, version, 2, state="discarded", reason="duplicate", deleted_at=LONG_AGO)
     add_job(adapter, closed, pipeline="a", state="uploaded")
     started = add_job(adapter, closed, pipeline="b", state="started", at=LONG_AGO - 600)
     add_job(adapter, closed, pipeline="c", state="parked")
@@ -333,5 +332,5 @@ def test_a_discarded_file_is_left_to_reclamation(adapter: Adapter, version: int)
 
     assert discarded == [bad]
     assert quarantine.find_quarantined(adapter.ledger, bad) is None
-    assert unwanted(adapter.ledger, lag_seconds=0) == [bad]
+    assert discarded(adapter.ledger, lag_seconds=0) == [bad]
     assert quarantine.discard(adapter.ledger, [bad]) == []

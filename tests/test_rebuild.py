@@ -18,8 +18,8 @@ from adapter.rebuild import Rebuilt, rebuild
 from adapter.settings import Settings
 from adapter.verify import verify
 from tests.support_ledger import lose_ledger
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -40,7 +40,7 @@ def lost(settings: Settings) -> Iterator[Settings]:
     add_ae_title(adapter, processor_settings={"pipeline-a": "a"})
     by_patient = {"pipeline-b": "b", "groupBy": "0010,0020"}
     version = add_ae_title(adapter, processor_settings=by_patient)
-    association = Association(adapter, version)
+    association = IncomingAssociation(adapter, version)
     association.store(make_instance())
     association.store(make_instance())
     association.store(make_instance(PatientID=""))
@@ -87,7 +87,7 @@ def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
 
 def test_a_ledger_that_is_not_empty_is_left_alone(adapter: Adapter) -> None:
     """Rebuilding never touches a ledger that knows its instances."""
-    Association(adapter, add_ae_title(adapter)).store(make_instance())
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
     work = make_work(adapter)
     notification.run(work)
     work.headers.close()

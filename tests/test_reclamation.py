@@ -14,8 +14,8 @@ from adapter.core import Adapter
 from adapter.ledger import reclamation as reclamation_verbs
 from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, tasks
 from adapter.settings import Settings
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -39,7 +39,7 @@ def work(adapter: Adapter) -> Iterator[Work]:
 @pytest.fixture
 def arrival(adapter: Adapter, work: Work) -> str:
     """An instance whose group is closed, with one job that has succeeded."""
-    stored = Association(adapter, add_ae_title(adapter)).store(make_instance())
+    stored = IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
     notification.run(work)
     let_time_pass(adapter, 6)
     grouping.run(work)
@@ -175,11 +175,11 @@ def test_unwanted_files_go_at_once(adapter: Adapter, work: Work) -> None:
     """A duplicate's file is deleted, its row stays to be counted."""
     version = add_ae_title(adapter)
     ds = make_instance()
-    Association(adapter, version).store(ds)
-    second = Association(adapter, version).store(ds)
+    IncomingAssociation(adapter, version).store(ds)
+    second = IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
 
-    assert reclamation.run(work)["unwanted"] == 1
+    assert reclamation.run(work)["discarded"] == 1
     assert not adapter.spool.instance_path(second).exists()
     assert rows(adapter, arrivals, arrivals.c.id == second)[0].deleted_at is not None
 
@@ -198,7 +198,7 @@ def test_an_unfinished_file_goes_when_it_is_stale(adapter: Adapter, work: Work) 
 
 def test_a_file_that_lost_its_row_is_registered_anew(adapter: Adapter, work: Work) -> None:
     """The sweep gives an instance without a row back to notification."""
-    association = Association(adapter, add_ae_title(adapter))
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
     association.store(make_instance(), received_at=adapter.ledger.now() - 1000)
     notification.run(work)
     with adapter.ledger.write() as connection:

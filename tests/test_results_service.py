@@ -11,7 +11,7 @@ import pytest
 
 from adapter.errors import TemporaryError
 from adapter.ledger import exports, schema
-from adapter.ledger.reports import Report
+from adapter.ledger.remote_tasks import Report
 from tests.support_exports import (
     add_destination,
     hasten,
@@ -70,7 +70,7 @@ def remote(adapter, service, tmp_path):
             "report_minimum_seconds": 0.1,
             "report_maximum_seconds": 0.4,
         },
-        workers={"visibility_seconds": 0.01, "tick_seconds": 0.02},
+        workers={"visibility_seconds": 0.01, "due_work_poll_seconds": 0.02},
     )
 
 
@@ -193,7 +193,7 @@ def test_malformed_task_has_trouble(changes):
     task = make_task(["a.dcm"]) | changes
     delivery = read_task(task, {"pacs"})
     assert delivery.id == task["taskId"]
-    assert delivery.trouble
+    assert delivery.problem
 
 
 # -- all is well ---------------------------------------------------------------------------------
@@ -609,16 +609,16 @@ def test_answer_that_is_too_long(remote, service, monkeypatch):
 
 
 def test_poller_takes_in_and_rings(remote, service):
-    """The poller goes on after bad days, takes in what comes, and rings the export stage."""
+    """The poller goes on after bad days, takes in what comes, and wakes the export stage."""
     _, uris = add_files(remote, 1)
     service.bad_days.extend([error, garbage])
     work = make_work(remote)
-    poller = Poller(remote, work.bells)
+    poller = Poller(remote, work.queues)
     poller.start()
     try:
         eventually(lambda: len(service.requests) >= 3)
         service.add(make_task(uris))
-        eventually(lambda: work.bells.rung == ["export"])
+        eventually(lambda: work.queues.woken == ["export"])
         assert len(rows(remote, schema.tasks)) == 1
     finally:
         poller.stop()
@@ -626,7 +626,7 @@ def test_poller_takes_in_and_rings(remote, service):
 
 def test_poller_without_a_service(adapter):
     """Without a remote Results Service there is nothing to poll, and nothing runs."""
-    poller = Poller(adapter, make_work(adapter).bells)
+    poller = Poller(adapter, make_work(adapter).queues)
     poller.start()
     poller.stop()
     assert isinstance(results_service(adapter.settings), LedgerResultsService)

@@ -12,7 +12,7 @@ from adapter.scp.acceptance import (
     Accepted,
     AssociationRequest,
     ProposedContext,
-    Rejected,
+    Rejection,
     decide,
 )
 from adapter.scp.configuration import Snapshot
@@ -81,7 +81,7 @@ def judge(
 def test_rejections(changes, numbers, cause):
     """The first check that fails decides, with the numbers of PS3.8 Table 9-21."""
     decision = judge(**changes)
-    assert isinstance(decision, Rejected)
+    assert isinstance(decision, Rejection)
     assert (decision.result, decision.source, decision.reason) == numbers
     assert decision.cause == cause
 

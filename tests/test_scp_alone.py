@@ -25,9 +25,9 @@ from adapter.core import Adapter, open_adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import Ledger, configuration
 from adapter.models import EntityKind
-from adapter.scp import Scp, beside, reports
+from adapter.scp import Scp, background, events
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.reports import Reports, printable
+from adapter.scp.events import ScpEvents, printable
 from adapter.settings import load
 from tests.support_scp import (
     Peer,
@@ -102,7 +102,7 @@ def test_ledger_and_redis_away(configured: Adapter, settings, request, ports):
             assert store_some(scp) < 3
             assert len(incoming(configured)) == 5 * (restart + 1)
             assert not Peer(scp, CONTEXTS, calling="STRANGER").assoc.is_established
-            assert scp.reports.counts()["events_waiting"] >= 1
+            assert scp.events.counts()["events_waiting"] >= 1
 
 
 def test_ledger_goes_and_comes_back(configured: Adapter, settings):
@@ -114,10 +114,10 @@ def test_ledger_goes_and_comes_back(configured: Adapter, settings):
         with blocker.begin():  # nobody else may write now
             blocker.execute(text("update meta set value = value"))
             assert store_some(scp) < 3
-            eventually(lambda: scp.reception.active == 0)
-            assert recorded(configured, reports.ASSOCIATION) == []
+            eventually(lambda: scp.acceptor.active == 0)
+            assert recorded(configured, events.ASSOCIATION) == []
         blocker.close()
-        [event] = eventually(lambda: recorded(configured, reports.ASSOCIATION), timeout=10)
+        [event] = eventually(lambda: recorded(configured, events.ASSOCIATION), timeout=10)
         assert event.detail["stored"] == 5
     assert path.exists()
 
@@ -130,10 +130,10 @@ def test_restart_without_the_ledgers_file(configured: Adapter, settings):
     copy = (configured.spool.root / "configuration.json").read_bytes()
     with running(with_scp(settings)) as scp:
         store_some(scp)
-        eventually(lambda: scp.reception.active == 0)
+        eventually(lambda: scp.acceptor.active == 0)
         path.unlink(missing_ok=True)
         moved.rename(path)
-        [event] = eventually(lambda: recorded(configured, reports.ASSOCIATION))
+        [event] = eventually(lambda: recorded(configured, events.ASSOCIATION))
         assert event.detail["stored"] == 5
     assert (configured.spool.root / "configuration.json").read_bytes() == copy
 
@@ -179,7 +179,7 @@ def test_changes_are_in_force_within_two_seconds(adapter: Adapter, settings):
         assert not answers(scp)
         causes = eventually(
             lambda: (
-                {e.detail["cause"] for e in recorded(adapter, reports.REJECTED)}
+                {e.detail["cause"] for e in recorded(adapter, events.REJECTED)}
                 >= {"unknown-calling-ae"}
             )
         )
@@ -205,10 +205,10 @@ def test_a_row_of_another_release(configured: Adapter, settings):
 
 def test_the_queue_of_events_is_bounded(adapter: Adapter, monkeypatch):
     """More events than the queue holds are counted; the others are written in order."""
-    monkeypatch.setattr(reports, "QUEUE_LENGTH", 500)
-    queue = Reports()
+    monkeypatch.setattr(events, "QUEUE_LENGTH", 500)
+    queue = ScpEvents()
     for number in range(600):
-        queue.event("association", association="a", number=number)
+        queue.record("association", association="a", number=number)
     assert queue.counts() == {"events_dropped": 100, "events_waiting": 500}
     queue.flush(adapter.ledger)
     numbers = [event.detail["number"] for event in recorded(adapter, "association")]
@@ -233,38 +233,40 @@ def test_printable(sent, shown):
 
 
 def test_bells_are_rung_in_batches(adapter: Adapter, settings, monkeypatch):
-    """A burst of instances makes one bell, at once when a batch is full, else a little later."""
-    rung = []
+    """A burst of instances makes one wake-up, at once when a batch is full, else a little later."""
+    woken = []
     monkeypatch.setattr(
-        beside.road.Bells, "ring", lambda _self, *stages: rung.append(stages) or True
+        background.stages.StageQueues, "wake", lambda _self, *stages: woken.append(stages) or True
     )
-    slow = settings.dicom.scp.model_copy(update={"bell_instances": 50, "bell_milliseconds": 60000})
+    slow = settings.dicom.scp.model_copy(
+        update={"wake_up_instances": 50, "wake_up_milliseconds": 60000}
+    )
     dicom = settings.dicom.model_copy(update={"scp": slow})
-    ringer = beside.BellRinger(settings.model_copy(update={"dicom": dicom}))
-    ringer.start()
-    ringer.poke()
+    waker = background.NotificationWaker(settings.model_copy(update={"dicom": dicom}))
+    waker.start()
+    waker.stored()
     time.sleep(0.1)  # let it begin to gather: that cannot be seen from outside
     for _ in range(48):
-        ringer.poke()
-    assert rung == []
-    ringer.poke()
-    eventually(lambda: rung == [("notification",)])
-    ringer.poke()
-    ringer.stop()
-    eventually(lambda: rung == [("notification",)] * 2)
+        waker.stored()
+    assert woken == []
+    waker.stored()
+    eventually(lambda: woken == [("notification",)])
+    waker.stored()
+    waker.stop()
+    eventually(lambda: woken == [("notification",)] * 2)
 
 
 def test_a_store_rings(configured: Adapter, settings, monkeypatch):
-    """An association's instances are rung for soon after they are stored."""
-    rung = []
+    """An association's instances are woken for soon after they are stored."""
+    woken = []
     monkeypatch.setattr(
-        beside.road.Bells, "ring", lambda _self, *stages: rung.append(stages) or True
+        background.stages.StageQueues, "wake", lambda _self, *stages: woken.append(stages) or True
     )
     with running(with_scp(settings)) as scp:
         store_some(scp, 20)
-        eventually(lambda: rung, timeout=1)
-        assert len(rung) <= 20
-        assert set(rung) == {("notification",)}
+        eventually(lambda: woken, timeout=1)
+        assert len(woken) <= 20
+        assert set(woken) == {("notification",)}
 
 
 def test_heartbeat(configured: Adapter, settings):

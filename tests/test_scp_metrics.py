@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from adapter.scp import figures as figures_module
-from adapter.scp.figures import BOUNDS, REJECTIONS, STATUSES, Figures, ScpFigures
-from adapter.scp.tally import Tally
+from adapter.scp import metrics as metrics_module
+from adapter.scp.metrics import BOUNDS, REJECTIONS, STATUSES, ProcessMetrics, ScpCollector
+from adapter.scp.shared_counters import SharedCounters
 from tests import support_wire as wire
 from tests.support_metrics import ask, scrape
 from tests.support_waiting import eventually
 from tests.test_scp_processes import Processes, free_port, processes
 
-SCP = Path(figures_module.__file__).parent
+SCP = Path(metrics_module.__file__).parent
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def _answers(port):
 
 
 def test_it_lives_and_is_ready_without_ledger_and_redis(settings, port):
-    """Neither probe, nor the figures, need anything but the receiver itself."""
+    """Neither probe, nor the metrics, need anything but the receiver itself."""
     with processes(settings):  # makes spool, ledger and configuration
         pass
     ledger = settings.data / "ledger.sqlite"
@@ -180,21 +180,21 @@ def test_a_taken_port_stops_the_start(settings, port):
         assert again.process.wait(20) != 0
 
 
-# -- the tally -------------------------------------------------------------------------------------
+# -- the counters -----------------------------------------------------------------------------
 
 
-def told(tally):
+def told(counters):
     return {
         (sample.name.removeprefix("dicom_adapter_"), *sample.labels.values()): sample.value
-        for family in ScpFigures(tally, 25).collect()
+        for family in ScpCollector(counters, 25).collect()
         for sample in family.samples
     }
 
 
 def test_threads_of_one_process_lose_no_count():
     """Counters that many threads add to are exact."""
-    tally = Tally(2)
-    counting = Figures(tally.seat(0))
+    counters = SharedCounters(2)
+    counting = ProcessMetrics(counters.process(0))
 
     def count():
         for _ in range(2000):
@@ -206,64 +206,64 @@ def test_threads_of_one_process_lose_no_count():
     for thread in threads:
         thread.join()
 
-    assert told(tally)["instances_total", "ONE", "0000"] == 16_000
-    assert told(tally)["received_bytes_total", "ONE"] == 48_000
+    assert told(counters)["instances_total", "ONE", "0000"] == 16_000
+    assert told(counters)["received_bytes_total", "ONE"] == 48_000
 
 
 def test_processes_share_a_tally_and_a_successor_counts_on():
     """Two seats are summed; who takes over a seat, in another process, goes on where it stood."""
-    tally = Tally(2)
+    counters = SharedCounters(2)
     for turn, seat in enumerate((0, 1, 0)):
         pid = os.fork()
         if not pid:
-            counting = Figures(tally.seat(seat))
+            counting = ProcessMetrics(counters.process(seat))
             if turn:  # what a successor counts first need not be what its predecessor did
                 counting.ended("released")
             counting.answered("ONE", 0x0000, 10)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
 
-    assert told(tally)["instances_total", "ONE", "0000"] == 3
-    assert told(tally)["received_bytes_total", "ONE"] == 30
-    assert told(tally)["associations_ended_total", "released"] == 2
+    assert told(counters)["instances_total", "ONE", "0000"] == 3
+    assert told(counters)["received_bytes_total", "ONE"] == 30
+    assert told(counters)["associations_ended_total", "released"] == 2
 
 
 def test_a_seat_that_is_vacated_has_no_associations():
     """The gauges of a process that died are not told any more; its counters are."""
-    tally = Tally(2)
-    tally.seat(0).set_active(3)
-    tally.seat(1).set_active(2)
-    tally.seat(0).set_listening(True)
-    Figures(tally.seat(0)).ended("lost")
+    counters = SharedCounters(2)
+    counters.process(0).set_active(3)
+    counters.process(1).set_active(2)
+    counters.process(0).set_listening(True)
+    ProcessMetrics(counters.process(0)).ended("lost")
 
-    tally.vacate(0)
+    counters.vacate(0)
 
-    assert told(tally)["active_associations",] == 2
-    assert told(tally)["receiving_processes",] == 0
-    assert told(tally)["associations_ended_total", "lost"] == 1
+    assert told(counters)["active_associations",] == 2
+    assert told(counters)["receiving_processes",] == 0
+    assert told(counters)["associations_ended_total", "lost"] == 1
 
 
 def test_ae_titles_beyond_the_bound_are_one():
     """However many AE titles there are, and however long they are, the labels are bounded."""
-    tally = Tally(1)
-    counting = Figures(tally.seat(0))
-    for number in range(figures_module.MOST_TITLES + 100):
+    counters = SharedCounters(1)
+    counting = ProcessMetrics(counters.process(0))
+    for number in range(metrics_module.MOST_TITLES + 100):
         for status in STATUSES:
             counting.answered(f"T{number:015d}", int(status, 16), None)
         counting.accepted(f"T{number:015d}")
         counting.answered(f"T{number:015d}", 0, 1)
 
-    found = told(tally)
+    found = told(counters)
     assert len({key[1] for key in found if key[0] == "instances_total"}) == 201
     assert found["associations_accepted_total", "other"] == 100
 
 
 def test_a_reason_that_nobody_knows_is_other():
     """Labels come from a fixed set."""
-    tally = Tally(1)
-    Figures(tally.seat(0)).rejected("CANARY^NAME")
-    assert told(tally)["associations_rejected_total", "other"] == 1
-    assert not [key for key in told(tally) if "CANARY^NAME" in key]
+    counters = SharedCounters(1)
+    ProcessMetrics(counters.process(0)).rejected("CANARY^NAME")
+    assert told(counters)["associations_rejected_total", "other"] == 1
+    assert not [key for key in told(counters) if "CANARY^NAME" in key]
 
 
 def test_every_reason_and_status_of_the_code_is_known():
@@ -284,10 +284,10 @@ def test_every_reason_and_status_of_the_code_is_known():
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.0011, 29.9, 30.0, 31.0])
 def test_a_time_is_in_every_bucket_that_holds_it(seconds):
     """Buckets are cumulative, and their bounds belong to them."""
-    tally = Tally(1)
-    Figures(tally.seat(0)).took(seconds)
+    counters = SharedCounters(1)
+    ProcessMetrics(counters.process(0)).took(seconds)
 
-    found = told(tally)
+    found = told(counters)
     for bound in BOUNDS:
         assert found["store_seconds_bucket", str(bound)] == (seconds <= bound)
     assert found["store_seconds_bucket", "+Inf"] == 1

@@ -18,9 +18,9 @@ from adapter.core import Adapter
 from adapter.dicom import IMPLEMENTATION_CLASS_UID, read_file_meta
 from adapter.models import AETitle, ArrivalId, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
-from adapter.scp.reports import Reports
+from adapter.scp.events import ScpEvents
 from adapter.scp.sink import StoreSink
-from adapter.scp.store import StoreCommand, Surroundings
+from adapter.scp.store import StoreCommand, StoreContext
 from adapter.spool import IncomingFile, Spool
 from tests.support_scp import RealFile, incoming, leftovers, wheel_file
 
@@ -32,16 +32,16 @@ class Bench:
     """A sink on a real spool, and what it reported."""
 
     def __init__(self, spool: Spool, **ae_title) -> None:
-        self.reports = Reports()
+        self.scp_events = ScpEvents()
         self.pokes = 0
         self.low = False
         accepted = Accepted(
             "PACS1", "Clara1", Versioned(12, AETitle(ae_title="Clara1", **ae_title)), {1: CONTEXT}
         )
-        around = Surroundings(spool, self.reports, lambda: self.low, self._poke)
-        self.sink = StoreSink(around, accepted, "10.0.0.1")
+        context = StoreContext(spool, self.scp_events, lambda: self.low, self._stored_one)
+        self.sink = StoreSink(context, accepted, "10.0.0.1")
 
-    def _poke(self) -> None:
+    def _stored_one(self) -> None:
         self.pokes += 1
 
     def store(self, data=CT.data, sop_class=CT.sop_class, sop_instance=CT.sop_instance, step=4096):
@@ -51,7 +51,7 @@ class Bench:
         return receive.finish()
 
     def events(self, kind):
-        return [event[3] for event in self.reports._queue if event[0] == kind]
+        return [event[3] for event in self.scp_events._queue if event[0] == kind]
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_internal_error(adapter: Adapter, bench: Bench, monkeypatch):
 
 
 def test_success_comes_after_durability(adapter: Adapter, bench: Bench, monkeypatch):
-    """Data, name and directory are synced in this order, before the answer and its bell."""
+    """Data, name and directory are synced in this order, before the answer and its wake-up."""
     steps = []
     for owner, name in ((os, "fdatasync"), (os, "fsync")):
         real = getattr(owner, name)

@@ -191,7 +191,7 @@ def test_association_limit(adapter: Adapter, settings):
                 in lines
             )
             assert "F: Reason: Local Limit Exceeded" in lines
-        eventually(lambda: scp.reception.active == 0)
+        eventually(lambda: scp.acceptor.active == 0)
         assert call("echoscu", scp, "-aet", "PACS1", "-aec", "CECHOTEST")[0] == 0
 
 
@@ -315,7 +315,7 @@ def test_refused_stores(scp, adapter: Adapter, *, sop_class, sop_instance, data,
 def test_ignored_sop_class(scp, adapter: Adapter):
     """Instances of a SOP class that the AE title ignores get Success and are not there."""
     add_ae_title(adapter, "NoCT", ignoredSopClasses=[CT.sop_class])
-    eventually(lambda: "NoCT" in scp.reception._configuration.snapshot.ae_titles)
+    eventually(lambda: "NoCT" in scp.acceptor._configuration.snapshot.ae_titles)
     with Peer(scp, [(CT.sop_class, [EVLE])], called="NoCT") as peer:
         assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
     [event] = eventually(lambda: recorded(adapter, "association"))
@@ -328,7 +328,7 @@ def test_store_under_a_refused_context(scp, adapter: Adapter):
     contexts = [("1.2.3.4", [IVLE]), (CT.sop_class, [EVLE])]
     with Peer(scp, contexts) as peer, pytest.raises(AssertionError, match="no answer"):
         peer.store(CT.sop_class, CT.sop_instance, CT.data, context=1)
-    eventually(lambda: scp.reception.active == 0)
+    eventually(lambda: scp.acceptor.active == 0)
     assert incoming(adapter) == leftovers(adapter) == []
 
 
@@ -344,7 +344,7 @@ def test_end_in_mid_transfer(scp, adapter: Adapter, ending):
             raw = peer.assoc.dul.socket.socket
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.assoc.dul.socket.close()
-    eventually(lambda: scp.reception.active == 0)
+    eventually(lambda: scp.acceptor.active == 0)
     assert incoming(adapter) == leftovers(adapter) == []
     [event] = eventually(lambda: recorded(adapter, "association"))
     assert event.detail["ended"] != "released"
@@ -355,7 +355,7 @@ def test_connection_without_a_request(scp):
     """A connection that never asks for an association counts as none."""
     with connect(scp) as quiet:
         quiet.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert scp.reception.active == 0
+        assert scp.acceptor.active == 0
 
 
 def test_ipv4_and_ipv6(adapter: Adapter, settings):
@@ -379,7 +379,7 @@ def test_an_association_keeps_its_configuration(scp, adapter: Adapter):
     """A change in mid-association is for the next one: arrivals name the version that holds."""
     with Peer(scp, [(CT.sop_class, [EVLE])]) as peer:
         version = add_ae_title_again(adapter)
-        eventually(lambda: scp.reception._configuration.snapshot.version == version)
+        eventually(lambda: scp.acceptor._configuration.snapshot.version == version)
         assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
     [before] = incoming(adapter)
     with Peer(scp, [(CT.sop_class, [EVLE])]) as peer:

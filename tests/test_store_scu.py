@@ -23,11 +23,11 @@ from pynetdicom import AllStoragePresentationContexts
 from adapter.dicom import part10_header, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.models import Outcome
-from adapter.scu.association import Broken, Rejected, Unreachable
+from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.settings import Scu
 from tests.support_peers import RawPeer, ScriptedPacs, StoreScp, destination
-from tests.support_road import encode, make_instance
 from tests.support_stack import dcmtk, free_port
+from tests.support_stages import encode, make_instance
 from tests.support_wire import abort, data, pdu, pdv, reject
 from workers.clients.store_scu import Outgoing, examine, judge, plan, store
 
@@ -412,7 +412,7 @@ def test_peer_that_stalls(tmp_path, act):
     file = outgoing(write_instance(tmp_path / "a.dcm", payload=payload))
     receipts = []
     in_time = took(1.5)
-    with RawPeer(after_acceptance(act)) as peer, pytest.raises(Broken, match="in 1 s"):
+    with RawPeer(after_acceptance(act)) as peer, pytest.raises(AssociationBroken, match="in 1 s"):
         receipts.extend(store([file], destination(peer.port), QUICK, answered=lambda: None))
     assert in_time()
 
@@ -432,7 +432,7 @@ def test_rejections(tmp_path, answer, code):
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     with (
         RawPeer(lambda peer: (peer.pdu(), peer.socket.sendall(answer), peer.hold())) as peer,
-        pytest.raises(Rejected) as caught,
+        pytest.raises(AssociationRejected) as caught,
     ):
         send([file], peer.port)
     assert caught.value.code == code
@@ -485,7 +485,7 @@ def test_associations_that_break(tmp_path, act, words):
     with RawPeer(after_acceptance(act)) as peer:
         sending = store([file], destination(peer.port), QUICK, answered=lambda: None)
         receipts.append(next(sending))
-        with pytest.raises(Broken, match=words):
+        with pytest.raises(AssociationBroken, match=words):
             next(sending)
 
     [receipt] = receipts
@@ -500,10 +500,10 @@ def test_broken_acceptance(tmp_path):
     for answer in (pdu(2, bytes(80)), pdu(2, b""), pdu(9, bytes(4)), abort(0, 0)):
         with (
             RawPeer(lambda peer, answer=answer: (peer.pdu(), peer.socket.sendall(answer))) as peer,
-            pytest.raises(Broken),
+            pytest.raises(AssociationBroken),
         ):
             send([file], peer.port)
-    with RawPeer(lambda peer: peer.accept(maximum=7)) as peer, pytest.raises(Broken):
+    with RawPeer(lambda peer: peer.accept(maximum=7)) as peer, pytest.raises(AssociationBroken):
         send([file], peer.port)
 
 
@@ -533,7 +533,7 @@ def test_no_descriptor_is_left(tmp_path):
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     before = descriptors()
     for act in (abort_in_mid_data, lambda peer: peer.message()):
-        with RawPeer(after_acceptance(act)) as peer, pytest.raises(Broken):
+        with RawPeer(after_acceptance(act)) as peer, pytest.raises(AssociationBroken):
             send([file], peer.port)
     with pytest.raises(Unreachable):
         send([file], free_port())

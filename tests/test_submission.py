@@ -72,7 +72,7 @@ def group_state(adapter):
 
 
 def test_a_job_is_handed_over_step_by_step(adapter):
-    """Create, describe, upload and start are called once each; then the pipeline stage is rung."""
+    """Create, describe, upload and start are called once each; then the pipeline stage is woken."""
     work, platform = make_work(adapter), FlakyPlatform()
     (job,) = add_group(adapter)
 
@@ -87,7 +87,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
         f"{dcmread(path).SOPInstanceUID}.dcm" for path in CT_SERIES
     ]
     assert kinds(adapter, job) == ["job-submitted"]
-    assert work.bells == ["pipeline"]
+    assert work.queues == ["pipeline"]
     assert group_state(adapter) == "submitted"
     assert submission.submit_due(work, platform) == {}
 

@@ -18,12 +18,12 @@ import workers
 from adapter.core import open_spool
 from adapter.embedded import broker
 from adapter.embedded.roles import worker_command
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from tests.support_metrics import ask, scrape
-from tests.support_road import Association, add_ae_title, make_instance
 from tests.support_stack import Stack, free_port
+from tests.support_stages import IncomingAssociation, add_ae_title, make_instance
 from tests.support_waiting import eventually
-from workers.figures import OTHER, OUTCOMES, WorkerFigures
+from workers.metrics import OTHER, OUTCOMES, WorkerMetrics
 
 #: A worker that counts as dead sooner.
 IMPATIENT = (
@@ -91,7 +91,7 @@ def test_a_worker_lives_without_redis_and_ledger_and_works_when_they_are_back(
     """Started with neither: live, not ready, and why; ready, and at work, when both are there."""
     broker.prepare(stack.settings)  # its password is known, as that of any server would be
     version = add_ae_title(stack.adapter)
-    Association(stack.adapter, version).store(make_instance())
+    IncomingAssociation(stack.adapter, version).store(make_instance())
     with ExitStack() as stopped:
         with without_ledger(stack):
             stopped.enter_context(worker(stack))
@@ -168,13 +168,13 @@ def test_workers_tell_of_their_stages_each_on_its_own_port(stack: Stack) -> None
 
 def test_an_outcome_that_nobody_knows_is_other() -> None:
     """Labels come from a fixed set."""
-    figures = WorkerFigures()
-    figures.ran("pipeline", 0.5, {"CANARY^NAME": 2, "succeeded": 1})
-    figures.ran("pipeline", 0.5, None)
+    metrics = WorkerMetrics()
+    metrics.ran("pipeline", 0.5, {"CANARY^NAME": 2, "succeeded": 1})
+    metrics.ran("pipeline", 0.5, None)
 
     samples = {
         (s.name.removeprefix("dicom_adapter_"), *s.labels.values()): s.value
-        for family in figures.registry.collect()
+        for family in metrics.registry.collect()
         for s in family.samples
     }
     assert samples["work_total", "pipeline", OTHER] == 2

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of the road, one module each, in the order that `celeryconfig` gives."""
+"""The pipeline stages, one module each, in the order that `celeryconfig` gives."""

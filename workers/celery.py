@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Celery application of the workers: ``celery -A workers worker -Q export``.
 
-Each stage of the road is one task, named like its queue.  A bell says nothing but "look": the task
-takes what is due in the ledger until there is no more.  Every worker also ticks.
+Each stage is one task, named like its queue.  A wake-up only says
+that there is work: the task takes what is due in the ledger until there is no more.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from adapter.core import open_adapter
 from adapter.embedded.roles import flower_environment
 from adapter.errors import ConfigurationError, LeaseLost, NotYetVisible
 from adapter.ledger.engines import AWAY
-from adapter.road import STAGES, Bells, make_app, password_file
 from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
+from adapter.stages import STAGES, StageQueues, make_app, password_file
 from workers import export, grouping, notification, pipeline, reclamation, submission
-from workers.beside import Beside
-from workers.figures import WorkerFigures
-from workers.leaving import Leaving
+from workers.background import BackgroundTasks
+from workers.metrics import WorkerMetrics
+from workers.shutdown import Shutdown
 from workers.stage import Work
 
 logger = log.get_logger(__name__)
 
-#: What each stage does, in road order.
+#: What each stage does, in stage order.
 RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
     zip(
         STAGES,
@@ -56,8 +56,8 @@ RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
 )
 
 _stopping = threading.Event()
-_leaving = Leaving()
-figures = WorkerFigures()
+_shutdown = Shutdown()
+metrics = WorkerMetrics()
 
 
 @cache
@@ -85,7 +85,7 @@ def settings() -> Settings:
 def work() -> Work:
     """Return what the stages of this process work with."""
     adapter = open_adapter(settings())
-    return Work(adapter, Bells(app), _stopping)
+    return Work(adapter, StageQueues(app), _stopping)
 
 
 def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -> None:
@@ -95,14 +95,14 @@ def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -
         began = time.monotonic()
         done = None
         try:
-            with _leaving.at_work():
+            with _shutdown.at_work():
                 done = run(work())
         except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
-            # Somebody else has it, or the ledger is away, or the disk fails: the tick rings again.
+            # Another worker has it, or the ledger is away, or the disk fails: the poll wakes it.
             logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
             return {}
         finally:
-            figures.ran(stage, time.monotonic() - began, done)
+            metrics.ran(stage, time.monotonic() - began, done)
         if any(done.values()):
             logger.info(stage, **done)
         return done
@@ -118,7 +118,7 @@ for _stage, _run in RUNS.items():
     _add_stage(app, _stage, _run)
 
 
-_beside: list[Beside] = []
+_background: list[BackgroundTasks] = []
 
 
 @setup_logging.connect
@@ -129,31 +129,31 @@ def _log(**_: Any) -> None:
 @worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
-    beside = Beside(settings(), work, figures, sender.hostname, stages)
+    background = BackgroundTasks(settings(), work, metrics, sender.hostname, stages)
     try:
-        beside.start()
+        background.start()
     except ConfigurationError as error:
         # Celery would go on after another exception of a signal's receiver.
         raise SystemExit("; ".join(error.problems)) from None
-    _beside.append(beside)
+    _background.append(background)
 
 
 @worker_ready.connect
 def _consume(sender: Any, **_: Any) -> None:
-    for beside in _beside:
-        beside.consume(sender)
+    for background in _background:
+        background.consume(sender)
 
 
 @worker_shutting_down.connect
 def _stop_taking(**_: Any) -> None:
     _stopping.set()
-    _leaving.begin()
+    _shutdown.begin()
 
 
 @worker_shutdown.connect
 def _stop(**_: Any) -> None:
-    for beside in _beside:
-        beside.stop()
+    for background in _background:
+        background.stop()
     if work.cache_info().currsize:
         work().headers.close()
         work().adapter.close()

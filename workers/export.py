@@ -14,20 +14,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from adapter import road
+from adapter import stages
 from adapter.core import Adapter
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
-from adapter.ledger import configuration, exports, leases, reports
+from adapter.ledger import configuration, exports, leases, remote_tasks
+from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
-from adapter.ledger.verdicts import Trouble, over_threshold
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
 from adapter.scu.association import (
     CALLED_NOT_RECOGNISED,
     CALLING_NOT_RECOGNISED,
-    Broken,
-    Rejected,
+    AssociationBroken,
+    AssociationRejected,
     Unreachable,
 )
 from workers.clients.results_service import results_service
@@ -72,7 +72,7 @@ def run(work: Work) -> dict[str, Any]:
                 state=state,
             )
         if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
-            work.bells.ring(road.RECLAMATION)
+            work.queues.wake(stages.RECLAMATION)
     return dict(done)
 
 
@@ -82,26 +82,26 @@ def run(work: Work) -> dict[str, Any]:
 def _export(work: Work, export: Export) -> ExportState:
     """Make one try of an export and return the state that it is in then."""
     ledger, policy = work.adapter.ledger, work.adapter.settings.dicom.scu.export
-    trouble, why = None, None
+    failure, why = None, None
     try:
         _send(work, export, find_destination(work.adapter, export.destination))
     except _Stopped:
         return exports.give_back(ledger, export)
     except NotYetVisible:
         workers = work.adapter.settings.workers
-        delay = max(workers.tick_seconds, workers.visibility_seconds / _LOOKS)
+        delay = max(workers.due_work_poll_seconds, workers.visibility_seconds / _LOOKS)
         return exports.give_back(ledger, export, delay=delay)
     except PermanentError as error:
-        return exports.park(ledger, export, Trouble(error.code, str(error)), policy)
+        return exports.park(ledger, export, FailureReason(error.code, str(error)), policy)
     except Unreachable as unreachable:
         return exports.unreachable(ledger, export, str(unreachable), policy)
-    except Rejected as rejected:
+    except AssociationRejected as rejected:
         why = f"the destination {rejected}"
         if rejected.code in _HOPELESS:
-            trouble = Trouble(_HOPELESS[rejected.code], why)
-    except Broken as broken:
+            failure = FailureReason(_HOPELESS[rejected.code], why)
+    except AssociationBroken as broken:
         why = f"the destination {broken}"
-    return exports.conclude(ledger, export, policy, why=why, trouble=trouble)
+    return exports.conclude(ledger, export, policy, why=why, failure=failure)
 
 
 class _Stopped(Exception):
@@ -158,7 +158,7 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
         exports.confirm(adapter.ledger, export, unfit)
     if export.remote and files:
         exports.describe(adapter.ledger, export, [_uids(file) for file in files])
-    count = exports.tally(adapter.ledger, export)
+    count = exports.count_files(adapter.ledger, export)
     lost = count.unfit + sum(receipt.outcome is Outcome.REFUSED for receipt in unfit)
     if over_threshold(lost, count.files, adapter.settings.dicom.scu.export.failure_threshold):
         first = unfit[0].reason if unfit else "see its files"
@@ -216,17 +216,17 @@ def _report(work: Work, done: Counter[str]) -> bool:
     if done["unreported"] or not _reporting.acquire(blocking=False):
         return False
     try:
-        report = reports.claim_report(ledger, 2 * service.request_seconds)
+        report = remote_tasks.claim_report(ledger, 2 * service.request_seconds)
         if report is None:
             return False
         try:
             results_service(settings).report(report)
         except TemporaryError as error:
             log.warning("a report was not taken", task=report.task, problem=str(error))
-            reports.not_taken(ledger, report, service)
+            remote_tasks.not_taken(ledger, report, service)
             done["unreported"] += 1
             return False
-        reports.taken(ledger, report)
+        remote_tasks.taken(ledger, report)
         done["reported"] += 1
         return True
     finally:

@@ -21,7 +21,7 @@ from adapter.ledger.groups import MAXIMUM_WAIT, QUIET
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.processors.registry import create_processor
-from adapter.road import SUBMISSION
+from adapter.stages import SUBMISSION
 from workers.stage import Work
 
 log = get_logger(__name__)
@@ -42,7 +42,7 @@ def run(work: Work) -> dict[str, Any]:
         if created:
             closed += 1
             jobs += len(created)
-            work.bells.ring(SUBMISSION)
+            work.queues.wake(SUBMISSION)
     return {"closed": closed, "jobs": jobs}
 
 

@@ -21,7 +21,7 @@ from adapter.core import Adapter
 from adapter.dicom import read_file_meta
 from adapter.errors import ConfigurationError, NotYetVisible, UnreadableInstance
 from adapter.ledger import arrivals, leases
-from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Grouped, Quarantined, Unwanted
+from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Discarded, Grouped, Quarantined
 from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
@@ -29,7 +29,7 @@ from adapter.log import get_logger
 from adapter.models import AETitle, ArrivalId, ArrivalState, Instance, check_uid
 from adapter.processors.base import InstanceObserver, JobProcessor
 from adapter.processors.registry import create_observers, create_processor
-from adapter.road import RECLAMATION
+from adapter.stages import RECLAMATION
 from workers.clients.headers import HeaderReader
 from workers.stage import Work
 
@@ -48,7 +48,7 @@ def register_batch(work: Work, lease: Lease, rows: Sequence[Any]) -> dict[str, s
         observers = create_observers()
         for _, instance in decided:
             if instance is not None:
-                tell(observers, instance)
+                notify_observers(observers, instance)
         decisions = [decision for decision, _ in decided]
         spool.link_instances(
             d.instance.arrival for d in decisions if not isinstance(d, Quarantined)
@@ -94,7 +94,7 @@ class Deciding:
         except UnreadableInstance as error:
             return Quarantined(arrival, error.code, str(error), *parties(path)), instance
         if value is None:
-            return Unwanted(instance), instance
+            return Discarded(instance), instance
         return Grouped(
             instance,
             key=group_key(value, self._hash_key),
@@ -136,7 +136,7 @@ def group_key(value: str, hash_key: bytes) -> str:
         return hmac.new(hash_key, value.encode("utf-8"), "sha256").hexdigest()
 
 
-def tell(observers: Sequence[InstanceObserver], instance: Instance) -> None:
+def notify_observers(observers: Sequence[InstanceObserver], instance: Instance) -> None:
     """Tell every observer of an instance; one that fails holds nothing up."""
     for observer in observers:
         try:
@@ -204,6 +204,6 @@ def run(work: Work) -> dict[str, Any]:
                 arrivals.give_back(work.adapter.ledger, lease)
             raise
         counts.update(settled.values())
-    if counts[ArrivalState.UNWANTED]:
-        work.bells.ring(RECLAMATION)
+    if counts[ArrivalState.DISCARDED]:
+        work.queues.wake(RECLAMATION)
     return dict(counts)

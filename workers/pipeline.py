@@ -35,8 +35,8 @@ from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
-from adapter.road import EXPORT, RECLAMATION
 from adapter.settings import Pipeline
+from adapter.stages import EXPORT, RECLAMATION
 from workers.clients.attempt import Attempt, read_results
 from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader
@@ -122,7 +122,7 @@ class Run:
         self._attempt.prepare(files, metadata_path(spool, job.id))
         jobs.begin_run(self._adapter.ledger, self._lease, job)
         ending = run_command(
-            command_of(pipeline, job, self._attempt), Patience(self._work, self._lease)
+            command_of(pipeline, job, self._attempt), CancellationCheck(self._work, self._lease)
         )
         self._exit_code = ending.code
         if self._lease.lost.is_set():
@@ -154,13 +154,13 @@ class Run:
             destinations=pipeline.destinations,
             agent=self._adapter.settings.dicom.scu.ae_title,
         )
-        self._work.bells.ring(EXPORT if pipeline.destinations else RECLAMATION)
+        self._work.queues.wake(EXPORT if pipeline.destinations else RECLAMATION)
         return "succeeded"
 
     def _has_room(self, files: list[PayloadFile]) -> bool:
         """Tell whether the disk takes a copy of the input and as much output.
 
-        Not the receivers' watermark: what they stop at is there for the road to work itself free.
+        Not the receivers' watermark: the space below it is what the stages need to finish.
         """
         storage = self._adapter.settings.storage
         space = self._adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
@@ -204,7 +204,7 @@ class Run:
         log.error("a job is parked", job=self._job.id, outcome=failure.outcome)
 
 
-class Patience:
+class CancellationCheck:
     """Tells when a run is not wanted any more: its job is lost, or its worker has to stop."""
 
     def __init__(self, work: Work, lease: Lease) -> None:

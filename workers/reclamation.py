@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reclamation: deletes the spool's files that nothing needs any more, in small batches.
 
-Unwanted arrivals at once; a group's instances and results when all its jobs and exports have ended
+Discarded arrivals at once; a group's instances and results when all its jobs and exports have ended
 well (or an operator discarded them) and their retention has passed.  Files first, rows after: what
 a crash interrupts is deleted again.
 """
@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 def run(work: Work) -> dict[str, Any]:
     """Reclaim everything that is due."""
-    counts = {"unwanted": _unwanted(work), "groups": _groups(work)}
+    counts = {"discarded": _discarded(work), "groups": _groups(work)}
     if reclamation.claim_housekeeping(
         work.adapter.ledger, work.adapter.settings.workers.housekeeping_seconds
     ):
@@ -27,10 +27,10 @@ def run(work: Work) -> dict[str, Any]:
     return counts
 
 
-def _unwanted(work: Work) -> int:
+def _discarded(work: Work) -> int:
     adapter, count = work.adapter, 0
     while not work.stopping.is_set():
-        ids = reclamation.unwanted(adapter.ledger, adapter.settings.lag_seconds)
+        ids = reclamation.discarded(adapter.ledger, adapter.settings.lag_seconds)
         if not ids:
             break
         for arrival in ids:

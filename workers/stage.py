@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 from adapter.core import Adapter
-from adapter.road import Bells
+from adapter.stages import StageQueues
 from workers.clients.headers import HeaderReaders
 
 
@@ -19,8 +19,8 @@ class Work:
     ----------
     adapter : Adapter
         Settings, spool and ledger.
-    bells : Bells
-        To ring the next stage with.
+    queues : StageQueues
+        Wakes the next stage.
     stopping : threading.Event
         Set when the worker is told to stop: finish or give back what is held, take nothing more.
     headers : HeaderReaders
@@ -28,7 +28,7 @@ class Work:
     """
 
     adapter: Adapter
-    bells: Bells
+    queues: StageQueues
     stopping: threading.Event = field(default_factory=threading.Event)
     headers: HeaderReaders = field(init=False)
 

@@ -29,7 +29,7 @@ from adapter.ledger.payload import Origin
 from adapter.log import get_logger
 from adapter.models import JobState
 from adapter.processors.registry import create_processor
-from adapter.road import PIPELINE
+from adapter.stages import PIPELINE
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile, Platform
@@ -66,7 +66,7 @@ def submit_due(work: Work, platform: Platform) -> dict[str, Any]:
             outcome = "lost"
         counts[outcome] += 1
         if outcome == JobState.STARTED:
-            work.bells.ring(PIPELINE)
+            work.queues.wake(PIPELINE)
     return dict(counts)
 
 

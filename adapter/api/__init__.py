@@ -4,10 +4,10 @@
 ::
 
     server.py   the process: a socket, a signal, uvicorn
-    access.py   the adapter, opened as soon as its ledger answers, and the tick beside it
+    opening.py   the adapter, opened as soon as its ledger answers, and the due-work poll
     app.py      the routes; problems.py, what goes wrong told as RFC 9457 has it
     health.py   green, yellow or red, and why
-    figures.py  the same in numbers, for Prometheus and for whoever scales the pools
+    metrics.py  the same in numbers, for Prometheus and for whoever scales the pools
 
 It answers without a ledger too: `/health/live` and `/metrics` always, everything else with 503.
 """

@@ -16,26 +16,26 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from adapter.api import health, problems
-from adapter.api.access import ROLE, Access
-from adapter.api.figures import ApiFigures, Away, Figures, Scaling
+from adapter.api.metrics import ApiCollector, Away, Metrics, Scaling
+from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
 from adapter.ledger.queries.facts import Export, ExportDetail, Job, Study, Timeline
-from adapter.metrics import RoleFigures
+from adapter.metrics import RoleCollector
 from adapter.models import ExportState, JobState
-from adapter.road import STAGES
+from adapter.stages import STAGES
 
 F = TypeVar("F")
 
 
-def create_app(access: Access) -> FastAPI:
+def create_app(opening: AdapterOpening) -> FastAPI:
     """Return the application that answers for one adapter."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        access.start()
+        opening.start()
         yield
-        await run_in_threadpool(access.stop)
+        await run_in_threadpool(opening.stop)
 
     app = FastAPI(
         title="dicom-adapter",
@@ -45,12 +45,12 @@ def create_app(access: Access) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    figures = Figures(access)
-    app.state.access = access
-    app.state.figures = figures
+    metrics = Metrics(opening)
+    app.state.opening = opening
+    app.state.metrics = metrics
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(RoleFigures(ROLE, lambda: access.heart.age))
-    app.state.registry.register(ApiFigures(figures))
+    app.state.registry.register(RoleCollector(ROLE, lambda: opening.heart.age))
+    app.state.registry.register(ApiCollector(metrics))
     problems.install(app)
     app.include_router(_health)
     app.include_router(_machines)
@@ -58,23 +58,23 @@ def create_app(access: Access) -> FastAPI:
     return app
 
 
-def _access(request: Request) -> Access:
-    access: Access = request.app.state.access
-    return access
+def _opening(request: Request) -> AdapterOpening:
+    opening: AdapterOpening = request.app.state.opening
+    return opening
 
 
 def _ledger(request: Request) -> Ledger:
-    return _access(request).adapter.ledger
+    return _opening(request).adapter.ledger
 
 
-def _figures(request: Request) -> Figures:
-    figures: Figures = request.app.state.figures
-    return figures
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
 
 
-AccessOf = Annotated[Access, Depends(_access)]
+OpeningOf = Annotated[AdapterOpening, Depends(_opening)]
 LedgerOf = Annotated[Ledger, Depends(_ledger)]
-FiguresOf = Annotated[Figures, Depends(_figures)]
+MetricsOf = Annotated[Metrics, Depends(_metrics)]
 Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Rows on a page.")]
 After = Annotated[str | None, Query(max_length=128, description="The `next` of the page before.")]
 
@@ -90,17 +90,17 @@ async def live() -> dict[str, str]:
 
 
 @_health.get("/ready", responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
-def ready(access: AccessOf) -> dict[str, str]:
+def ready(opening: OpeningOf) -> dict[str, str]:
     """Tell whether ledger and spool are there, belong together and have this release's schema."""
-    if reasons := health.unready(access):
+    if reasons := health.unready(opening):
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
     return {"status": "ready"}
 
 
 @_health.get("/status", responses={503: {"model": health.Health, "description": "Red."}})
-def status(access: AccessOf, response: Response) -> health.Health:
+def status(opening: OpeningOf, response: Response) -> health.Health:
     """Tell how the adapter is: green, yellow or red (then with 503), and why."""
-    found = health.examine(access)
+    found = health.examine(opening)
     if found.status == "red":
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return found
@@ -113,7 +113,7 @@ _machines = APIRouter(tags=["metrics"])
 
 @_machines.get("/metrics", response_class=PlainTextResponse)
 def show_metrics(request: Request) -> Response:
-    """Tell the figures of ledger, spool and broker in Prometheus' text format."""
+    """Tell the metrics of ledger, spool and broker in Prometheus' text format."""
     text = generate_latest(request.app.state.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
@@ -122,12 +122,12 @@ def show_metrics(request: Request) -> Response:
     "/scaling/{stage}",
     responses=problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
-def show_scaling(figures: FiguresOf, stage: str) -> Scaling:
+def show_scaling(metrics: MetricsOf, stage: str) -> Scaling:
     """Tell how much work there is for the workers of a stage, and for how long."""
     if stage not in STAGES:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"the stages are {', '.join(STAGES)}")
     try:
-        return figures.scaling(stage)
+        return metrics.scaling(stage)
     except Away:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE, "the ledger or the spool does not answer"

@@ -5,7 +5,7 @@
 red      the ledger does not answer or has another schema, the spool is not there or not this
          ledger's, or its disk is above the watermark: nothing is received or nothing moves on
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is away, a role that was there is silent, one says that it is in trouble, or several
+         Redis is away, a role that was there is silent, one says that it is in problem, or several
          hosts work on a spool whose ledger serves one (those that started at once let each other)
 green    none of these
 =======  ==========================================================================================
@@ -21,14 +21,14 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat
-from adapter.api.access import Access, NotOpen
-from adapter.api.figures import incoming, quarantined_bytes
+from adapter.api.metrics import incoming, quarantined_bytes
+from adapter.api.opening import AdapterOpening, NotOpen
 from adapter.core import Adapter
 from adapter.errors import SpoolError
 from adapter.ledger import queries
 from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
-from adapter.road import NOTIFICATION, STAGES
 from adapter.spool import DiskSpace, Spool
+from adapter.stages import NOTIFICATION, STAGES
 
 _OTHER_SCHEMA = "the ledger has the schema of another release"
 
@@ -63,15 +63,15 @@ class Health(Facts):
     ledger: bool
     broker: bool
     disk: Disk | None
-    queues: dict[str, int] | None = Field(description="Bells that wait, by stage.")
+    queues: dict[str, int] | None = Field(description="Wake-ups that wait, by stage.")
     unfinished: dict[str, Unfinished] | None = Field(description="Work not done, by stage.")
     attention: Attention | None
 
 
-def unready(access: Access) -> list[str]:
+def unready(opening: AdapterOpening) -> list[str]:
     """Return what keeps the adapter from working; nothing if it is ready."""
     try:
-        adapter = access.adapter
+        adapter = opening.adapter
         problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
         if adapter.ledger.spool_id != adapter.spool.id:
             problems.append("the ledger belongs to another spool")
@@ -96,15 +96,15 @@ class _Report:
     attention: Attention | None = None
 
 
-def examine(access: Access) -> Health:
+def examine(opening: AdapterOpening) -> Health:
     """Find out how the adapter is."""
-    report = _Report(red=unready(access))
-    queues = access.bells.waiting()
+    report = _Report(red=unready(opening))
+    queues = opening.queues.lengths()
     if queues is None:
         report.yellow.append("Redis is away: work goes on with some delay")
     with suppress(NotOpen):
-        _look_at_spool(report, access.adapter)
-        _look_at_ledger(report, access.adapter)
+        _look_at_spool(report, opening.adapter)
+        _look_at_ledger(report, opening.adapter)
     status: Colour = "red" if report.red else "yellow" if report.yellow else "green"
     return Health(
         status=status,
@@ -139,10 +139,10 @@ def _look_at_spool(report: _Report, adapter: Adapter) -> None:
         if not any(process.alive for process in processes)
     ]
     report.yellow += [
-        f"{role} of {process.host}: {trouble}"
+        f"{role} of {process.host}: {problem}"
         for role, processes in report.services.items()
         for process in processes
-        for trouble in process.facts.get("trouble") or []
+        for problem in process.facts.get("problem") or []
         if process.alive
     ]
     hosts = {p.host for processes in report.services.values() for p in processes if p.alive}

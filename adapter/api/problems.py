@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from adapter.api.access import NotOpen
+from adapter.api.opening import NotOpen
 from adapter.log import get_logger
 
 log = get_logger(__name__)

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import uvicorn
 
-from adapter.api.access import Access
 from adapter.api.app import create_app
+from adapter.api.opening import AdapterOpening
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
 from adapter.settings import Settings
@@ -33,7 +33,7 @@ def serve(settings: Settings) -> int:
     """
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(Access(settings)),
+            create_app(AdapterOpening(settings)),
             lifespan="on",
             log_config=None,
             access_log=False,

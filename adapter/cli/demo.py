@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`demo`: the whole road once; `demo-sender` and `demo-pacs`: the same around a running adapter."""
+"""`demo`: the whole way once; `demo-sender` and `demo-pacs`: the same around a running adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def demo(
     study: Study = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
 ) -> None:
-    """Run the whole road once on real DICOM files, in a scratch folder."""
+    """Run the whole way once on real DICOM files, in a scratch folder."""
     from adapter.demo import command  # noqa: PLC0415 - see the package's docstring
 
     end_by_interrupt()

@@ -14,8 +14,8 @@ from adapter.errors import AdapterError
 from adapter.ledger import exports as verbs
 from adapter.ledger.queries import find_export, list_exports
 from adapter.models import ExportState
-from adapter.story import count
 from adapter.terminal import print_json, print_page, print_table, say
+from adapter.timeline import count
 
 exports = typer.Typer(help="Each task's way to each destination.", no_args_is_help=True)
 

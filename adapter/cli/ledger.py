@@ -10,7 +10,7 @@ import typer
 from adapter.cli.which import AsJson, settings_of
 from adapter.core import open_ledger, upgrade_ledger
 from adapter.errors import SpoolError
-from adapter.ledger.condition import Condition, examine
+from adapter.ledger.health import LedgerHealth, examine
 from adapter.spool import Spool
 from adapter.terminal import print_json, say
 
@@ -52,7 +52,7 @@ def check(ctx: typer.Context, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _tie(found: Condition, here: str | None) -> str:
+def _tie(found: LedgerHealth, here: str | None) -> str:
     if found.spool is None:
         return "none yet"
     if here is None:
@@ -60,7 +60,7 @@ def _tie(found: Condition, here: str | None) -> str:
     return "this one" if here == found.spool else "another one"
 
 
-def _show(found: Condition, here: str | None) -> None:
+def _show(found: LedgerHealth, here: str | None) -> None:
     if found.reachable:
         say(f"{found.database} {found.server or ''}".rstrip())
         say(f"revision {found.revision}, this release's is {found.expected}")

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter import log, passwords, road
+from adapter import log, passwords
 from adapter.cli.which import AsJson, opened, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
 from adapter.embedded.supervisor import Supervisor, end_by_interrupt
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.settings import Settings
+from adapter.stages import STAGES
 from adapter.terminal import print_json, print_table, say, warn
 
 #: Seconds after which `up` says what is not ready yet.
@@ -111,15 +112,16 @@ def scp(ctx: typer.Context) -> None:
 
 def worker(
     ctx: typer.Context,
-    stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help=", ".join(road.STAGES))],
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help=", ".join(STAGES))],
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Bells answered at once; by default the settings'.")
+        int | None,
+        typer.Option(min=1, help="Tasks run at once; by default the settings'."),
     ] = None,
 ) -> None:
     """Run a worker for one or more stages."""
-    unknown = [stage for stage in stages if stage not in road.STAGES]
+    unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
-        known = ", ".join(road.STAGES)
+        known = ", ".join(STAGES)
         raise ConfigurationError([f"no stage {stage!r}; there are: {known}" for stage in unknown])
     settings = settings_of(ctx)
     # Two workers of one name on one machine would be one to Celery.

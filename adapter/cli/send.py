@@ -17,12 +17,12 @@ from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, check_ae_title
 from adapter.settings import Scu
-from adapter.story import count
 from adapter.terminal import complain, errors, print_json, print_table, say
+from adapter.timeline import count
 
 if TYPE_CHECKING:
     from adapter.demo import modality
-    from adapter.echo import Echo
+    from adapter.echo import EchoResult
 
 Calling = Annotated[
     str | None, typer.Option(help="The calling AE title; by default that of our SCU.")
@@ -90,7 +90,7 @@ def echo(
         raise typer.Exit(1)
 
 
-def tell_echo(answer: Echo, *, as_json: bool, **more: Any) -> None:
+def tell_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
     """Say what came of a C-ECHO."""
     if as_json:
         print_json({**more, **asdict(answer)})

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from adapter import story
 from adapter.cli.which import After, AsJson, Limit, opened
 from adapter.errors import AdapterError
 from adapter.ledger.queries import find_timeline, list_studies
 from adapter.terminal import print_json, print_page, print_table, say
+from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 
 studies = typer.Typer(help="What was received, and what became of it.", no_args_is_help=True)
 
@@ -55,14 +55,14 @@ def show(
         print_json(timeline.model_dump(mode="json", by_alias=True))
         return
     say(
-        f"{story.count(timeline.instances, 'instance')} in {timeline.series} series, "
+        f"{count(timeline.instances, 'instance')} in {timeline.series} series, "
         f"{timeline.size} bytes; in quarantine: {sum(timeline.quarantined.values())}, "
-        f"unwanted: {sum(timeline.unwanted.values())}"
+        f"discarded: {sum(timeline.discarded.values())}"
     )
-    print_table(story.HEADINGS, story.tell(timeline), "nothing happened yet")
+    print_table(HEADINGS, timeline_lines(timeline), "nothing happened yet")
     for job in timeline.jobs:
-        say(story.job_line(job))
+        say(job_line(job))
     for export in timeline.exports:
-        say(story.export_line(export))
+        say(export_line(export))
         for file in export.unconfirmed:
             say(f"  not confirmed: {file.sop_instance_uid}: {file.reason or 'not tried yet'}")

@@ -12,8 +12,8 @@ from adapter.cli.which import AsJson, opened, settings_of
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError
 from adapter.rebuild import rebuild as rebuild_ledger
-from adapter.story import count
 from adapter.terminal import print_json, print_table, say
+from adapter.timeline import count
 from adapter.verify import verify as find_differences
 
 
@@ -96,7 +96,7 @@ def _show(health: dict[str, Any]) -> None:
         (stage, work["amount"], _whole(work["oldestSeconds"]), queues.get(stage))
         for stage, work in (health["unfinished"] or {}).items()
     ]
-    print_table(("stage", "unfinished", "oldest (s)", "bells"), waiting, "the ledger is away")
+    print_table(("stage", "unfinished", "oldest (s)", "wake-ups"), waiting, "the ledger is away")
     disk = health["disk"]
     if disk:
         say(f"disk: {disk['free'] / 1e9:.1f} GB of {disk['total'] / 1e9:.1f} GB free")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole road once, on real files: the demo, its modality, its pipeline and its PACS."""
+"""The whole way once, on real files: the demo, its modality, its pipeline and its PACS."""

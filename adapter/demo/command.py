@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: the whole road once, on real DICOM files, with everything started for it.
+"""The demo: the whole way once, on real DICOM files, with everything started for it.
 
 It ends well only if all of this is true: every file was stored, every group got its job, every job
 succeeded, every result arrived bit for bit, and spool and ledger account for each other.
@@ -27,8 +27,8 @@ from adapter.demo.scene import Scene
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError
 from adapter.models import ExportState, JobState
-from adapter.story import HEADINGS, count, export_line, job_line, tell
 from adapter.terminal import console, print_table, say
+from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 from adapter.verify import verify
 
 #: A small real CT study of two series, which pydicom's wheel carries.
@@ -178,7 +178,7 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: floa
         )
         progress, over = _watch(adapter, sending, sent, before, patience)
         sent.result()
-    _tell_timelines(progress)
+    _print_timelines(progress)
     problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
     if not over:
         lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
@@ -220,10 +220,10 @@ def _watch(
             time.sleep(_LOOK_SECONDS)
 
 
-def _tell_timelines(progress: Progress) -> None:
+def _print_timelines(progress: Progress) -> None:
     for timeline in progress.timelines:
         say(f"Timeline of study {timeline.study_instance_uid}")
-        print_table(HEADINGS, tell(timeline), "nothing happened")
+        print_table(HEADINGS, timeline_lines(timeline), "nothing happened")
 
 
 def _judge(adapter: Adapter, progress: Progress, arrived: Mapping[str, str]) -> list[str]:

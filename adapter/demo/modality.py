@@ -20,10 +20,10 @@ from adapter.errors import UnreadableInstance
 from adapter.models import Destination
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
-    Association,
-    Broken,
-    FileTrouble,
-    Rejected,
+    AssociationBroken,
+    AssociationRejected,
+    FileUnreadable,
+    RequestorAssociation,
     Unreachable,
 )
 from adapter.settings import Scu
@@ -129,7 +129,7 @@ def send(
 
     Raises
     ------
-    Rejected
+    AssociationRejected
         If the peer rejects the association for good, and we do not insist.
     """
     left = list(files)
@@ -139,7 +139,7 @@ def send(
         before = len(left)
         try:
             left, why = _send_once(left, destination, scu, settled)
-        except Rejected as rejected:
+        except AssociationRejected as rejected:
             if not insist:
                 raise
             why = f"the peer {rejected}"
@@ -163,24 +163,24 @@ def _send_once(
     later = [item for item in files if item.context not in contexts]
     done = 0
     try:
-        with Association(destination, scu, contexts) as association:
+        with RequestorAssociation(destination, scu, contexts) as association:
             for item in now:
                 status, why = _store(association, item)
                 done += 1
                 settled(item, status, why)
-    except Rejected as rejected:
+    except AssociationRejected as rejected:
         if rejected.code[0] == _FOR_GOOD:
             raise
         return [*now[done:], *later], f"the peer {rejected}"
-    except FileTrouble as trouble:
-        settled(now[done], None, str(trouble))
-        return [*now[done + 1 :], *later], str(trouble)
-    except (Unreachable, Broken) as trouble:
-        return [*now[done:], *later], str(trouble)
+    except FileUnreadable as error:
+        settled(now[done], None, str(error))
+        return [*now[done + 1 :], *later], str(error)
+    except (Unreachable, AssociationBroken) as error:
+        return [*now[done:], *later], str(error)
     return later, ""
 
 
-def _store(association: Association, item: DicomFile) -> tuple[int | None, str]:
+def _store(association: RequestorAssociation, item: DicomFile) -> tuple[int | None, str]:
     """Send one file; return the status of the answer, and why it is not stored."""
     context = association.accepted.get(item.context)
     if context is None:

@@ -14,7 +14,7 @@ from adapter.ledger import quarantine
 from adapter.ledger.queries import find_timeline, list_studies
 from adapter.ledger.queries.facts import ExportDetail, Group, Job, Timeline
 from adapter.models import ExportState, GroupState, JobState
-from adapter.story import count
+from adapter.timeline import count
 
 #: A study may share a group with another one, and with it jobs and exports.
 F = TypeVar("F", Group, Job, ExportDetail)
@@ -80,7 +80,7 @@ class Progress:
     @property
     def accounted(self) -> int:
         """Acknowledged files whose fate is known."""
-        known = sum(line.registered + sum(line.unwanted.values()) for line in self.timelines)
+        known = sum(line.registered + sum(line.discarded.values()) for line in self.timelines)
         return known + self.quarantined
 
     def is_over(self, acknowledged: int) -> bool:

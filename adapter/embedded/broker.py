@@ -2,7 +2,7 @@
 """Our own Redis: which server program it is, how it is configured, and whether it is ready.
 
 It listens on loopback only and asks for a password that is made once and kept in the data folder.
-Bells may be lost at any moment, so a server that cannot load what it kept starts empty.
+Wake-ups may be lost at any moment, so a server that cannot load what it kept starts empty.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 
 from adapter.errors import ConfigurationError
 from adapter.files import write_durably
-from adapter.road import password_file
 from adapter.settings import Settings
+from adapter.stages import password_file
 
 #: Celery's transport uses commands of Redis 6.2 (ZRANGE BYSCORE).
 MINIMUM_VERSION = (6, 2)
@@ -105,7 +105,7 @@ def prepare(settings: Settings) -> Path:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory": MEMORY,
-        "maxmemory-policy": "noeviction",  # a full server refuses bells; it must never drop some
+        "maxmemory-policy": "noeviction",  # a full server refuses wake-ups; it must never drop some
     }
     text = "".join(f"{name} {value}\n" for name, value in lines.items())
     write_durably(path, text.encode("utf-8"))

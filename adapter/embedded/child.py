@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from adapter.embedded import tether
+from adapter.embedded import parent_death
 from adapter.embedded.logs import RoleLog
 from adapter.embedded.roles import Role
 
@@ -120,7 +120,7 @@ class Child:
                 return
 
     def _start(self, now: float) -> None:
-        command = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
+        command = [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid())]
         try:
             with self.log.open() as output:
                 self._process = subprocess.Popen(

@@ -15,18 +15,19 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
-from adapter import heartbeat, road
+from adapter import heartbeat
 from adapter.embedded import broker
 from adapter.settings import Settings
 from adapter.spool import Spool
+from adapter.stages import EXPORT, GROUPING, NOTIFICATION, PIPELINE, RECLAMATION, SUBMISSION
 
-#: How much the rest of the road steps back for the SCP (nice(2)).
+#: How much the other stages steps back for the SCP (nice(2)).
 BACKGROUND = 5
 REDIS = "redis"
 #: The stages whose work is short, run by one process together.
-SHORT_STAGES = (road.NOTIFICATION, road.GROUPING, road.SUBMISSION, road.RECLAMATION)
+SHORT_STAGES = (NOTIFICATION, GROUPING, SUBMISSION, RECLAMATION)
 #: The workers, and the stages of each.
-WORKERS = {"short": SHORT_STAGES, "pipeline": (road.PIPELINE,), "export": (road.EXPORT,)}
+WORKERS = {"short": SHORT_STAGES, "pipeline": (PIPELINE,), "export": (EXPORT,)}
 
 #: Open work gets this long when everything is stopped: together less than 30 s (Redis: 2 s).
 _SCP_STOP_SECONDS = 6.0
@@ -83,10 +84,10 @@ def worker_command(stages: Sequence[str], concurrency: int, name: str) -> list[s
 
 
 def concurrency(settings: Settings, stages: Sequence[str]) -> int:
-    """Return how many bells a worker for these stages answers at once, by the settings."""
+    """Return how many tasks a worker for these stages runs at once, by the settings."""
     numbers = {
-        road.PIPELINE: settings.workers.pipeline_concurrency,
-        road.EXPORT: settings.dicom.scu.maximum_number_of_associations,
+        PIPELINE: settings.workers.pipeline_concurrency,
+        EXPORT: settings.dicom.scu.maximum_number_of_associations,
     }
     short = any(stage not in numbers for stage in stages)
     wanted = [numbers[stage] for stage in stages if stage in numbers]
@@ -127,7 +128,7 @@ def redis_role(settings: Settings) -> Role:
 
 
 def roles(settings: Settings) -> list[Role]:
-    """Return the roles of the road on one machine, Redis apart."""
+    """Return the roles of one machine, Redis apart."""
     found = [
         Role(
             "scp",

@@ -2,8 +2,8 @@
 """The supervisor: starts everything on this machine, keeps it running, and stops it in order.
 
 All processes are started by one thread, because the kernel ends them with the thread that started
-them (see `adapter.embedded.tether`).  What the roles know is in the ledger and the spool, so that a
-restart is the normal path and needs no hand-over.
+them (see `adapter.embedded.parent_death`).  What the roles know is in the ledger and the spool, so
+that a restart is the normal path and needs no hand-over.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrivals: registering acknowledged files, exactly once each.
 
-``received -> registered | unwanted | quarantined``.  An arrival is leased while its header is read;
-the attempt is counted before it is made, so that a file which kills its reader is known by that.
+``received -> registered | discarded | quarantined``.  An arrival is leased while its header is
+read.  The attempt is counted first, so that a file which kills its reader is recognised.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Grouped:
 
 
 @dataclass(frozen=True, slots=True)
-class Unwanted:
+class Discarded:
     """A decision on an instance: its processor does not want it."""
 
     instance: Instance
@@ -81,7 +81,7 @@ class Quarantined:
     called_ae_title: str | None = None
 
 
-Decision = Grouped | Unwanted | Quarantined
+Decision = Grouped | Discarded | Quarantined
 
 
 def states(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
@@ -169,10 +169,10 @@ def register(ledger: Ledger, lease: Lease, decisions: Sequence[Decision]) -> dic
         for decision in decisions:
             if isinstance(decision, Quarantined):
                 settled[decision.arrival] = _quarantine(connection, lease, decision)
-            elif isinstance(decision, Unwanted):
+            elif isinstance(decision, Discarded):
                 instance = decision.instance
                 settled[instance.arrival] = _finish(
-                    connection, lease, instance, ArrivalState.UNWANTED, reason="not-wanted"
+                    connection, lease, instance, ArrivalState.DISCARDED, reason="not-wanted"
                 )
             else:
                 settled[decision.instance.arrival] = _group(connection, lease, decision)
@@ -228,7 +228,7 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
         ).scalar()
         in_group = [row for row in same if row.group_id == opened]
         if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
-            return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="duplicate")
+            return _finish(connection, lease, instance, ArrivalState.DISCARDED, reason="duplicate")
         if in_group and (loser := _conflict(connection, lease, decision, arrival, in_group[0])):
             return loser
     group = _push(connection, arrival.version, decision, arrival.received_at)
@@ -246,11 +246,11 @@ def _conflict(
         state = ArrivalState.QUARANTINED
         return _finish(connection, lease, instance, state, reason=code, message=text)
     if held.received_at > arrival.received_at:
-        return _finish(connection, lease, instance, ArrivalState.UNWANTED, reason="overwritten")
+        return _finish(connection, lease, instance, ArrivalState.DISCARDED, reason="overwritten")
     connection.execute(
         update(arrivals)
         .where(arrivals.c.id == held.id)
-        .values(state=ArrivalState.UNWANTED, reason="overwritten", group_id=None)
+        .values(state=ArrivalState.DISCARDED, reason="overwritten", group_id=None)
     )
     connection.execute(
         update(groups).where(groups.c.id == held.group_id).values(instances=groups.c.instances - 1)

@@ -32,13 +32,13 @@ from sqlalchemy import (
 )
 
 from adapter.errors import PermanentError
-from adapter.ledger import events, holds, leases, locks, receipts, reports
+from adapter.ledger import destination_holds, events, leases, locks, receipts, remote_tasks
 from adapter.ledger.database import Ledger
+from adapter.ledger.export_policy import FailureReason, FileCounts, state_after_try
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.receipts import File, Receipt
 from adapter.ledger.schema import exports, now, task_files, tasks
 from adapter.ledger.schema import holds as holds_table
-from adapter.ledger.verdicts import Tally, Trouble, verdict
 from adapter.models import ExportState
 from adapter.settings import Scu, ScuExport, Workers
 
@@ -78,7 +78,7 @@ def export_due(scu: Scu, workers: Workers) -> ColumnElement[bool]:
         due(exports.c.due_at, LONGEST_WAIT),
         free(exports, workers.lease_seconds),
         or_(~exports.c.failed, ~remote),
-        ~holds.on_hold(),
+        ~destination_holds.on_hold(),
         func.lower(exports.c.destination).not_in(_full(scu, workers)),
     )
 
@@ -125,7 +125,7 @@ def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
             if rows[0].lease_expiries < workers.maximum_lease_expiries:
                 return export
             died = f"{rows[0].lease_expiries} workers died while they held it"
-            _park(connection, export, Trouble("kills-its-worker", died), scu.export)
+            _park(connection, export, FailureReason("kills-its-worker", died), scu.export)
 
 
 def _claimed(connection: Connection, lease: Lease, row: Row[Any]) -> Export:
@@ -151,7 +151,7 @@ def files_to_send(ledger: Ledger, export: Export) -> list[File]:
         return receipts.to_send(connection, export.id, export.task)
 
 
-def tally(ledger: Ledger, export: Export) -> Tally:
+def count_files(ledger: Ledger, export: Export) -> FileCounts:
     """Count a task's files as the destination has them."""
     with ledger.read() as connection:
         return receipts.count(connection, export.id, export.task)
@@ -165,7 +165,7 @@ def answered(ledger: Ledger, export: Export) -> None:
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
         leases.change(connection, export.lease, export.id, waiting_since=None, updated_at=now())
-        holds.lift(connection, export.destination)
+        destination_holds.lift(connection, export.destination)
         _record(connection, "export-started", export, run=export.tries + 1)
 
 
@@ -208,9 +208,9 @@ def unreachable(ledger: Ledger, export: Export, why: str, policy: ScuExport) -> 
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
         _wait(connection, export, 0.0)
-        for row in holds.extend(connection, export.destination, why, policy):
+        for row in destination_holds.extend(connection, export.destination, why, policy):
             impatient = _claimed(connection, export.lease, row)
-            _park_row(connection, impatient, Trouble("destination-unreachable", why), policy)
+            _park_row(connection, impatient, FailureReason("destination-unreachable", why), policy)
     return ExportState.PENDING
 
 
@@ -220,7 +220,7 @@ def conclude(
     policy: ScuExport,
     *,
     why: str | None = None,
-    trouble: Trouble | None = None,
+    failure: FailureReason | None = None,
 ) -> ExportState:
     """End a try and return the state that the export is in now.
 
@@ -228,20 +228,20 @@ def conclude(
     ----------
     why : str, optional
         How the try ended, if it was cut short.
-    trouble : Trouble, optional
+    failure : FailureReason, optional
         Why another try is of no use.
     """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
         count = receipts.count(connection, export.id, export.task)
-        if trouble is not None:
-            count = Tally(count.files, count.stored, 0)
+        if failure is not None:
+            count = FileCounts(count.files, count.stored, 0)
         tries = export.tries + 1
-        state, failed = verdict(count, tries, policy, remote=export.remote)
+        state, failed = state_after_try(count, tries, policy, remote=export.remote)
         reason, message = None, None
         if state != ExportState.SUCCEEDED:
-            reason = trouble.reason if trouble else _REASONS[failed]
-            words = trouble.message if trouble else why
+            reason = failure.reason if failure else _REASONS[failed]
+            words = failure.message if failure else why
             words = words or receipts.most_common_reason(connection, export.id, export.task)
             missing = count.files - count.stored
             message = f"{missing} of {count.files} files are not confirmed"
@@ -262,15 +262,15 @@ def conclude(
         facts = {"files": count.files, "stored": count.stored, "tries": tries}
         _record(connection, _EVENTS[state], export, failed=failed, reason=reason, **facts)
         if export.remote:
-            reports.decide(connection, export.task, policy)
+            remote_tasks.decide(connection, export.task, policy)
     return state
 
 
-def park(ledger: Ledger, export: Export, trouble: Trouble, policy: ScuExport) -> ExportState:
+def park(ledger: Ledger, export: Export, failure: FailureReason, policy: ScuExport) -> ExportState:
     """Park an export until an operator retries or discards it; a remote task of it has failed."""
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
-        _park(connection, export, trouble, policy)
+        _park(connection, export, failure, policy)
     return ExportState.PARKED
 
 
@@ -294,12 +294,16 @@ def _wait(connection: Connection, export: Export, delay: float) -> None:
     )
 
 
-def _park(connection: Connection, export: Export, trouble: Trouble, policy: ScuExport) -> None:
+def _park(
+    connection: Connection, export: Export, failure: FailureReason, policy: ScuExport
+) -> None:
     leases.finish(connection, export.lease, export.id, updated_at=now())
-    _park_row(connection, export, trouble, policy)
+    _park_row(connection, export, failure, policy)
 
 
-def _park_row(connection: Connection, export: Export, trouble: Trouble, policy: ScuExport) -> None:
+def _park_row(
+    connection: Connection, export: Export, failure: FailureReason, policy: ScuExport
+) -> None:
     """Park an export that nobody holds."""
     connection.execute(
         update(exports)
@@ -307,15 +311,15 @@ def _park_row(connection: Connection, export: Export, trouble: Trouble, policy: 
         .values(
             state=ExportState.PARKED,
             failed=True,
-            reason=trouble.reason,
-            message=trouble.message[:500],
+            reason=failure.reason,
+            message=failure.message[:500],
             updated_at=now(),
         )
     )
-    _record(connection, "export-parked", export, reason=trouble.reason, tries=export.tries)
+    _record(connection, "export-parked", export, reason=failure.reason, tries=export.tries)
     if export.remote:
-        final = trouble.reason == "unknown-destination"
-        reports.decide(connection, export.task, policy, final=final)
+        final = failure.reason == "unknown-destination"
+        remote_tasks.decide(connection, export.task, policy, final=final)
 
 
 def _record(connection: Connection, kind: str, export: Export, **detail: Any) -> None:
@@ -349,8 +353,8 @@ def retry_destination(ledger: Ledger, destination: str) -> list[str]:
     """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
-        holds.probe_now(connection, destination)
-        return _retry(connection, holds.same_name(exports.c.destination, destination))
+        destination_holds.probe_now(connection, destination)
+        return _retry(connection, destination_holds.same_name(exports.c.destination, destination))
 
 
 def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> None:
@@ -374,7 +378,7 @@ def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> Non
         if row is None:
             raise _refusal(connection, export, "an export that has ended cannot be discarded")
         events.record(connection, "export-discarded", export=export, destination=row.destination)
-        reports.decide(connection, row.task_id, policy or ScuExport())
+        remote_tasks.decide(connection, row.task_id, policy or ScuExport())
 
 
 def _retry(connection: Connection, which: ColumnElement[bool]) -> list[str]:
@@ -383,10 +387,10 @@ def _retry(connection: Connection, which: ColumnElement[bool]) -> list[str]:
         exports.c.state.in_((ExportState.PARKED, ExportState.PARTIAL)),
         and_(exports.c.state == ExportState.PENDING, exports.c.failed, remote),
     )
-    rows = reports.reopen(connection, and_(which, still))
+    rows = remote_tasks.reopen(connection, and_(which, still))
     for row in rows:
-        reports.reopen_report(connection, row.task_id)
-        holds.probe_now(connection, row.destination)
+        remote_tasks.reopen_report(connection, row.task_id)
+        destination_holds.probe_now(connection, row.destination)
         events.record(connection, "export-retried", export=row.id, destination=row.destination)
     return [row.id for row in rows]
 

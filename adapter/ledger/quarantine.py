@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quarantine: acknowledged files that could not be processed, kept until an operator discards them.
 
-``quarantined -> unwanted``: a discarded file goes the way of every unwanted one, by reclamation, so
-that the command may run on a machine that does not see the spool.
+``quarantined -> discarded``: reclamation deletes a discarded file, so that the
+command may run on a machine that does not see the spool.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from adapter.ledger.queries.paging import bounded, split
 from adapter.ledger.schema import arrivals
 from adapter.models import ArrivalState
 
-#: Why an arrival is unwanted that an operator discarded.
-DISCARDED = "discarded"
+#: Why an arrival is discarded: an operator said so.
+BY_OPERATOR = "by-operator"
 
 _KEPT = and_(arrivals.c.state == ArrivalState.QUARANTINED, arrivals.c.deleted_at.is_(None))
 
@@ -71,7 +71,7 @@ def discard(ledger: Ledger, ids: Collection[str]) -> list[str]:
             connection.execute(
                 update(arrivals)
                 .where(arrivals.c.id == arrival)
-                .values(state=ArrivalState.UNWANTED, reason=DISCARDED)
+                .values(state=ArrivalState.DISCARDED, reason=BY_OPERATOR)
             )
             events.record(
                 connection,

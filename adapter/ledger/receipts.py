@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
+from adapter.ledger.export_policy import FileCounts
 from adapter.ledger.schema import now, receipts, task_files
-from adapter.ledger.verdicts import Tally
 from adapter.models import Outcome
 
 
@@ -58,7 +58,7 @@ def to_send(connection: Connection, export: str, task: str) -> list[File]:
     return [File(row.number, row.path, row.tries) for row in rows]
 
 
-def count(connection: Connection, export: str, task: str) -> Tally:
+def count(connection: Connection, export: str, task: str) -> FileCounts:
     """Count a task's files as the destination has them."""
     row = connection.execute(
         select(
@@ -70,7 +70,7 @@ def count(connection: Connection, export: str, task: str) -> Tally:
         .select_from(_files_and_receipts(export))
         .where(task_files.c.task_id == task)
     ).one()
-    return Tally(*row)
+    return FileCounts(*row)
 
 
 def most_common_reason(connection: Connection, export: str, task: str) -> str | None:

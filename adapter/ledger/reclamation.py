@@ -47,10 +47,14 @@ _BATCH = 200
 HOUSEKEPT = "housekept"
 
 
-def unwanted_due(lag_seconds: float) -> ColumnElement[bool]:
+#: What the state is called here, and by a worker of the release before during an upgrade.
+_DISCARDED = (ArrivalState.DISCARDED, "unwanted")
+
+
+def discarded_due(lag_seconds: float) -> ColumnElement[bool]:
     """Return the condition that an arrival's file is not wanted, still there and seen by now."""
     return and_(
-        arrivals.c.state == ArrivalState.UNWANTED,
+        arrivals.c.state.in_(_DISCARDED),
         arrivals.c.deleted_at.is_(None),
         arrivals.c.registered_at <= now() - lag_seconds,
     )
@@ -110,15 +114,15 @@ def due_questions(settings: Settings) -> list[tuple[Table, ColumnElement[bool]]]
     """Return what makes reclamation due: tables, and a condition on each."""
     workers = settings.workers
     return [
-        (arrivals, unwanted_due(settings.lag_seconds)),
+        (arrivals, discarded_due(settings.lag_seconds)),
         (groups, group_due(settings.retention_seconds, workers.lease_seconds)),
         (meta, housekeeping_due(workers.housekeeping_seconds)),
     ]
 
 
-def unwanted(ledger: Ledger, lag_seconds: float) -> list[str]:
+def discarded(ledger: Ledger, lag_seconds: float) -> list[str]:
     """Return some arrivals whose files are not wanted, still there and seen by now."""
-    query = select(arrivals.c.id).where(unwanted_due(lag_seconds)).limit(_BATCH)
+    query = select(arrivals.c.id).where(discarded_due(lag_seconds)).limit(_BATCH)
     with ledger.read() as connection:
         return list(connection.execute(query).scalars())
 

@@ -160,7 +160,7 @@ arrivals = Table(
     Column("size", BigInteger),
     Column("digest", String(64)),
     Column("group_id", String(36), ForeignKey("groups.id")),
-    #: why it is unwanted or quarantined: a code, and a sentence for people
+    #: why it is discarded or quarantined: a code, and a sentence for people
     Column("reason", String(32)),
     Column("message", String(500)),
     #: when its file was deleted; NULL means that the file is there

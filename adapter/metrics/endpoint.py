@@ -7,7 +7,7 @@ a few seconds in all and may ask for one thing; when there are too many clients 
 =============  ===================================================================================
 path           answers
 =============  ===================================================================================
-``/metrics``   200, and the figures in Prometheus' text format
+``/metrics``   200, and the metrics in Prometheus' text format
 ``/live``      200, or 503 if the process has to be replaced
 ``/ready``     200, or 503 while it does not do its work
 =============  ===================================================================================
@@ -89,7 +89,7 @@ class Endpoint:
     listener : socket
         What to accept from.
     registry : CollectorRegistry
-        The figures; collecting them must not wait for anything.
+        The metrics; collecting them must not wait for anything.
     unfit : callable
         Returns why the process has to be replaced.
     unready : callable
@@ -127,10 +127,10 @@ class Endpoint:
             self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(CLIENT_SECONDS)
 
-    def run(self, tether: int | None = None) -> None:
-        """Answer until `stop`, or until the pipe `tether` ends."""
-        if tether is not None:
-            self._loop.add_reader(tether, self._stopped.set)
+    def run(self, parent_pipe: int | None = None) -> None:
+        """Answer until `stop`, or until the pipe `parent_pipe` ends."""
+        if parent_pipe is not None:
+            self._loop.add_reader(parent_pipe, self._stopped.set)
         try:
             self._loop.run_until_complete(self._serve())
         finally:

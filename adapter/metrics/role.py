@@ -15,8 +15,8 @@ from adapter.metrics.endpoint import Endpoint, Reasons, listen
 from adapter.settings import Settings
 
 
-class RoleFigures(Collector):
-    """The figures of every role.
+class RoleCollector(Collector):
+    """The metrics of every role.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class RoleFigures(Collector):
         self._silence = silence
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures, now."""
+        """Return the metrics, now."""
         release = GaugeMetricFamily(
             "dicom_adapter_info", "The release that runs; always 1.", labels=["role", "version"]
         )
@@ -66,7 +66,7 @@ def serve_role(
     unready : callable
         Returns why the role does not do its work; empty if it does.
     registry : CollectorRegistry, optional
-        Further figures of the role; collecting them must not wait for anything.
+        Further metrics of the role; collecting them must not wait for anything.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def serve_role(
     if listener is None:
         return None
     registry = registry or CollectorRegistry()
-    registry.register(RoleFigures(role, lambda: heart.age))
+    registry.register(RoleCollector(role, lambda: heart.age))
     endpoint = Endpoint(listener, registry, lambda: silent(heart.age), unready)
     endpoint.start()
     return endpoint

@@ -12,7 +12,7 @@ collection   what is known of the resources of one kind
 watch        keeps a collection up to date: list, watch, begin anew
 applying     brings the ledger to what the collections say
 status       writes what came of it into the resources
-figures      what Prometheus is told
+metrics      what Prometheus is told
 main         the process
 releasing    hands everything over to people
 ===========  ====================================================================================

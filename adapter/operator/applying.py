@@ -53,7 +53,7 @@ class Applying:
 
     Attributes
     ----------
-    trouble : str or None
+    problem : str or None
         Why the resources are not applied.
     amounts : dict of str to (int, int)
         By name of a kind, how many of its resources are in force, and how many are not.
@@ -69,7 +69,7 @@ class Applying:
         changed: threading.Event,
         stop: threading.Event,
     ) -> None:
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self.amounts: dict[str, tuple[int, int]] = {}
         self._adapter = adapter
         self._namespace = namespace
@@ -98,7 +98,7 @@ class Applying:
             except ValidationError:
                 self._complain("the ledger holds configuration that this release cannot read")
             else:
-                self.trouble = None
+                self.problem = None
 
     def _look(self) -> None:
         version = configuration.latest_version(self._adapter.ledger)
@@ -137,6 +137,6 @@ class Applying:
         self._writer.want(collection, verdicts)
 
     def _complain(self, text: str) -> None:
-        if text != self.trouble:
+        if text != self.problem:
             log.error("custom resources are not applied", reason=text)
-        self.trouble = text
+        self.problem = text

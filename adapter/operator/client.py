@@ -43,7 +43,7 @@ class Missing(TemporaryError):
     """The resource does not exist (any more)."""
 
 
-class Broken(TemporaryError):
+class RequestBroken(TemporaryError):
     """A watch sent what cannot be read."""
 
 
@@ -156,7 +156,7 @@ class Client:
         ------
         Gone
             If the server no longer knows the version.
-        Broken
+        RequestBroken
             If something came that is no event.
         TemporaryError
             If there is no watching now.
@@ -278,7 +278,7 @@ def _events(response: httpx.Response) -> Iterator[Event]:
         for line in lines:
             yield _event(line)
         if len(rest) > _LONGEST_LINE:
-            raise Broken("the API server sent a line that is too long")
+            raise RequestBroken("the API server sent a line that is too long")
     # What stands behind the last line's end is half an event: the next watch gets it whole.
 
 
@@ -291,7 +291,7 @@ def _event(line: bytes) -> Event:
             item = document["object"]
             return Event(document["type"], item, str(item["metadata"]["resourceVersion"]))
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise Broken("the API server sent something else than an event") from None
+        raise RequestBroken("the API server sent something else than an event") from None
     if code == httpx.codes.GONE:
         raise Gone("the API server no longer knows the version that was watched from")
     raise TemporaryError(f"the API server ended a watch with {code}")

@@ -25,13 +25,13 @@ class Collection:
 
     Attributes
     ----------
-    trouble : str or None
+    problem : str or None
         Why what is known may be out of date.
     """
 
     def __init__(self, kind: Kind, changed: threading.Event) -> None:
         self.kind = kind
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self._changed = changed
         self._lock = threading.Lock()
         self._resources: dict[str, Resource] | None = None

@@ -24,7 +24,7 @@ from adapter.log import get_logger
 from adapter.operator.applying import Applying
 from adapter.operator.client import Client
 from adapter.operator.collection import Collection
-from adapter.operator.figures import OperatorFigures
+from adapter.operator.metrics import OperatorCollector
 from adapter.operator.resources import KINDS
 from adapter.operator.status import StatusWriter
 from adapter.operator.watch import Watch
@@ -76,12 +76,12 @@ class Operator:
         self._endpoint: metrics.Endpoint | None = None
 
     @property
-    def trouble(self) -> list[str]:
+    def problem(self) -> list[str]:
         """What keeps the custom resources from being in force, in words; nothing if they are."""
         applying = self._applying
-        found = [self._reason if applying is None else applying.trouble]
-        found += [collection.trouble for collection in self._collections]
-        found.append(self._writer.trouble)
+        found = [self._reason if applying is None else applying.problem]
+        found += [collection.problem for collection in self._collections]
+        found.append(self._writer.problem)
         return list(dict.fromkeys(text for text in found if text is not None))
 
     @property
@@ -99,9 +99,9 @@ class Operator:
             If the address for metrics cannot be listened on.
         """
         registry = CollectorRegistry()
-        registry.register(OperatorFigures(self._amounts, lambda: self.trouble))
+        registry.register(OperatorCollector(self._amounts, lambda: self.problem))
         self._endpoint = metrics.serve_role(
-            self._settings, ROLE, self._heart, lambda: self.trouble, registry
+            self._settings, ROLE, self._heart, lambda: self.problem, registry
         )
         self._heart.start()
         log.info("operator", namespace=self._client.namespace)
@@ -162,7 +162,7 @@ class Operator:
             "namespace": self._client.namespace,
             "ready": ready,
             "unready": unready,
-            "trouble": self.trouble,
+            "problem": self.problem,
         }
 
     def _amounts(self) -> dict[str, tuple[int, int]]:

@@ -77,12 +77,12 @@ class StatusWriter:
 
     Attributes
     ----------
-    trouble : str or None
+    problem : str or None
         Why a status could not be written.
     """
 
     def __init__(self, client: Client, settings: Kubernetes, stop: threading.Event) -> None:
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self._client = client
         self._stop = stop
         self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
@@ -119,8 +119,8 @@ class StatusWriter:
                     self._complain(str(error))
                     self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
                 else:
-                    self.trouble = None
-            self.trouble = None  # also if what could not be told need not be told any more
+                    self.problem = None
+            self.problem = None  # also if what could not be told need not be told any more
 
     def _write(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
         status = status_of(resource, verdict, datetime.now(UTC))
@@ -148,6 +148,6 @@ class StatusWriter:
             self._wanted.setdefault(resource.owner, (collection, resource, verdict))
 
     def _complain(self, text: str) -> None:
-        if text != self.trouble and not self._stop.is_set():
+        if text != self.problem and not self._stop.is_set():
             log.warning("a status could not be written", reason=text)
-        self.trouble = text
+        self.problem = text

@@ -20,7 +20,7 @@ import time
 
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
-from adapter.operator.client import Broken, Client, Gone
+from adapter.operator.client import Client, Gone, RequestBroken
 from adapter.operator.collection import Collection
 from adapter.settings import Kubernetes
 
@@ -93,7 +93,7 @@ class Watch:
             try:
                 self._look()
             except TemporaryError as error:
-                if isinstance(error, Gone | Broken):
+                if isinstance(error, Gone | RequestBroken):
                     self._version = None
                 self._complain(error)
                 self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
@@ -120,19 +120,19 @@ class Watch:
 
     def _recovered(self) -> None:
         self._watching = True
-        if self._collection.trouble is not None:
+        if self._collection.problem is not None:
             log.info("watching again", kind=self._collection.kind.name)
-        self._collection.trouble = None
+        self._collection.problem = None
 
     def _complain(self, error: TemporaryError) -> None:
         broke, self._watching = self._watching, False
         if broke or isinstance(error, Gone) or self._stop.is_set():
             return  # watches do break; only if the next attempt fails, something is out of date
         text = str(error)
-        if text != self._collection.trouble:
+        if text != self._collection.problem:
             log.warning(
                 "the last known configuration stays in force",
                 kind=self._collection.kind.name,
                 reason=text,
             )
-        self._collection.trouble = text
+        self._collection.problem = text

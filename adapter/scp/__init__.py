@@ -3,15 +3,16 @@
 
 ::
 
-    connection     a socket and its deadlines; server: all of them; slots: their number
+    connection     a socket and its deadlines; server: all of them; limiter: their number
         |
     association    upper_layer (pdus, negotiation) and dimse (command_sets): bytes and no I/O
         |
     reception      acceptance, configuration: judges an association, gives it a sink
         |
-    sink           what one association stores; store: one instance, durable or withdrawn (peek)
+    sink           what one association stores
+    store          one instance, durable or withdrawn; leading_uids: the start of its data set
         |
-    beside         bells, events (reports), heartbeat: what no C-STORE waits for
+    background     wake-ups, events, heartbeat: what no C-STORE waits for
 
 `main` puts the parts together, `processes` runs several of them on one port.
 """

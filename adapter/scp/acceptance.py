@@ -81,7 +81,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejection:
     """The association is rejected: the three numbers of the A-ASSOCIATE-RJ, and why.
 
     Attributes
@@ -104,7 +104,7 @@ def decide(
     *,
     active: int,
     storage_low: Callable[[], bool],
-) -> Accepted | Rejected:
+) -> Accepted | Rejection:
     """Judge an association request.
 
     Parameters
@@ -124,15 +124,15 @@ def decide(
     called = _title(request.called_ae)
     stranger = _stranger(calling, request.peer_address, configuration, settings)
     if calling is None or stranger is not None:
-        return Rejected(1, 1, 3, stranger or "unknown-calling-ae")
+        return Rejection(1, 1, 3, stranger or "unknown-calling-ae")
     ae_title = configuration.ae_titles.get(called or "")
     if called is None or ae_title is None:
-        return Rejected(1, 1, 7, "unknown-called-ae", _nearest(called, configuration))
+        return Rejection(1, 1, 7, "unknown-called-ae", _nearest(called, configuration))
     if active >= settings.maximum_number_of_associations:
-        return Rejected(2, 3, 2, "association-limit")
+        return Rejection(2, 3, 2, "association-limit")
     stored = storage_classes(settings.additional_sop_classes)
     if any(cx.abstract_syntax in stored for cx in request.contexts) and storage_low():
-        return Rejected(2, 3, 1, "low-storage")
+        return Rejection(2, 3, 1, "low-storage")
     contexts = {cx.context_id: _judge(cx, stored, settings) for cx in request.contexts}
     return Accepted(calling, called, ae_title, contexts)
 

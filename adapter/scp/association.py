@@ -13,20 +13,20 @@ import time
 
 from adapter.dicom import DEFLATED
 from adapter.log import get_logger
-from adapter.scp.acceptance import Rejected
+from adapter.scp.acceptance import Rejection
+from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.command_sets import SUCCESS
 from adapter.scp.dimse import (
     DataSet,
-    Echo,
+    EchoRequest,
     Message,
     MessageReader,
     ProtocolViolation,
-    Refused,
-    Store,
+    RefusedRequest,
+    StoreRequest,
     encode_response,
 )
 from adapter.scp.negotiation import check_request, make_answer, read_request
-from adapter.scp.reception import Reception
 from adapter.scp.sink import StoreSink
 from adapter.scp.storage_classes import storage_classes
 from adapter.scp.store import Answer, Receive, StoreCommand
@@ -49,14 +49,14 @@ log = get_logger(__name__)
 _MOST_PIECES = 32
 
 
-class Association:
+class AcceptorAssociation:
     """What a connection brings, and what it is answered.
 
     Parameters
     ----------
     settings : Scp
         The limits.
-    reception : Reception
+    acceptor : AssociationAcceptor
         Who decides.
     peer_address : str
         The peer's IP address.
@@ -67,15 +67,15 @@ class Association:
         Where it stands, and what is to be sent.
     """
 
-    def __init__(self, settings: Scp, reception: Reception, peer_address: str) -> None:
+    def __init__(self, settings: Scp, acceptor: AssociationAcceptor, peer_address: str) -> None:
         self._settings = settings
-        self._reception = reception
+        self._acceptor = acceptor
         self._peer_address = peer_address
         self.layer = UpperLayer(Limits(settings.maximum_request_bytes, settings.maximum_pdu_bytes))
         self._sink: StoreSink | None = None
         self._reader: MessageReader | None = None
         self._receive: Receive | None = None
-        self._request: Store | Refused | None = None  # whose data set is on its way
+        self._request: StoreRequest | RefusedRequest | None = None  # whose data set is on its way
         self._began = 0.0  # when the first byte of its command came
         self._pieces: list[memoryview] = []  # of it, not handed on yet
 
@@ -120,7 +120,7 @@ class Association:
             whose = "by the peer" if indication.by_peer else "protocol violation"
             self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
         else:
-            self._reception.figures.rejected("protocol-version")
+            self._acceptor.metrics.rejected("protocol-version")
             log.warning("no association", peer=self._peer_address, cause="protocol version")
 
     def _negotiate(self, indication: Requested) -> None:
@@ -128,9 +128,9 @@ class Association:
         request = read_request(pdu, self._peer_address)
         impossible = check_request(pdu, request)
         if impossible is not None:
-            self._reception.reject(request, impossible)
-        decision = impossible or self._reception.admit(request)
-        if isinstance(decision, Rejected):
+            self._acceptor.reject(request, impossible)
+        decision = impossible or self._acceptor.decide(request)
+        if isinstance(decision, Rejection):
             self.layer.reject(decision.result, decision.source, decision.reason)
             return
         self._sink = decision
@@ -180,13 +180,13 @@ class Association:
             self._pieces.clear()
 
     def _begin(self, sink: StoreSink, message: Message) -> None:
-        if isinstance(message, Echo):
+        if isinstance(message, EchoRequest):
             sink.echo()
             self.layer.send(message.context_id, encode_response(message, SUCCESS))
-        elif isinstance(message, Store):
+        elif isinstance(message, StoreRequest):
             self._request = message
             self._receive = sink.begin(self._command(sink, message))
-        elif isinstance(message, Refused):
+        elif isinstance(message, RefusedRequest):
             self._request = message
             if not message.data_set_follows:
                 self._finish(sink)
@@ -198,13 +198,13 @@ class Association:
             return
         if receive is not None:
             answer = receive.finish()
-        elif isinstance(request, Refused):
+        elif isinstance(request, RefusedRequest):
             answer = Answer(request.status, request.cause)
             sink.settle(self._command(sink, request), answer, None)
         self.layer.send(request.context_id, encode_response(request, answer.status, answer.comment))
-        self._reception.figures.took(time.monotonic() - self._began)
+        self._acceptor.metrics.took(time.monotonic() - self._began)
 
     @staticmethod
-    def _command(sink: StoreSink, request: Store | Refused) -> StoreCommand:
+    def _command(sink: StoreSink, request: StoreRequest | RefusedRequest) -> StoreCommand:
         context = sink.accepted.contexts[request.context_id]
         return StoreCommand(request.sop_class_uid, request.sop_instance_uid, context)

@@ -22,8 +22,8 @@ from contextlib import suppress
 from struct import Struct
 
 from adapter.log import get_logger
-from adapter.scp.association import Association
-from adapter.scp.reception import Reception
+from adapter.scp.acceptor import AssociationAcceptor
+from adapter.scp.association import AcceptorAssociation
 from adapter.scp.upper_layer import SERVICE_PROVIDER, State
 from adapter.settings import Scp
 
@@ -35,7 +35,7 @@ _TIME = Struct("@ll")
 RECEIVE_BYTES = 262_144
 
 
-class Connection:
+class AcceptorConnection:
     """One connection, from accept to close.
 
     Parameters
@@ -46,7 +46,7 @@ class Connection:
         The peer's IP address.
     settings : Scp
         Deadlines and limits.
-    reception : Reception
+    acceptor : AssociationAcceptor
         Who decides.
     tls : ssl.SSLContext, optional
         Speak TLS.
@@ -57,14 +57,14 @@ class Connection:
         sock: socket.socket,
         address: str,
         settings: Scp,
-        reception: Reception,
+        acceptor: AssociationAcceptor,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._socket = sock
         self._address = address
         self._settings = settings
         self._tls = tls
-        self._association = Association(settings, reception, address)
+        self._association = AcceptorAssociation(settings, acceptor, address)
         self._layer = self._association.layer
         self._opened = time.monotonic()
         self._pdu_began: float | None = None
@@ -72,7 +72,7 @@ class Connection:
         self._stopping = False
         self._timeout = 0.0  # of the socket when it receives
 
-    def run(self, progress: Callable[[Connection, bool], None]) -> None:
+    def run(self, progress: Callable[[AcceptorConnection, bool], None]) -> None:
         """Serve until the connection is closed.
 
         Parameters
@@ -108,7 +108,7 @@ class Connection:
 
     # -- in its own thread ---------------------------------------------------------------------
 
-    def _converse(self, progress: Callable[[Connection, bool], None]) -> None:
+    def _converse(self, progress: Callable[[AcceptorConnection, bool], None]) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._limit(socket.SO_SNDTIMEO, self._settings.idle_seconds)

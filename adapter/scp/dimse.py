@@ -74,7 +74,7 @@ class ProtocolViolation(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class EchoRequest:
     """A C-ECHO request."""
 
     context_id: int
@@ -82,7 +82,7 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreRequest:
     """A C-STORE request; its data set follows.  Whether its UIDs are any is the sink's business."""
 
     context_id: int
@@ -92,7 +92,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedRequest:
     """A request that its command set alone condemns; a data set that follows is to be dropped."""
 
     context_id: int
@@ -113,7 +113,7 @@ class DataSet:
     last: bool
 
 
-Message: TypeAlias = Echo | Store | Refused | DataSet
+Message: TypeAlias = EchoRequest | StoreRequest | RefusedRequest | DataSet
 
 
 class MessageReader:
@@ -176,8 +176,8 @@ class MessageReader:
             raise ProtocolViolation(SERVICE_USER, NO_REASON, "unreadable-command") from None
         self._command.clear()
         message = self._judge(context_id, elements)
-        self._in_data_set = isinstance(message, Store) or (
-            isinstance(message, Refused) and message.data_set_follows
+        self._in_data_set = isinstance(message, StoreRequest) or (
+            isinstance(message, RefusedRequest) and message.data_set_follows
         )
         if not self._in_data_set:
             self._context_id = None
@@ -192,7 +192,7 @@ class MessageReader:
             raise ProtocolViolation(SERVICE_USER, NO_REASON, "command-without-answer")
         follows = number(elements, COMMAND_DATA_SET_TYPE) not in {None, NO_DATA_SET}
         if field == C_ECHO_RQ and self._contexts[context_id] == VERIFICATION and not follows:
-            return Echo(context_id, message_id)
+            return EchoRequest(context_id, message_id)
         sop_class = _uid(elements, AFFECTED_SOP_CLASS_UID)
         sop_instance = _uid(elements, AFFECTED_SOP_INSTANCE_UID)
         if field != C_STORE_RQ:
@@ -202,8 +202,8 @@ class MessageReader:
         elif sop_class not in self._storage_classes:
             found = SOP_CLASS_NOT_SUPPORTED, "sop-class-not-supported"
         else:
-            return Store(context_id, message_id, sop_class, sop_instance)
-        return Refused(
+            return StoreRequest(context_id, message_id, sop_class, sop_instance)
+        return RefusedRequest(
             context_id, message_id, field, *found, follows, sop_class or "", sop_instance or ""
         )
 
@@ -228,13 +228,13 @@ def _is_uid(text: str) -> bool:
 
 
 def encode_response(
-    request: Echo | Store | Refused, status: int = SUCCESS, comment: str = ""
+    request: EchoRequest | StoreRequest | RefusedRequest, status: int = SUCCESS, comment: str = ""
 ) -> bytes:
     """Return the command set of the response to a request (PS3.7 sections 9.3.1.2, 9.3.5.2).
 
     Parameters
     ----------
-    request : Echo, Store or Refused
+    request : EchoRequest, StoreRequest or RefusedRequest
         What is answered.
     status : int, optional
         The status (0000,0900).
@@ -242,11 +242,11 @@ def encode_response(
         ASCII for the error comment (0000,0902), which holds at most 64 characters.
     """
     sop_class, sop_instance, field = VERIFICATION, "", C_ECHO_RQ
-    if isinstance(request, Store):
+    if isinstance(request, StoreRequest):
         field = C_STORE_RQ
-    elif isinstance(request, Refused):
+    elif isinstance(request, RefusedRequest):
         field = request.command_field
-    if not isinstance(request, Echo):
+    if not isinstance(request, EchoRequest):
         sop_class, sop_instance = request.sop_class_uid, request.sop_instance_uid
     elements = {
         COMMAND_FIELD: us(field | RESPONSE),

@@ -9,14 +9,14 @@ import ssl
 from adapter.core import open_adapter, open_spool
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.log import get_logger
-from adapter.scp.beside import BellRinger, Beside
+from adapter.scp.acceptor import AssociationAcceptor
+from adapter.scp.association_limiter import AssociationLimiter
+from adapter.scp.background import BackgroundTasks, NotificationWaker
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.figures import Figures
-from adapter.scp.reception import Reception
-from adapter.scp.reports import Reports
+from adapter.scp.events import ScpEvents
+from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.server import Server
-from adapter.scp.slots import Slots
-from adapter.scp.tally import Seat
+from adapter.scp.shared_counters import ProcessCounters
 from adapter.settings import Settings
 from adapter.spool import Spool
 
@@ -35,9 +35,9 @@ class Scp:
         Which adapter is meant.
     listener : socket, optional
         What to accept from, if other processes share it.
-    slots : Slots, optional
+    limiter : AssociationLimiter, optional
         The places for associations, if other processes share them.
-    seat : Seat, optional
+    counters : ProcessCounters, optional
         Where it counts, if other processes count beside it.
     tls : ssl.SSLContext, optional
         Speak TLS.
@@ -52,23 +52,23 @@ class Scp:
         self,
         settings: Settings,
         listener: socket.socket | None = None,
-        slots: Slots | None = None,
-        seat: Seat | None = None,
+        limiter: AssociationLimiter | None = None,
+        counters: ProcessCounters | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
         self.port = 0
         spool = open_or_make_spool(settings)
         configuration = LiveConfiguration(spool)
-        self.reports = Reports(None if seat is None else Figures(seat))
-        self._bell = BellRinger(settings)
-        self.reception = Reception(
-            settings, spool, configuration, self.reports, self._bell.poke, slots=slots
+        self.events = ScpEvents(None if counters is None else ProcessMetrics(counters))
+        self._waker = NotificationWaker(settings)
+        self.acceptor = AssociationAcceptor(
+            settings, spool, configuration, self.events, self._waker.stored, limiter=limiter
         )
-        self._beside = Beside(
-            settings, spool, configuration, self.reports, lambda: self.reception.active
+        self._background = BackgroundTasks(
+            settings, spool, configuration, self.events, lambda: self.acceptor.active
         )
-        self._server = Server(settings.dicom.scp, self.reception, listener, tls)
+        self._server = Server(settings.dicom.scp, self.acceptor, listener, tls)
 
     def start(self) -> None:
         """Listen; the configuration in force is the ledger's, or the copy's if there is no ledger.
@@ -78,8 +78,8 @@ class Scp:
         ConfigurationError
             If the address cannot be listened on.
         """
-        self._bell.start()
-        self._beside.start(_LEDGER_PATIENCE)
+        self._waker.start()
+        self._background.start(_LEDGER_PATIENCE)
         scp = self._settings.dicom.scp
         try:
             self.port = self._server.start()
@@ -91,7 +91,7 @@ class Scp:
             ) from None
         if self._settings.storage.durability == "none":
             log.warning("acknowledged instances are not synced: a power loss loses them")
-        self.reports.figures.seat.set_listening(True)
+        self.events.metrics.counters.set_listening(True)
         log.info("listening", host=scp.host, port=self.port)
 
     def stop(self, grace: float | None = None) -> None:
@@ -102,12 +102,12 @@ class Scp:
         grace : float, optional
             Seconds that associations get to end; by default those of the settings.
         """
-        self.reports.figures.seat.set_listening(False)
+        self.events.metrics.counters.set_listening(False)
         self._server.stop(self._settings.workers.stop_seconds if grace is None else grace)
-        self._bell.stop()
-        self._beside.stop()
-        self.reception.close()
-        log.info("stopped", **self.reports.counts())
+        self._waker.stop()
+        self._background.stop()
+        self.acceptor.close()
+        log.info("stopped", **self.events.counts())
 
 
 def open_or_make_spool(settings: Settings) -> Spool:

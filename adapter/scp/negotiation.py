@@ -28,7 +28,7 @@ from adapter.dicom import (
     IMPLEMENTATION_VERSION_NAME,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
-from adapter.scp.acceptance import AssociationRequest, ContextResult, ProposedContext, Rejected
+from adapter.scp.acceptance import AssociationRequest, ContextResult, ProposedContext, Rejection
 
 #: The DICOM application context name (PS3.7 Annex A.2.1).
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
@@ -51,7 +51,7 @@ def read_request(pdu: A_ASSOCIATE_RQ, peer_address: str) -> AssociationRequest:
     )
 
 
-def check_request(pdu: A_ASSOCIATE_RQ, request: AssociationRequest) -> Rejected | None:
+def check_request(pdu: A_ASSOCIATE_RQ, request: AssociationRequest) -> Rejection | None:
     """Return how to reject a request that nobody could accept, whoever asks whom.
 
     ===========================================  =====  =======================
@@ -62,11 +62,11 @@ def check_request(pdu: A_ASSOCIATE_RQ, request: AssociationRequest) -> Rejected 
     """
     ids = [cx.context_id for cx in request.contexts]
     if str(pdu.application_context_name or "") != APPLICATION_CONTEXT:
-        return Rejected(1, 1, 2, "application-context")
+        return Rejection(1, 1, 2, "application-context")
     if not ids:
-        return Rejected(1, 1, 1, "no-contexts")
+        return Rejection(1, 1, 1, "no-contexts")
     if len(set(ids)) < len(ids) or not all(number % 2 for number in ids):
-        return Rejected(1, 2, 1, "context-ids")
+        return Rejection(1, 2, 1, "context-ids")
     return None
 
 

@@ -3,15 +3,15 @@
 
 ::
 
-    serve -- listens, makes the places for associations and the tally, forks, waits
+    serve -- listens, makes the places for associations and the counters, forks, waits
       +-- process: Scp.start ... SIGTERM or the end of `serve` ... Scp.stop
       +-- process: ...
       +-- process: metrics and probes, if a port is set for them
 
-The processes share the socket, the places and the tally, and nothing else.  They are forked rather
-than given sockets of their own (SO_REUSEPORT): a connection that waits to be accepted is not lost
-with a process that dies.  What answers for metrics is a process, too: a thread of the one that
-forks could hold a lock at that moment, which the new process would then wait for.
+The processes share the socket, the limit of associations and the counters, and nothing else.  They
+are forked rather than given sockets of their own (SO_REUSEPORT): a connection that waits to be
+accepted is not lost with a process that dies.  What answers for metrics is a process, too: a thread
+of the one that forks could hold a lock at that moment, which the new process would then wait for.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from adapter import metrics
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
 from adapter.metrics.role import silent
-from adapter.scp.beside import ROLE
-from adapter.scp.figures import ScpFigures
+from adapter.scp.association_limiter import AssociationLimiter
+from adapter.scp.background import ROLE
 from adapter.scp.main import Scp, open_or_make_spool
+from adapter.scp.metrics import ScpCollector
 from adapter.scp.server import listen
-from adapter.scp.slots import Slots
-from adapter.scp.tally import Tally
+from adapter.scp.shared_counters import SharedCounters
 from adapter.settings import Scp as ScpSettings
 from adapter.settings import Settings
 
@@ -78,39 +78,43 @@ def serve(settings: Settings) -> int:
     listener = _listen(settings.dicom.scp)
     for_metrics = metrics.listen(settings.metrics)
     scp = settings.dicom.scp
-    slots = Slots(scp.maximum_number_of_associations, scp.maximum_associations_per_peer)
+    limiter = AssociationLimiter(
+        scp.maximum_number_of_associations, scp.maximum_associations_per_peer
+    )
     count = scp.processes or min(_MOST, len(os.sched_getaffinity(0)))
     if count == 1:
-        tally = Tally(1)
+        counters = SharedCounters(1)
         endpoint = None
         if for_metrics is not None:
-            endpoint = make_endpoint(settings, for_metrics, tally)
+            endpoint = make_endpoint(settings, for_metrics, counters)
             endpoint.start()
-        _serve_alone(settings, listener, slots, tally)
+        _serve_alone(settings, listener, limiter, counters)
         if endpoint is not None:
             endpoint.stop()
         return 0
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    Processes(settings, listener, slots, count, for_metrics).run()
+    Processes(settings, listener, limiter, count, for_metrics).run()
     return 0
 
 
-def make_endpoint(settings: Settings, listener: socket.socket, tally: Tally) -> metrics.Endpoint:
-    """Return what answers for the SCP whose processes have the seats of a tally."""
+def make_endpoint(
+    settings: Settings, listener: socket.socket, counters: SharedCounters
+) -> metrics.Endpoint:
+    """Return what answers for the SCP whose processes have their counters."""
     registry = CollectorRegistry()
-    registry.register(metrics.RoleFigures(ROLE, tally.silence))
-    registry.register(ScpFigures(tally, settings.dicom.scp.maximum_number_of_associations))
+    registry.register(metrics.RoleCollector(ROLE, counters.silence))
+    registry.register(ScpCollector(counters, settings.dicom.scp.maximum_number_of_associations))
     return metrics.Endpoint(
         listener,
         registry,
-        lambda: silent(tally.silence()),
-        lambda: [] if tally.listening() else ["nobody listens"],
+        lambda: silent(counters.silence()),
+        lambda: [] if counters.listening() else ["nobody listens"],
     )
 
 
 @dataclass(frozen=True)
 class _Child:
-    seat: int | None  # None: it answers for metrics
+    number: int | None  # None: it answers for metrics
     started: float
 
 
@@ -123,7 +127,7 @@ class Processes:
         Which adapter is meant.
     listener : socket
         What they accept from.
-    slots : Slots
+    limiter : AssociationLimiter
         The places for associations.
     count : int
         How many receive.
@@ -135,33 +139,33 @@ class Processes:
         self,
         settings: Settings,
         listener: socket.socket,
-        slots: Slots,
+        limiter: AssociationLimiter,
         count: int,
         for_metrics: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._listener = listener
-        self._slots = slots
+        self._limiter = limiter
         self._for_metrics = for_metrics
-        self._tally = Tally(count + 1)  # the last seat is for the beats of this process
-        self._own_seat = self._tally.seat(count)
-        self._seats: list[int | None] = [*range(count), *([] if for_metrics is None else [None])]
+        self._counters = SharedCounters(count + 1)  # the last is this process's own
+        self._own_counters = self._counters.process(count)
+        self._numbers: list[int | None] = [*range(count), *([] if for_metrics is None else [None])]
         self._alive: dict[int, _Child] = {}  # by process id
         # Nobody ever writes: it ends when this process does.
-        self._tether, self._own_end = os.pipe()
+        self._parent_pipe, self._own_end = os.pipe()
 
     def run(self) -> None:
         """Keep them alive until a signal says stop; the signals have to be blocked."""
         gc.collect()
         gc.freeze()  # so that the collector does not touch, and so copy, what they share
-        log.info("receiving", processes=self._tally.seats - 1)
+        log.info("receiving", processes=self._counters.processes - 1)
         retry = 0.0
         while True:
-            self._own_seat.beat()
+            self._own_counters.beat()
             missing = self._missing()
             if missing and time.monotonic() >= retry:
-                for seat in missing:
-                    self._fork(seat)
+                for number in missing:
+                    self._fork(number)
                 missing = []
             wait = max(0.0, retry - time.monotonic()) if missing else _BEAT_SECONDS
             caught = signal.sigtimedwait(_SIGNALS, min(wait, _BEAT_SECONDS))
@@ -171,57 +175,62 @@ class Processes:
                 child = self._alive.pop(pid)
                 lived = time.monotonic() - child.started
                 retry = time.monotonic() + (0 if lived > _SHORT_LIFE else _SHORT_LIFE)
-                if child.seat is not None:
-                    self._tally.vacate(child.seat)
+                if child.number is not None:
+                    self._counters.vacate(child.number)
                 code = os.waitstatus_to_exitcode(status)
-                what = "receives" if child.seat is not None else "answers for metrics"
+                what = "receives" if child.number is not None else "answers for metrics"
                 log.error("a process has died", which=what, pid=pid, code=code)
         self._stop()
 
     def _missing(self) -> list[int | None]:
-        taken = {child.seat for child in self._alive.values()}
-        return [seat for seat in self._seats if seat not in taken]
+        taken = {child.number for child in self._alive.values()}
+        return [number for number in self._numbers if number not in taken]
 
-    def _fork(self, seat: int | None) -> None:
+    def _fork(self, number: int | None) -> None:
         pid = os.fork()
         if pid:
-            self._alive[pid] = _Child(seat, time.monotonic())
+            self._alive[pid] = _Child(number, time.monotonic())
             return
         code = 1
         try:
             os.close(self._own_end)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that forks
-            if seat is None:
+            if number is None:
                 self._answer_for_metrics()
-            self._receive(seat)
+            self._receive(number)
             code = 0
         except BaseException:  # a process of its own: nobody is above it
             log.exception("receiving failed")
         finally:
             os._exit(code)
 
-    def _receive(self, seat: int) -> None:
+    def _receive(self, number: int) -> None:
         if self._for_metrics is not None:
             self._for_metrics.close()
         _serve_alone(
-            self._settings, self._listener, self._slots, self._tally, seat, tether=self._tether
+            self._settings,
+            self._listener,
+            self._limiter,
+            self._counters,
+            number,
+            parent_pipe=self._parent_pipe,
         )
 
     def _answer_for_metrics(self) -> NoReturn:
         """Answer until the one that forks has gone; it ends this process when nobody receives."""
         assert self._for_metrics is not None
         self._listener.close()
-        make_endpoint(self._settings, self._for_metrics, self._tally).run(self._tether)
+        make_endpoint(self._settings, self._for_metrics, self._counters).run(self._parent_pipe)
         os._exit(0)
 
     def _stop(self) -> None:
         self._listener.close()
-        receiving = {pid for pid, child in self._alive.items() if child.seat is not None}
+        receiving = {pid for pid, child in self._alive.items() if child.number is not None}
         for pid in receiving:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + self._settings.workers.stop_seconds + _KILL_SECONDS
         while receiving & self._alive.keys() and (left := deadline - time.monotonic()) > 0:
-            self._own_seat.beat()
+            self._own_counters.beat()
             signal.sigtimedwait({signal.SIGCHLD}, min(left, _BEAT_SECONDS))
             for pid, _status in self._reap():
                 del self._alive[pid]
@@ -237,28 +246,28 @@ class Processes:
 def _serve_alone(
     settings: Settings,
     listener: socket.socket,
-    slots: Slots,
-    tally: Tally,
-    seat: int = 0,
+    limiter: AssociationLimiter,
+    counters: SharedCounters,
+    number: int = 0,
     *,
-    tether: int | None = None,
+    parent_pipe: int | None = None,
 ) -> None:
-    """Run one SCP in this process until a signal, or until the tether is cut."""
+    """Run one SCP in this process until a signal, or until the parent_pipe is cut."""
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
-    if tether is None:
+    if parent_pipe is None:
         signal.signal(signal.SIGINT, stop)
     else:
         threading.Thread(
-            target=_await_end, args=(tether, stopping), name="scp-tether", daemon=True
+            target=_await_end, args=(parent_pipe, stopping), name="scp-parent", daemon=True
         ).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    scp = Scp(settings, listener, slots, tally.seat(seat))
+    scp = Scp(settings, listener, limiter, counters.process(number))
     scp.start()
     # A signal that comes just before a wait without end does not wake it, and one within would
     # find the event's lock taken by what it interrupts.
@@ -267,8 +276,8 @@ def _serve_alone(
     scp.stop()
 
 
-def _await_end(tether: int, stopping: threading.Event) -> None:
-    os.read(tether, 1)
+def _await_end(parent_pipe: int, stopping: threading.Event) -> None:
+    os.read(parent_pipe, 1)
     stopping.set()
 
 

@@ -16,8 +16,8 @@ import threading
 import time
 
 from adapter.log import get_logger
-from adapter.scp.connection import Connection
-from adapter.scp.reception import Reception
+from adapter.scp.acceptor import AssociationAcceptor
+from adapter.scp.connection import AcceptorConnection
 from adapter.settings import Scp
 
 log = get_logger(__name__)
@@ -70,7 +70,7 @@ class Server:
     ----------
     settings : Scp
         Where to listen, deadlines and limits.
-    reception : Reception
+    acceptor : AssociationAcceptor
         Who decides.
     listener : socket, optional
         What to accept from, if other processes share it.
@@ -81,19 +81,21 @@ class Server:
     def __init__(
         self,
         settings: Scp,
-        reception: Reception,
+        acceptor: AssociationAcceptor,
         listener: socket.socket | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
-        self._reception = reception
+        self._acceptor = acceptor
         self._listener = listener
         self._shared = listener is not None
         self._tls = tls
         self._stopping = threading.Event()
         self._changed = threading.Condition()
-        self._all: dict[Connection, threading.Thread] = {}
-        self._half_open: dict[Connection, None] = {}  # without an association, the oldest first
+        self._all: dict[AcceptorConnection, threading.Thread] = {}
+        self._half_open: dict[
+            AcceptorConnection, None
+        ] = {}  # without an association, the oldest first
         self._thread: threading.Thread | None = None
 
     def start(self) -> int:
@@ -147,11 +149,13 @@ class Server:
                     )
                 self._stopping.wait(_LOOK_SECONDS)
                 continue
-            self._begin(Connection(sock, address[0], self._settings, self._reception, self._tls))
+            self._begin(
+                AcceptorConnection(sock, address[0], self._settings, self._acceptor, self._tls)
+            )
             if self._shared:
                 self._stopping.wait(_TURN_SECONDS)
 
-    def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: AcceptorConnection) -> None:
         thread = threading.Thread(
             target=self._serve, args=(connection,), name="scp-association", daemon=True
         )
@@ -160,7 +164,7 @@ class Server:
             self._without_association(connection)
         thread.start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: AcceptorConnection) -> None:
         try:
             connection.run(self._progress)
         finally:
@@ -169,7 +173,7 @@ class Server:
                 self._all.pop(connection, None)
                 self._changed.notify_all()
 
-    def _progress(self, connection: Connection, established: bool) -> None:
+    def _progress(self, connection: AcceptorConnection, established: bool) -> None:
         with self._changed:
             if established:
                 self._half_open.pop(connection, None)
@@ -177,7 +181,7 @@ class Server:
                 self._without_association(connection)
             self._changed.notify_all()
 
-    def _without_association(self, connection: Connection) -> None:
+    def _without_association(self, connection: AcceptorConnection) -> None:
         self._half_open[connection] = None
         if len(self._half_open) > self._settings.maximum_half_open:
             oldest = next(iter(self._half_open))

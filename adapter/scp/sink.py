@@ -24,10 +24,10 @@ from typing import Any
 
 from adapter.log import get_logger
 from adapter.models import ArrivalId
-from adapter.scp import reports
+from adapter.scp import events
 from adapter.scp.acceptance import Accepted
-from adapter.scp.reports import printable
-from adapter.scp.store import SUCCESS, Answer, Receive, StoreCommand, Surroundings
+from adapter.scp.events import printable
+from adapter.scp.store import SUCCESS, Answer, Receive, StoreCommand, StoreContext
 
 log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ class StoreSink:
 
     Parameters
     ----------
-    surroundings : Surroundings
+    context : StoreContext
         What it shares with the other associations.
     accepted : Accepted
         The decision it was accepted by, and the configuration that it keeps.
@@ -54,14 +54,14 @@ class StoreSink:
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        context: StoreContext,
         accepted: Accepted,
         peer_address: str,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.association = uuid.uuid4().hex[:12]
         self.accepted = accepted
-        self._surroundings = surroundings
+        self._context = context
         self._peer_address = peer_address
         self._ended = ended
         self._began = time.monotonic()
@@ -74,7 +74,7 @@ class StoreSink:
     def begin(self, command: StoreCommand) -> Receive:
         """Begin to receive an instance; what is wrong with it is said by `Receive.finish`."""
         self._receive = Receive(
-            self._surroundings,
+            self._context,
             self.accepted,
             command,
             association=self.association,
@@ -92,18 +92,18 @@ class StoreSink:
         self._receive = None
         stored = stored_bytes if answer.status == SUCCESS else None
         called = self.accepted.called_ae
-        self._surroundings.reports.figures.answered(called, answer.status, stored)
+        self._context.events.metrics.answered(called, answer.status, stored)
         if answer.status != SUCCESS:
             self._settle_failed(command, answer)
         elif stored_bytes is None:
             self._ignored += 1
-            self._surroundings.reports.count("ignored")
+            self._context.events.count("ignored")
         else:
             self._stored += 1
             self._bytes += stored_bytes
-            self._surroundings.reports.count("stored")
-            self._surroundings.reports.count("bytes", stored_bytes)
-            self._surroundings.poke()
+            self._context.events.count("stored")
+            self._context.events.count("bytes", stored_bytes)
+            self._context.on_stored()
 
     def close(self, how: str, cause: str = "") -> None:
         """Sum the association up; an instance that is still on its way is withdrawn.
@@ -124,10 +124,8 @@ class StoreSink:
         summary = self._summary(how) | ({"cause": cause} if cause else {})
         # Monitors ask for an echo every few seconds, for years: that is no event.
         if self._number or self._ignored or self._failed or cause:
-            self._surroundings.reports.event(
-                reports.ASSOCIATION, association=self.association, **summary
-            )
-        self._surroundings.reports.figures.ended(how)
+            self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
+        self._context.events.metrics.ended(how)
         log.info("association ended", association=self.association, **summary)
         self._ended()
 
@@ -138,7 +136,7 @@ class StoreSink:
 
     def _settle_failed(self, command: StoreCommand, answer: Answer) -> None:
         self._failed[answer.status] += 1
-        self._surroundings.reports.count("failed")
+        self._context.events.count("failed")
         if self._failed.total() > _MOST_FAILURES:
             return
         detail = {
@@ -147,9 +145,7 @@ class StoreSink:
             "status": f"{answer.status:04X}",
             "cause": answer.comment,
         }
-        self._surroundings.reports.event(
-            reports.STORE_FAILED, association=self.association, **detail
-        )
+        self._context.events.record(events.STORE_FAILED, association=self.association, **detail)
         log.warning("instance not stored", association=self.association, **detail)
 
     def _summary(self, how: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, part10_header
 from adapter.log import get_logger
 from adapter.models import ArrivalId, check_uid
 from adapter.scp.acceptance import Accepted, ContextResult
-from adapter.scp.peek import PEEK_BYTES, UnreadableStart, leading_uids
-from adapter.scp.reports import Reports
+from adapter.scp.events import ScpEvents
+from adapter.scp.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 from adapter.spool import IncomingFile, Spool
 
 log = get_logger(__name__)
@@ -36,7 +36,7 @@ DOES_NOT_MATCH_SOP_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
 #: Bytes of a data set that are looked at first, in the hope that it will do.
-_GLANCE_BYTES = 2048
+_FIRST_FRAGMENT_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +71,19 @@ class _RefusedStore(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class StoreContext:
     """What the sinks of one SCP share.
 
     Attributes
     ----------
     spool : Spool
         Where instances are stored.
-    reports : Reports
+    events : ScpEvents
         Where events and counts go.
     storage_low : callable
         Tells whether the disk is too full to receive.
-    poke : callable
-        Tells the bell ringer of one more instance; never waits.
+    on_stored : callable
+        Told of each instance that is stored; never waits.
     instance_bytes : int, optional
         The longest data set that is taken.
     durable : bool, optional
@@ -91,9 +91,9 @@ class Surroundings:
     """
 
     spool: Spool
-    reports: Reports
+    events: ScpEvents
     storage_low: Callable[[], bool]
-    poke: Callable[[], None]
+    on_stored: Callable[[], None]
     instance_bytes: int = 4_294_967_296
     durable: bool = True
 
@@ -103,7 +103,7 @@ class Receive:
 
     Parameters
     ----------
-    surroundings : Surroundings
+    context : StoreContext
         What it shares with all others.
     accepted : Accepted
         The decision that its association was accepted by.
@@ -119,7 +119,7 @@ class Receive:
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        context: StoreContext,
         accepted: Accepted,
         command: StoreCommand,
         *,
@@ -127,7 +127,7 @@ class Receive:
         next_arrival: Callable[[float], ArrivalId],
         settled: Callable[[StoreCommand, Answer, int | None], None],
     ) -> None:
-        self._surroundings = surroundings
+        self._context = context
         self._accepted = accepted
         self._command = command
         self._association = association
@@ -138,7 +138,7 @@ class Receive:
         self._ignored = False
         self._header = b""
         self._head = bytearray()
-        self._peeked = False
+        self._checked = False
         self._size = 0
         self._attempt(self._begin)
 
@@ -163,7 +163,7 @@ class Receive:
     # -- steps ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        command, around, accepted = self._command, self._surroundings, self._accepted
+        command, context, accepted = self._command, self._context, self._accepted
         for uid in (command.sop_class_uid, command.sop_instance_uid):
             _check_command_uid(uid)
         if command.sop_class_uid != command.context.abstract_syntax:
@@ -174,9 +174,9 @@ class Receive:
             self._ignored = True
             self._answer = Answer(SUCCESS)
             return
-        if around.storage_low():
+        if context.storage_low():
             raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
-        self._file = around.spool.receive(self._association, durable=around.durable)
+        self._file = context.spool.receive(self._association, durable=context.durable)
         self._header = part10_header(
             sop_class_uid=command.sop_class_uid,
             sop_instance_uid=command.sop_instance_uid,
@@ -186,13 +186,13 @@ class Receive:
         )
 
     def _write(self, *fragments: bytes | memoryview) -> None:
-        if not self._peeked and not (self._size == 0 and self._glance(fragments[0])):
+        if not self._checked and not (self._size == 0 and self._check_first_fragment(fragments[0])):
             for fragment in fragments:
-                self._head += fragment[: PEEK_BYTES - len(self._head)]
-            if len(self._head) == PEEK_BYTES:
-                self._peek(complete=False)
+                self._head += fragment[: LOOK_AHEAD_BYTES - len(self._head)]
+            if len(self._head) == LOOK_AHEAD_BYTES:
+                self._check_leading_uids(complete=False)
         self._size += sum(map(len, fragments))
-        if self._size > self._surroundings.instance_bytes:
+        if self._size > self._context.instance_bytes:
             raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
         if self._header:  # with the first bytes behind it: one call for both
             self._open_file.write(self._header, *fragments)
@@ -200,29 +200,29 @@ class Receive:
         else:
             self._open_file.write(*fragments)
 
-    def _glance(self, fragment: bytes | memoryview) -> bool:
+    def _check_first_fragment(self, fragment: bytes | memoryview) -> bool:
         """Look for the UIDs where they nearly always are; False if they are not there."""
-        if len(fragment) < _GLANCE_BYTES:
+        if len(fragment) < _FIRST_FRAGMENT_BYTES:
             return False
-        head = bytes(fragment[:_GLANCE_BYTES])
+        head = bytes(fragment[:_FIRST_FRAGMENT_BYTES])
         found = leading_uids(head, self._command.context.transfer_syntax, complete=False)
-        self._peeked = found == {
+        self._checked = found == {
             SOP_CLASS_UID: self._command.sop_class_uid,
             SOP_INSTANCE_UID: self._command.sop_instance_uid,
         }
-        return self._peeked
+        return self._checked
 
     def _publish(self) -> None:
-        if not self._peeked:
-            self._peek(complete=True)
+        if not self._checked:
+            self._check_leading_uids(complete=True)
         file = self._open_file
         file.sync()
         # Taken after the bytes are durable: a group closes only over files it could have seen.
         file.publish(self._next_arrival(time.time()))
 
-    def _peek(self, *, complete: bool) -> None:
+    def _check_leading_uids(self, *, complete: bool) -> None:
         """Compare the data set's UIDs with the command's; missing ones are left to notification."""
-        self._peeked = True
+        self._checked = True
         found = leading_uids(
             bytes(self._head), self._command.context.transfer_syntax, complete=complete
         )

@@ -123,7 +123,7 @@ class Released(NamedTuple):
     """The peer asks for the association's release: answer with `release`."""
 
 
-class Rejected(NamedTuple):
+class VersionRejected(NamedTuple):
     """The association was rejected before anybody was asked."""
 
     result: int
@@ -139,7 +139,7 @@ class Aborted(NamedTuple):
     reason: int
 
 
-Indication: TypeAlias = Requested | Fragment | Released | Rejected | Aborted
+Indication: TypeAlias = Requested | Fragment | Released | VersionRejected | Aborted
 
 _PDU_HEADER = Struct(">BxI")
 _PDV_HEADER = Struct(">IBB")
@@ -303,7 +303,7 @@ class UpperLayer:
         if len(pdu) >= pdus.FIXED_LENGTH and not version & 1:
             self.state = State.STA3
             self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
-            return Rejected(*PROTOCOL_VERSION_NOT_SUPPORTED)
+            return VersionRejected(*PROTOCOL_VERSION_NOT_SUPPORTED)
         try:
             request = pdus.decode_request(pdu)
         except pdus.MalformedPDU:

@@ -5,8 +5,8 @@
 
     TemporaryError
     +-- Unreachable    nobody answers, or the peer says "not now": nothing was tried
-    +-- Rejected       the peer answered, and does not want the association
-    +-- Broken         it ended before its time
+    +-- AssociationRejected       the peer answered, and does not want the association
+    +-- AssociationBroken         it ended before its time
 
 pynetdicom encodes and decodes the association's PDUs.  P-DATA is ours: the bytes of a file go to
 the socket as they are, a mebibyte at a time, never decoded and never held as a whole.
@@ -40,10 +40,22 @@ from adapter.errors import PermanentError, TemporaryError
 from adapter.models import Destination
 from adapter.scp import command_sets as commands
 from adapter.scp import pdus
-from adapter.scu.connection import BUFFERS, Broken, Connection, Deadline, Unreachable
+from adapter.scu.connection import (
+    BUFFERS,
+    AssociationBroken,
+    Deadline,
+    RequestorConnection,
+    Unreachable,
+)
 from adapter.settings import Scu
 
-__all__ = ["Association", "Broken", "FileTrouble", "Rejected", "Unreachable"]
+__all__ = [
+    "AssociationBroken",
+    "AssociationRejected",
+    "FileUnreadable",
+    "RequestorAssociation",
+    "Unreachable",
+]
 
 #: A presentation context as we propose it: an abstract syntax and the one transfer syntax.
 Context = tuple[str, str]
@@ -79,7 +91,7 @@ CALLING_NOT_RECOGNISED, CALLED_NOT_RECOGNISED = (1, 1, 3), (1, 1, 7)
 _TRANSIENT, _PRESENTATION_PROVIDER = 2, 3
 
 
-class Rejected(TemporaryError):
+class AssociationRejected(TemporaryError):
     """The peer rejected the association.
 
     Parameters
@@ -94,11 +106,11 @@ class Rejected(TemporaryError):
         super().__init__(f"rejected the association ({result}/{source}/{reason}): {words}")
 
 
-class FileTrouble(PermanentError):
+class FileUnreadable(PermanentError):
     """A file could not be read to its end; the association is over, the other files are not."""
 
 
-class Association:
+class RequestorAssociation:
     """An association with a destination, to be used in a `with` block that releases or aborts it.
 
     Parameters
@@ -117,7 +129,7 @@ class Association:
 
     Raises
     ------
-    Unreachable, Rejected, Broken
+    Unreachable, AssociationRejected, AssociationBroken
         If there is no association.
 
     References
@@ -130,14 +142,16 @@ class Association:
         self._release_seconds = scu.association_seconds
         self._message_id = 0
         self._portion = bytearray(_PORTION)
-        self._connection = Connection(destination.host_ip, destination.port, scu.connect_seconds)
+        self._connection = RequestorConnection(
+            destination.host_ip, destination.port, scu.connect_seconds
+        )
         try:
             deadline = Deadline(scu.association_seconds)
             request = _request(destination.ae_title, scu.ae_title, contexts)
             try:
                 self._connection.send([request], deadline)
                 kind, body = self._receive_pdu(deadline)
-            except Broken as broken:
+            except AssociationBroken as broken:
                 # No answer at all: as good as nobody being there.
                 raise Unreachable(f"asked for an association, the peer {broken}") from None
             self.accepted, longest = self._judge(kind, body, contexts)
@@ -166,7 +180,7 @@ class Association:
 
         Raises
         ------
-        Broken
+        AssociationBroken
             If the association ends instead.
         """
         context_id = self.accepted[VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN]
@@ -194,9 +208,9 @@ class Association:
 
         Raises
         ------
-        Broken
+        AssociationBroken
             If the association ends instead.
-        FileTrouble
+        FileUnreadable
             If the file cannot be read; the association is then aborted.
         """
         command = memoryview(self._command(commands.C_STORE_RQ, sop_class, 1, sop_instance))
@@ -218,7 +232,7 @@ class Association:
 
     def release(self) -> None:
         """Release the association and close the connection, whatever the peer says to it."""
-        with suppress(Broken):
+        with suppress(AssociationBroken):
             deadline = Deadline(self._release_seconds)
             self._connection.send([_RELEASE], deadline)
             while True:
@@ -231,7 +245,7 @@ class Association:
 
     def abort(self) -> None:
         """Abort the association and close the connection."""
-        with suppress(Broken):
+        with suppress(AssociationBroken):
             self._connection.send([pdus.encode_abort(0, 0)], Deadline(0))
         self._connection.close()
 
@@ -242,14 +256,14 @@ class Association:
     ) -> tuple[dict[Context, int], int]:
         """Return the contexts that an answer accepts, and the peer's maximum length."""
         if kind == pdus.ASSOCIATE_RJ and len(body) == 4:
-            rejection = Rejected(*body[1:])
+            rejection = AssociationRejected(*body[1:])
             if rejection.code[:2] == (_TRANSIENT, _PRESENTATION_PROVIDER):
                 raise Unreachable(f"the peer {rejection}")
             raise rejection
         if kind == pdus.ABORT:
-            raise Broken("aborted the association before it stood")
+            raise AssociationBroken("aborted the association before it stood")
         if kind != pdus.ASSOCIATE_AC:
-            raise Broken("did not answer as the Standard has it")
+            raise AssociationBroken("did not answer as the Standard has it")
         answer = A_ASSOCIATE_AC()
         accepted = {}
         try:
@@ -260,15 +274,15 @@ class Association:
                 if item.result == 0 and item.transfer_syntax == contexts[at][1]:
                     accepted[contexts[at]] = 2 * at + 1
         except Exception:  # noqa: BLE001 - the protocol boundary: pynetdicom stumbles in any way
-            raise Broken("answered with an A-ASSOCIATE-AC that cannot be read") from None
+            raise AssociationBroken("answered with an A-ASSOCIATE-AC that cannot be read") from None
         if 0 < longest < pdus.LEAST_MAXIMUM_LENGTH:
-            raise Broken("has a maximum length in which nothing can be sent")
+            raise AssociationBroken("has a maximum length in which nothing can be sent")
         return accepted, longest
 
     def _receive_pdu(self, deadline: Deadline) -> tuple[int, bytes]:
         kind, length = _PDU.unpack(self._connection.receive(_PDU.size, deadline))
         if length > (_TAKEN if kind == pdus.P_DATA_TF else _LONGEST_CONTROL_PDU):
-            raise Broken("sent a PDU that is too long")
+            raise AssociationBroken("sent a PDU that is too long")
         return kind, self._connection.receive(length, deadline)
 
     def _receive_status(self, context_id: int) -> int:
@@ -279,24 +293,24 @@ class Association:
         while not last:
             kind, body = self._receive_pdu(deadline)
             if kind == pdus.RELEASE_RQ:
-                raise Broken("released the association before it answered")
+                raise AssociationBroken("released the association before it answered")
             if kind == pdus.ABORT:
-                raise Broken("aborted the association")
+                raise AssociationBroken("aborted the association")
             if kind != pdus.P_DATA_TF:
-                raise Broken("sent a PDU that has no place here")
+                raise AssociationBroken("sent a PDU that has no place here")
             for fragment, flags in _values(body, context_id):
                 command += fragment
                 last = bool(flags & _LAST)
             if len(command) > _LONGEST_COMMAND:
-                raise Broken("sent a command set that is too long")
+                raise AssociationBroken("sent a command set that is too long")
         try:
             elements = commands.decode_command(bytes(command))
         except commands.UnreadableCommand:
-            raise Broken("sent an answer that cannot be read") from None
+            raise AssociationBroken("sent an answer that cannot be read") from None
         status = commands.number(elements, commands.STATUS)
         answered = commands.number(elements, commands.MESSAGE_ID_BEING_RESPONDED_TO)
         if status is None or answered != self._message_id:
-            raise Broken("sent an answer to something else")
+            raise AssociationBroken("sent an answer to something else")
         return status
 
     def _command(self, field: int, sop_class: str, data_set: int, sop_instance: str = "") -> bytes:
@@ -352,11 +366,11 @@ def _values(body: bytes, context_id: int) -> Iterator[tuple[bytes, int]]:
     at = 0
     while at < len(body):
         if at + _PDV.size > len(body):
-            raise Broken("sent a PDU that cannot be read")
+            raise AssociationBroken("sent a PDU that cannot be read")
         length, context, flags = _PDV.unpack_from(body, at)
         end = at + 4 + length
         if length < 2 or end > len(body) or context != context_id or not flags & _COMMAND:
-            raise Broken("sent a PDU that has no place here")
+            raise AssociationBroken("sent a PDU that has no place here")
         yield body[at + _PDV.size : end], flags
         at = end
 
@@ -367,7 +381,7 @@ def _read(file: int, part: memoryview) -> None:
         while part:
             amount = os.readv(file, [part])
             if not amount:
-                raise FileTrouble("the file is shorter than it was", "file-unreadable")
+                raise FileUnreadable("the file is shorter than it was", "file-unreadable")
             part = part[amount:]
     except OSError:
-        raise FileTrouble("the file cannot be read", "file-unreadable") from None
+        raise FileUnreadable("the file cannot be read", "file-unreadable") from None

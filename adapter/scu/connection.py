@@ -27,7 +27,7 @@ class Unreachable(TemporaryError):
     """Nobody at the peer's address answers, or it says that it cannot serve us just now."""
 
 
-class Broken(TemporaryError):
+class AssociationBroken(TemporaryError):
     """The connection or the association ended before its time."""
 
 
@@ -77,7 +77,7 @@ def resolve(host: str, port: int, deadline: Deadline) -> list[tuple[Any, ...]]:
     return answer
 
 
-class Connection:
+class RequestorConnection:
     """A connection that we opened.
 
     Parameters
@@ -129,7 +129,7 @@ class Connection:
 
         Raises
         ------
-        Broken
+        AssociationBroken
             If the peer stops taking them, closes the connection or aborts in the middle.
         """
         pending = [memoryview(buffer) for buffer in buffers]
@@ -141,7 +141,7 @@ class Connection:
                 self._wait_until_writable(deadline)
                 continue
             except OSError:
-                raise Broken(self._parting_words("closed the connection")) from None
+                raise AssociationBroken(self._parting_words("closed the connection")) from None
             while at < len(pending) and sent >= len(pending[at]):
                 sent -= len(pending[at])
                 at += 1
@@ -153,7 +153,7 @@ class Connection:
 
         Raises
         ------
-        Broken
+        AssociationBroken
             If they do not come, or the peer closes the connection.
         """
         while len(self._buffer) < amount:
@@ -165,7 +165,7 @@ class Connection:
             except OSError:
                 data = b""
             if not data:
-                raise Broken("closed the connection")
+                raise AssociationBroken("closed the connection")
             self._buffer += data
         received = bytes(self._buffer[:amount])
         del self._buffer[:amount]
@@ -181,7 +181,7 @@ class Connection:
         left = deadline.left()
         ready = poll.poll(left * 1000 + 1) if left else []
         if not ready:
-            raise Broken(f"{what} in {deadline.seconds:g} s")
+            raise AssociationBroken(f"{what} in {deadline.seconds:g} s")
         return ready[0][1]
 
     def _wait_until_writable(self, deadline: Deadline) -> None:
@@ -191,7 +191,7 @@ class Connection:
         # It sends instead of reading: if it aborts, nothing of ours will be read any more.
         words = self._parting_words("")
         if words:
-            raise Broken(words)
+            raise AssociationBroken(words)
         self._wait(select.POLLOUT, deadline, what)
 
     def _parting_words(self, otherwise: str) -> str:

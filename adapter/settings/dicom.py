@@ -74,11 +74,11 @@ class Scp(Section):
     maximum_instance_bytes: PositiveInt = Field(
         4_294_967_296, description="Longest data set taken, in bytes; a longer one gets A700."
     )
-    bell_instances: PositiveInt = Field(
-        100, description="Instances after which notification is rung at once."
+    wake_up_instances: PositiveInt = Field(
+        100, description="Instances after which notification is woken at once."
     )
-    bell_milliseconds: PositiveInt = Field(
-        100, description="Milliseconds after an instance by which notification is rung."
+    wake_up_milliseconds: PositiveInt = Field(
+        100, description="Milliseconds after an instance by which notification is woken."
     )
 
 

@@ -28,8 +28,14 @@ REMOVED = {
     "sources": "`dicom-adapter source add` (configuration lives in the ledger)",
     "destinations": "`dicom-adapter destination add` (configuration lives in the ledger)",
     "resultsServiceEndpoint": "`services > resultsService > endpoint`",
+    "bellInstances": "`wakeUpInstances`",
+    "bellMilliseconds": "`wakeUpMilliseconds`",
+    "tickSeconds": "`dueWorkPollSeconds`",
     "logDimseDatasets": "nothing: data sets are never logged",
 }
+
+
+_REMOVED_FOLDED = {key.lower(): replacement for key, replacement in REMOVED.items()}
 
 
 def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
@@ -134,5 +140,7 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
 def _problem(error: Any) -> str:
     path = " > ".join(["DicomAdapter", *map(str, error["loc"])])
     if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
+        # A variable has no case: its key comes in lower case.
+        renamed = _REMOVED_FOLDED.get(str(error["loc"][-1]).lower())
+        return f"{path}: removed; use {renamed}" if renamed else f"{path}: unknown key"
     return f"{path}: {error['msg'].removeprefix('Value error, ')}"

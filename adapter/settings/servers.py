@@ -103,7 +103,7 @@ class Server(Section):
 
 
 class Broker(Server):
-    """Redis, which carries the bells."""
+    """Redis, which carries the wake-ups."""
 
     url: str | None = Field(
         None,

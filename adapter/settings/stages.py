@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of the road: its spool, its workers, its pipelines and the services around it."""
+"""The settings of the stages: spool, workers, pipelines and the services that they use."""
 
 from __future__ import annotations
 
@@ -152,13 +152,13 @@ class Notification(Section):
 
 
 class Workers(Section):
-    """How many bells a worker of each stage answers at once, and how its work is leased."""
+    """How many tasks a worker of each stage runs at once, and how its work is leased."""
 
     short_concurrency: int = Field(
         4, ge=1, le=64, description="For notification, grouping, submission and reclamation."
     )
     pipeline_concurrency: int = Field(1, ge=1, le=64, description="Pipelines at a time.")
-    tick_seconds: Seconds = Field(1.0, description="Seconds between looks for due work.")
+    due_work_poll_seconds: Seconds = Field(1.0, description="Seconds between looks for due work.")
     lease_seconds: Seconds = Field(
         30.0, description="Seconds after which a dead worker's work is due again."
     )

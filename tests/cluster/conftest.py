@@ -12,11 +12,11 @@ import pytest
 
 from adapter import heartbeat
 from adapter.ledger.schema import arrivals, exports, groups, jobs, task_files, tasks
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from adapter.verify import verify
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import rows
 from tests.support_stack import Pacs, Stack, merged
+from tests.support_stages import rows
 from tests.support_waiting import eventually
 
 #: Every role of a host, Redis apart: one receiver, and a worker for each stage.
@@ -46,7 +46,7 @@ class Cluster:
             "database": {"url": url},
             "dicom": {"scp": {"processes": 2}},
             "storage": {"retentionSeconds": 0, "temporary": str(folder / "spool")},
-            "workers": {"tickSeconds": 1, "leaseSeconds": 4, "stopSeconds": 6},
+            "workers": {"dueWorkPollSeconds": 1, "leaseSeconds": 4, "stopSeconds": 6},
             "services": {"platform": {"retryDelaySeconds": 1}},
         }
         sections = merged(sections, settings)
@@ -114,7 +114,7 @@ class Cluster:
         registered = rows(self.adapter, arrivals, arrivals.c.state == "registered")
         others = rows(self.adapter, arrivals, arrivals.c.state != "registered")
         assert Counter(row.sop_instance_uid for row in registered) == Counter(self.acknowledged)
-        assert {(row.state, row.reason) for row in others} <= {("unwanted", "duplicate")}
+        assert {(row.state, row.reason) for row in others} <= {("discarded", "duplicate")}
         of_group: dict[str, Counter[str]] = {}
         for row in registered:
             of_group.setdefault(row.group_id, Counter())[row.sop_instance_uid] += 1

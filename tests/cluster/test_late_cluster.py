@@ -14,8 +14,8 @@ from adapter.ledger.schema import groups
 from tests.cluster.conftest import Cluster
 from tests.late_volume import environment
 from tests.support_modality import Modality
-from tests.support_road import rows
 from tests.support_stack import dcmtk, stored, write_study
+from tests.support_stages import rows
 
 pytestmark = [dcmtk, pytest.mark.timeout(300)]
 

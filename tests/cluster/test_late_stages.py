@@ -22,8 +22,8 @@ from tests import late_volume
 from tests.late_volume import LateVolume
 from tests.support_exports import add_destination, add_task
 from tests.support_peers import ScriptedPacs
-from tests.support_road import (
-    Association,
+from tests.support_stages import (
+    IncomingAssociation,
     add_ae_title,
     let_time_pass,
     make_instance,
@@ -74,7 +74,7 @@ def age(adapter: Adapter, table: Any, column: str, seconds: float = 2 * LAG) -> 
 def receive(work: Work, count: int = 2) -> None:
     """Receive a study and register it, all on the same host."""
     study = generate_uid()
-    association = Association(work.adapter, add_ae_title(work.adapter))
+    association = IncomingAssociation(work.adapter, add_ae_title(work.adapter))
     for _ in range(count):
         association.store(make_instance(StudyInstanceUID=study))
     notification.run(work)
@@ -95,7 +95,7 @@ def states(work: Work, table: Any) -> list[str]:
 
 def test_an_instance_that_is_not_seen_yet_is_left_alone(work: Work, volume: LateVolume) -> None:
     """Notification on another host registers a file when it sees it, and not before."""
-    Association(work.adapter, add_ae_title(work.adapter)).store(make_instance())
+    IncomingAssociation(work.adapter, add_ae_title(work.adapter)).store(make_instance())
     volume.host = "other"
     assert notification.run(work) == {}
     volume.delay = 0.0
@@ -105,7 +105,7 @@ def test_an_instance_that_is_not_seen_yet_is_left_alone(work: Work, volume: Late
 def test_a_group_waits_until_all_that_was_received_is_seen(work: Work, volume: LateVolume) -> None:
     """An instance of the study that the grouping host cannot see yet splits nothing."""
     study = generate_uid()
-    association = Association(work.adapter, add_ae_title(work.adapter))
+    association = IncomingAssociation(work.adapter, add_ae_title(work.adapter))
     association.store(make_instance(StudyInstanceUID=study))
     notification.run(work)
     volume.host = "second-receiver"
@@ -206,17 +206,17 @@ def test_an_export_waits_for_results(work: Work, volume: LateVolume) -> None:
 def test_nothing_is_reclaimed_that_is_not_seen(work: Work, volume: LateVolume) -> None:
     """A file that a host cannot see, it cannot delete: it is left until all hosts see it."""
     study = make_instance()
-    association = Association(work.adapter, add_ae_title(work.adapter))
+    association = IncomingAssociation(work.adapter, add_ae_title(work.adapter))
     association.store(study)
     association.store(study)
-    assert notification.run(work) == {"registered": 1, "unwanted": 1}
+    assert notification.run(work) == {"registered": 1, "discarded": 1}
     volume.host = "other"
-    assert reclamation.run(work)["unwanted"] == 0
+    assert reclamation.run(work)["discarded"] == 0
     assert len(list(work.adapter.spool.instances.rglob("*.dcm"))) == 0
     volume.delay = 0.0
     assert len(list(work.adapter.spool.instances.rglob("*.dcm"))) == 2
     age(work.adapter, arrivals, "registered_at")
-    assert reclamation.run(work)["unwanted"] == 1
+    assert reclamation.run(work)["discarded"] == 1
     assert len(list(work.adapter.spool.instances.rglob("*.dcm"))) == 1
 
 

@@ -18,8 +18,8 @@ from tests.support_exports import add_task
 from tests.support_jobs import add_group, gone
 from tests.support_peers import ScriptedPacs
 from tests.support_postgresql import PostgreSQL
-from tests.support_road import rows
 from tests.support_stack import Stack
+from tests.support_stages import rows
 from tests.support_waiting import eventually
 from workers.clients.embedded_platform import metadata_path
 

@@ -77,14 +77,14 @@ class Ending:
     problem: str = ""
 
 
-def run_command(command: Command, unwanted: Callable[[], bool]) -> Ending:
+def run_command(command: Command, cancelled: Callable[[], bool]) -> Ending:
     """Run a command to its end; nothing of it is left then.
 
     Parameters
     ----------
     command : Command
         What to run.
-    unwanted : callable
+    cancelled : callable
         Asked several times a second; once it is true the command is killed.
     """
     order = {
@@ -110,7 +110,7 @@ def run_command(command: Command, unwanted: Callable[[], bool]) -> Ending:
         with suppress(BrokenPipeError):
             launcher.stdin.write(json.dumps(order).encode() + b"\n")
             launcher.stdin.flush()
-        if not _answers(launcher.stdout, unwanted):
+        if not _answers(launcher.stdout, cancelled):
             launcher.stdin.close()
             with selectors.DefaultSelector() as selector:
                 selector.register(launcher.stdout, selectors.EVENT_READ)
@@ -129,12 +129,12 @@ def run_command(command: Command, unwanted: Callable[[], bool]) -> Ending:
     return Ending(How(document["how"]), document["code"], document["problem"])
 
 
-def _answers(stream: IO[bytes], unwanted: Callable[[], bool]) -> bool:
+def _answers(stream: IO[bytes], cancelled: Callable[[], bool]) -> bool:
     """Wait for the launcher's answer or its end; false if the command is not wanted any more."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while not selector.select(_QUESTION):
-            if unwanted():
+            if cancelled():
                 return False
     return True
 

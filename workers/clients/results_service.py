@@ -25,15 +25,15 @@ from urllib.parse import quote
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import road
+from adapter import stages
 from adapter.core import Adapter
 from adapter.errors import TemporaryError
-from adapter.ledger import configuration, reports
-from adapter.ledger.reports import Report
+from adapter.ledger import configuration, remote_tasks
+from adapter.ledger.remote_tasks import Report
 from adapter.log import get_logger
 from adapter.models import EntityKind
-from adapter.road import Bells
 from adapter.settings import Settings
+from adapter.stages import StageQueues
 from workers.clients.task import read_task
 
 log = get_logger(__name__)
@@ -192,7 +192,7 @@ def _take_in(adapter: Adapter, answer: list[Any]) -> int:
     deliveries = [read_task(raw, known) for raw in answer]
     if None in deliveries:
         _complain("tasks without a valid id are ignored", amount=deliveries.count(None))
-    return reports.deliver(
+    return remote_tasks.deliver(
         adapter.ledger,
         [delivery for delivery in deliveries if delivery is not None],
         agent=settings.dicom.scu.ae_title,
@@ -208,13 +208,13 @@ class Poller:
     ----------
     adapter : Adapter
         Whose Results Service it is.
-    bells : Bells
-        To ring the export stage with.
+    queues : StageQueues
+        Wakes the export stage.
     """
 
-    def __init__(self, adapter: Adapter, bells: Bells) -> None:
+    def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
         self._adapter = adapter
-        self._bells = bells
+        self._queues = queues
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
@@ -236,7 +236,7 @@ class Poller:
         while not self._stop.wait(delay):
             try:
                 if poll(self._adapter, service):
-                    self._bells.ring(road.EXPORT)
+                    self._queues.wake(stages.EXPORT)
                 delay = usual
             except (TemporaryError, SQLAlchemyError) as error:
                 delay = max(usual, min(2 * delay, export.hold_minimum_seconds))

@@ -22,7 +22,13 @@ from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.files import open_beneath
 from adapter.ledger.receipts import Receipt
 from adapter.models import Destination, Outcome, check_uid
-from adapter.scu.association import MAXIMUM_CONTEXTS, Association, Broken, Context, FileTrouble
+from adapter.scu.association import (
+    MAXIMUM_CONTEXTS,
+    AssociationBroken,
+    Context,
+    FileUnreadable,
+    RequestorAssociation,
+)
 from adapter.settings import Scu
 
 #: Transfer syntaxes whose pixel data is, or may be, lossy (PS3.5 section 10.1, Annex A.4).
@@ -173,7 +179,7 @@ def store(
 
     Raises
     ------
-    Unreachable, Rejected, Broken
+    Unreachable, AssociationRejected, AssociationBroken
         If there is no association, or it ends; the file on its way has then been yielded.
     """
     for contexts, sent in plan(files):
@@ -181,14 +187,14 @@ def store(
         left = list(reversed(sent))
         while left:
             with (
-                suppress(FileTrouble),
-                Association(destination, scu, contexts) as association,
+                suppress(FileUnreadable),
+                RequestorAssociation(destination, scu, contexts) as association,
             ):
                 answered()
                 yield from _store_each(association, left)
 
 
-def _store_each(association: Association, left: list[Outgoing]) -> Iterator[Receipt]:
+def _store_each(association: RequestorAssociation, left: list[Outgoing]) -> Iterator[Receipt]:
     """Send files, each taken off the list's end, until none is left or the association is lost."""
     while left:
         file = left.pop()
@@ -199,27 +205,27 @@ def _store_each(association: Association, left: list[Outgoing]) -> Iterator[Rece
         tries = file.tries + 1
         try:
             status = _store_one(association, context_id, file)
-        except Broken as broken:
+        except AssociationBroken as broken:
             reason = f"the destination {broken}"
             yield Receipt(file.number, tries, Outcome.RETRY, None, reason)
             raise
-        except FileTrouble as trouble:
-            yield Receipt(file.number, tries, Outcome.REFUSED, None, str(trouble))
+        except FileUnreadable as failure:
+            yield Receipt(file.number, tries, Outcome.REFUSED, None, str(failure))
             raise
         except NotYetVisible as missing:
             yield Receipt(file.number, file.tries, Outcome.RETRY, None, str(missing))
         except OSError as error:
             words = f"the file cannot be opened (errno {error.errno})"
             yield Receipt(file.number, file.tries, Outcome.RETRY, None, words)
-        except PermanentError as trouble:
-            yield Receipt(file.number, tries, Outcome.REFUSED, None, str(trouble))
+        except PermanentError as failure:
+            yield Receipt(file.number, tries, Outcome.REFUSED, None, str(failure))
         else:
             outcome = judge(status, repeat=file.repeat)
             said = None if outcome is Outcome.STORED else f"status {status:04X}"
             yield Receipt(file.number, tries, outcome, status, said)
 
 
-def _store_one(association: Association, context_id: int, file: Outgoing) -> int:
+def _store_one(association: RequestorAssociation, context_id: int, file: Outgoing) -> int:
     descriptor = open_beneath(file.root, file.path)
     try:
         size = os.lseek(descriptor, 0, os.SEEK_END) - file.data_set

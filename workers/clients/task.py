@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from adapter.ledger.reports import Delivery
+from adapter.ledger.remote_tasks import Delivery
 from adapter.models import Name
 
 _LONGEST_PATH = 1024
@@ -59,7 +59,7 @@ def destination_names(parameters: Any) -> list[str]:
 
 
 def read_task(raw: Any, known: set[str]) -> Delivery | None:
-    """Return a task as the ledger takes it, its trouble included; None if it has not even an id.
+    """Return a task as the ledger takes it, its problem included; None if it has not even an id.
 
     Parameters
     ----------
@@ -76,13 +76,13 @@ def read_task(raw: Any, known: set[str]) -> Delivery | None:
             task = Task.model_validate({"taskId": raw["taskId"]})
         except (ValidationError, TypeError, KeyError):
             return None
-        return Delivery(task.task_id, trouble=f"the task cannot be read: {wrong}")
+        return Delivery(task.task_id, problem=f"the task cannot be read: {wrong}")
     files = tuple((_printable(uri), path_problem(uri)) for uri in task.uris)
     try:
         names = destination_names(task.parameters)
     except ValueError:
-        trouble = "the task's parameters name no destination"
-        return Delivery(task.task_id, task.job_id, task.retries, (), files, trouble)
+        problem = "the task's parameters name no destination"
+        return Delivery(task.task_id, task.job_id, task.retries, (), files, problem)
     unknown = [name for name in names if name.casefold() not in known]
     missing = f"unknown destinations: {', '.join(unknown)}" if unknown else None
     return Delivery(

@@ -58,7 +58,7 @@ class Study(Facts):
     exports: dict[str, int] = Field(description="Exports, by state.")
 
 
-class Association(Facts):
+class ReceivedAssociation(Facts):
     """What one association brought of a study."""
 
     association: str
@@ -191,9 +191,9 @@ class Timeline(Facts):
     last_received_at: AwareDatetime
     registered: int
     received: int = Field(description="Acknowledged files that are being registered again.")
-    unwanted: dict[str, int] = Field(description="Files that no group took, by reason.")
+    discarded: dict[str, int] = Field(description="Files that no group took, by reason.")
     quarantined: dict[str, int] = Field(description="Files in quarantine, by reason.")
-    associations: list[Association]
+    associations: list[ReceivedAssociation]
     groups: list[Group]
     jobs: list[Job]
     exports: list[ExportDetail]

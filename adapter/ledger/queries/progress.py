@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, func, select, union_all
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import hold_facts
 from adapter.ledger.queries.facts import Attention, Kept, Unfinished
-from adapter.ledger.reclamation import group_due, unwanted_due
+from adapter.ledger.reclamation import discarded_due, group_due
 from adapter.ledger.schema import arrivals, exports, groups, holds, jobs, now, task_files, tasks
 from adapter.models import (
     SUBMISSION_STATES,
@@ -49,7 +49,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
         ),
         "reclamation": _both(
             select(arrivals.c.registered_at.label("since")).where(
-                unwanted_due(settings.lag_seconds)
+                discarded_due(settings.lag_seconds)
             ),
             select((groups.c.closed_at + retention).label("since")).where(
                 group_due(retention, lease)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, or_, select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import exports_where, of_job
-from adapter.ledger.queries.facts import Association, Event, Group, Timeline
+from adapter.ledger.queries.facts import Event, Group, ReceivedAssociation, Timeline
 from adapter.ledger.queries.jobs import jobs_where
 from adapter.ledger.queries.studies import summary
 from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
@@ -56,7 +56,7 @@ def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
                 **received._asdict(),
                 "registered": by_state[ArrivalState.REGISTERED],
                 "received": by_state[ArrivalState.RECEIVED],
-                "unwanted": _reasons(parts, ArrivalState.UNWANTED),
+                "discarded": _reasons(parts, ArrivalState.DISCARDED),
                 "quarantined": _reasons(parts, ArrivalState.QUARANTINED),
                 "associations": _associations(connection, parts, happened),
                 "groups": [Group.model_validate(row._asdict()) for row in group_rows],
@@ -132,7 +132,7 @@ def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
 
 def _associations(
     connection: Connection, parts: Sequence[Any], happened: Sequence[Event]
-) -> list[Association]:
+) -> list[ReceivedAssociation]:
     ids = list(dict.fromkeys(part.association for part in parts))
     unidentified: dict[str, int] = {
         row.association: row.amount
@@ -149,7 +149,7 @@ def _associations(
     for association in ids:
         mine = [part for part in parts if part.association == association]
         found.append(
-            Association.model_validate(
+            ReceivedAssociation.model_validate(
                 {
                     "association": association,
                     "calling_ae_title": mine[0].calling_ae_title,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving: a worker that is told to stop, and has stopped working, ends.
+"""Shutdown: a worker that is told to stop, and has stopped working, ends.
 
 Celery's main thread waits for a broker that is away, without an end and deaf to signals: such a
 worker would sit idle until somebody kills it.  Nothing is lost by ending it at once: what it held
-is done or given back, and a bell in its pocket is rung again.
+is done or given back, and the wake-up that it holds is sent again by the due-work poll.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 LINGER_SECONDS = 10.0
 
 
-class Leaving:
+class Shutdown:
     """Counts the runs at work, and ends the process once it is to stop and none is left."""
 
     def __init__(self) -> None:
@@ -42,9 +42,9 @@ class Leaving:
 
     def begin(self) -> None:
         """End the process as soon as no run is left and it has not ended by itself."""
-        threading.Thread(target=self._leave, name="leaving", daemon=True).start()
+        threading.Thread(target=self._end, name="shutdown", daemon=True).start()
 
-    def _leave(self) -> None:
+    def _end(self) -> None:
         with self._changed:
             while self._changed.wait_for(lambda: self._running, LINGER_SECONDS):
                 self._changed.wait_for(lambda: not self._running)

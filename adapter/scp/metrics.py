@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SCP's figures for Prometheus: counted where it happens, told by whoever is asked.
+"""The SCP's metrics for Prometheus: counted where it happens, exposed by any process.
 
 Labels are bounded: AE titles are those that associations were accepted for, which are configured
 ones, and from the `MOST_TITLES` + first on "other"; everything else comes from the sets below.
@@ -20,7 +20,7 @@ from adapter.scp.command_sets import (
     SUCCESS,
     UNRECOGNIZED_OPERATION,
 )
-from adapter.scp.tally import Key, Seat, Tally
+from adapter.scp.shared_counters import Key, ProcessCounters, SharedCounters
 
 #: AE titles that are told apart.
 MOST_TITLES = 200
@@ -58,51 +58,51 @@ ENDINGS = ("released", "aborted", "lost")
 #: Upper bounds of the buckets of a C-STORE's time (seconds).
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-# Names of counters in the tally.
+# Names of counters in the counters.
 _INSTANCES, _BYTES, _IGNORED = "instances", "bytes", "ignored"
 _ACCEPTED, _REJECTED, _ENDED = "accepted", "rejected", "ended"
 _BUCKETS: tuple[Key, ...] = tuple(("bucket", str(number)) for number in range(len(BOUNDS) + 1))
 _NANOSECONDS: Key = ("nanoseconds",)
 
 
-class Figures:
+class ProcessMetrics:
     """What one process counts.
 
     Parameters
     ----------
-    seat : Seat
+    counters : ProcessCounters
         Where.
     """
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
+    def __init__(self, counters: ProcessCounters) -> None:
+        self.counters = counters
         self._titles: set[str] = set()
 
     def accepted(self, called_ae: str) -> None:
         """Count an association that was accepted."""
-        self.seat.add((_ACCEPTED, self._title(called_ae)))
+        self.counters.add((_ACCEPTED, self._title(called_ae)))
 
     def rejected(self, cause: str) -> None:
         """Count an association that was rejected."""
-        self.seat.add((_REJECTED, cause if cause in REJECTIONS else OTHER))
+        self.counters.add((_REJECTED, cause if cause in REJECTIONS else OTHER))
 
     def ended(self, how: str) -> None:
         """Count the end of an association."""
-        self.seat.add((_ENDED, how))
+        self.counters.add((_ENDED, how))
 
     def answered(self, called_ae: str, status: int, stored_bytes: int | None) -> None:
         """Count a C-STORE that is answered; `stored_bytes` is None if nothing was stored."""
         title = self._title(called_ae)
-        self.seat.add((_INSTANCES, title, f"{status:04X}"))
+        self.counters.add((_INSTANCES, title, f"{status:04X}"))
         if stored_bytes is not None:
-            self.seat.add((_BYTES, title), stored_bytes)
+            self.counters.add((_BYTES, title), stored_bytes)
         elif status == SUCCESS:
-            self.seat.add((_IGNORED, title))
+            self.counters.add((_IGNORED, title))
 
     def took(self, seconds: float) -> None:
         """Count how long a C-STORE took, from its first byte to its response."""
-        self.seat.add(_BUCKETS[bisect_left(BOUNDS, seconds)])
-        self.seat.add(_NANOSECONDS, int(seconds * 1e9))
+        self.counters.add(_BUCKETS[bisect_left(BOUNDS, seconds)])
+        self.counters.add(_NANOSECONDS, int(seconds * 1e9))
 
     def _title(self, called_ae: str) -> str:
         if called_ae not in self._titles:
@@ -112,31 +112,31 @@ class Figures:
         return called_ae
 
 
-class ScpFigures(Collector):
+class ScpCollector(Collector):
     """Tells what all processes counted.
 
     Parameters
     ----------
-    tally : Tally
+    counters : SharedCounters
         Where they count.
     limit : int
         Associations that may be open at a time.
     """
 
-    def __init__(self, tally: Tally, limit: int) -> None:
-        self._tally = tally
+    def __init__(self, counters: SharedCounters, limit: int) -> None:
+        self._counters = counters
         self._limit = limit
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures, now."""
-        totals = self._tally.totals()
+        """Return the metrics, now."""
+        totals = self._counters.totals()
         yield from self._instances(totals)
         yield self._time(totals)
         yield from self._associations(totals)
         for name, text, value in (
-            ("active_associations", "Associations that are open.", self._tally.active()),
+            ("active_associations", "Associations that are open.", self._counters.active()),
             ("association_limit", "Associations that may be open at a time.", self._limit),
-            ("receiving_processes", "Processes that receive.", self._tally.listening()),
+            ("receiving_processes", "Processes that receive.", self._counters.listening()),
         ):
             yield GaugeMetricFamily(f"dicom_adapter_{name}", text, value)
 

@@ -4,7 +4,7 @@
 =============  ===================================================================================
 thread         does
 =============  ===================================================================================
-scp-bell       rings notification: one bell for a batch of instances
+scp-wake-up    wakes notification: one wake-up for a batch of instances
 scp-ledger     takes over configuration changes and writes events, each second, if there is a ledger
 scp-heartbeat  writes the heartbeat each second, whether the others hang or not
 =============  ===================================================================================
@@ -19,11 +19,11 @@ from collections.abc import Callable
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import heartbeat, road
+from adapter import heartbeat, stages
 from adapter.core import open_ledger
 from adapter.log import get_logger
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.reports import Reports
+from adapter.scp.events import ScpEvents
 from adapter.settings import Settings
 from adapter.spool import Spool
 
@@ -37,14 +37,14 @@ PERIOD = heartbeat.PERIOD
 _STOP_SECONDS = 1.0
 
 
-#: Seconds without a bell after the broker did not take one; the tick rings meanwhile.
+#: Seconds without a wake-up after the broker did not take one; the due-work poll wakes meanwhile.
 _AWAY_SECONDS = 5.0
 
 
-class BellRinger:
-    """Rings notification for what has been stored: once for a batch, never for each instance.
+class NotificationWaker:
+    """Wakes notification for what has been stored: once for a batch, never for each instance.
 
-    A bell that the broker does not take is forgotten: the tick rings for it.
+    A wake-up that the broker does not take is forgotten: the due-work poll repeats it.
 
     Parameters
     ----------
@@ -59,24 +59,24 @@ class BellRinger:
         self._stopping = False
         self._app: Celery | None = None
         self._quiet_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="scp-bell", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="scp-wake-up", daemon=True)
 
     def start(self) -> None:
-        """Start ringing."""
+        """Start waking notification."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ring for what waits, and stop."""
+        """Wake notification for what waits, and stop."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join(_STOP_SECONDS / 4)  # a lost bell costs a tick
+        self._thread.join(_STOP_SECONDS / 4)  # a lost wake-up costs one poll
 
-    def poke(self) -> None:
+    def stored(self) -> None:
         """Say that one more instance is stored."""
         with self._changed:
             self._waiting += 1
-            if self._waiting in {1, self._settings.dicom.scp.bell_instances}:
+            if self._waiting in {1, self._settings.dicom.scp.wake_up_instances}:
                 self._changed.notify()
 
     def _run(self) -> None:
@@ -85,8 +85,8 @@ class BellRinger:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 self._changed.wait_for(
-                    lambda: self._waiting >= scp.bell_instances or self._stopping,
-                    timeout=scp.bell_milliseconds / 1000,
+                    lambda: self._waiting >= scp.wake_up_instances or self._stopping,
+                    timeout=scp.wake_up_milliseconds / 1000,
                 )
                 waiting, self._waiting = self._waiting, 0
                 stopping = self._stopping
@@ -96,8 +96,8 @@ class BellRinger:
                 return
 
     def _ring(self) -> None:
-        app = self._app or road.make_app(self._settings)
-        if road.Bells(app).ring(road.NOTIFICATION):
+        app = self._app or stages.make_app(self._settings)
+        if stages.StageQueues(app).wake(stages.NOTIFICATION):
             self._app = app
         else:  # made anew the next time: a broker that was started since may have a new password
             app.close()
@@ -106,7 +106,7 @@ class BellRinger:
             self._quiet_until = time.monotonic() + _AWAY_SECONDS
 
 
-class Beside:
+class BackgroundTasks:
     """The other two threads: ledger and heartbeat.
 
     Parameters
@@ -117,7 +117,7 @@ class Beside:
         Where heartbeats are written.
     configuration : LiveConfiguration
         What is kept up to date.
-    reports : Reports
+    events : ScpEvents
         Whose events and counts are written.
     active : callable
         Tells how many associations are open.
@@ -128,18 +128,18 @@ class Beside:
         settings: Settings,
         spool: Spool,
         configuration: LiveConfiguration,
-        reports: Reports,
+        events: ScpEvents,
         active: Callable[[], int],
     ) -> None:
         self._spool = spool
         self._configuration = configuration
-        self._reports = reports
+        self._events = events
         self._active = active
         self._port = settings.dicom.scp.port
         self._ledger = open_ledger(settings)
         self._stop = threading.Event()
         self._looked = threading.Event()
-        self._seat = reports.figures.seat
+        self._counters = events.metrics.counters
         self._complained: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
@@ -176,7 +176,7 @@ class Beside:
         try:
             self._configuration.refresh(self._ledger)
             self._looked.set()  # before events, which may be many
-            self._reports.flush(self._ledger)
+            self._events.flush(self._ledger)
         except SQLAlchemyError:
             self._ledger.close()  # so that the next visit connects to what is there then
             raise
@@ -185,8 +185,8 @@ class Beside:
 
     def _beat(self) -> None:
         active = self._active()
-        self._seat.beat()
-        self._seat.set_active(active)
+        self._counters.beat()
+        self._counters.set_active(active)
         heartbeat.write(
             self._spool,
             ROLE,
@@ -194,7 +194,7 @@ class Beside:
             active_associations=active,
             configuration_version=self._configuration.snapshot.version,
             **dict.fromkeys(("accepted", "rejected", "stored", "failed", "ignored"), 0)
-            | self._reports.counts(),
+            | self._events.counts(),
         )
 
     def _complain(self, thread: str, error: Exception) -> None:

@@ -22,7 +22,7 @@ _RECORD = 16
 _NOBODY = bytes(_RECORD)
 
 
-class Slots:
+class AssociationLimiter:
     """Places for associations; made before the processes that share them.
 
     Parameters
@@ -37,7 +37,7 @@ class Slots:
         self._total = total
         self._per_peer = per_peer
         # It lives as long as a process has it open; locks belong to processes, not to threads.
-        self._file = tempfile.TemporaryFile(prefix="dicom-adapter-slots-")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(prefix="dicom-adapter-limiter-")  # noqa: SIM115
         self._file.truncate(total * _RECORD)
         self._peers = mmap.mmap(self._file.fileno(), total * _RECORD)
         self._mine: set[int] = set()
@@ -48,28 +48,28 @@ class Slots:
         """How many places this process has."""
         return len(self._mine)
 
-    def take(self, address: str) -> int | None:
+    def acquire(self, address: str) -> int | None:
         """Take a place for a peer; None if there is none, or none for this peer."""
         peer = _packed(address)
         with self._lock, self._alone():
-            same = [slot for slot in range(self._total) if self._peer(slot) == peer]
+            same = [place for place in range(self._total) if self._peer(place) == peer]
             if len(same) >= self._per_peer and self._held(same) >= self._per_peer:
                 return None
-            for slot in range(self._total):
-                if slot not in self._mine and self._try(slot):
-                    self._mine.add(slot)
-                    self._write(slot, peer)
-                    return slot
+            for place in range(self._total):
+                if place not in self._mine and self._try(place):
+                    self._mine.add(place)
+                    self._write(place, peer)
+                    return place
         return None
 
-    def give_back(self, slot: int | None) -> None:
+    def release(self, place: int | None) -> None:
         """Give a place back; None is no place."""
         with self._lock:
-            if slot is None or self._file.closed:
+            if place is None or self._file.closed:
                 return
-            self._mine.discard(slot)
-            self._write(slot, _NOBODY)
-            self._unlock(slot)
+            self._mine.discard(place)
+            self._write(place, _NOBODY)
+            self._unlock(place)
 
     def close(self) -> None:
         """Close the file; places that are still taken are lost."""
@@ -87,34 +87,34 @@ class Slots:
         finally:
             self._unlock(self._total)
 
-    def _peer(self, slot: int) -> bytes:
-        return self._peers[slot * _RECORD : (slot + 1) * _RECORD]
+    def _peer(self, place: int) -> bytes:
+        return self._peers[place * _RECORD : (place + 1) * _RECORD]
 
-    def _write(self, slot: int, peer: bytes) -> None:
-        self._peers[slot * _RECORD : (slot + 1) * _RECORD] = peer
+    def _write(self, place: int, peer: bytes) -> None:
+        self._peers[place * _RECORD : (place + 1) * _RECORD] = peer
 
-    def _held(self, slots: list[int]) -> int:
+    def _held(self, limiter: list[int]) -> int:
         """Count the places that somebody has; what a dead process left is cleared."""
         held = 0
-        for slot in slots:
-            if slot not in self._mine and self._try(slot):
-                self._write(slot, _NOBODY)
-                self._unlock(slot)
+        for place in limiter:
+            if place not in self._mine and self._try(place):
+                self._write(place, _NOBODY)
+                self._unlock(place)
             else:
                 held += 1
         return held
 
-    def _try(self, slot: int) -> bool:
+    def _try(self, place: int) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 return False
             raise
         return True
 
-    def _unlock(self, slot: int) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, slot)
+    def _unlock(self, place: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
 
 
 def _packed(address: str) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a program that cannot outlive its supervisor: ``tether.py PARENT NICE PROGRAM ...``.
+"""Starts a program that cannot outlive its supervisor: ``parent_death.py PARENT NICE PROGRAM ...``.
 
 Run as a script, with nothing of the adapter imported: the kernel is asked to send SIGTERM when the
 parent dies, even by SIGKILL, and the program then takes this process over.  A script, and not a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each bell that was lost is rung again: by a tick, within seconds."""
+"""Each wake-up that was lost is repeated by the due-work poll, within seconds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapter.ledger.schema import exports, groups, jobs
-from adapter.road import STAGES
-from tests.support_road import rows
+from adapter.stages import STAGES
 from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_stages import rows
 from tests.support_waiting import eventually
 
 pytestmark = dcmtk
@@ -20,7 +20,7 @@ pytestmark = dcmtk
 def test_a_lost_bell_is_rung_again_within_ten_seconds(
     stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
 ) -> None:
-    """Redis emptied while a stage is away: when it is back, it is rung within ten seconds."""
+    """Redis emptied while a stage is away: when it is back, it is woken within ten seconds."""
     others = "worker:" + ",".join(other for other in STAGES if other != stage)
     stack.start("redis", "scp", others)
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers for tests of the road: instances, arrivals without a network, bells that only count."""
+"""Helpers for tests of the stages: instances, arrivals without a network, queues that count."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from workers.stage import Work
 
 
 class CountingBells:
-    """Bells that note who was rung."""
+    """Queues that note who was woken."""
 
     def __init__(self) -> None:
-        self.rung: list[str] = []
+        self.woken: list[str] = []
 
-    def ring(self, *stages: str) -> bool:
+    def wake(self, *stages: str) -> bool:
         """Note the stages."""
-        self.rung += stages
+        self.woken += stages
         return True
 
 
@@ -74,7 +74,7 @@ def encode(ds: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-class Association:
+class IncomingAssociation:
     """Puts instances into incoming/ as the SCP does, without a socket.
 
     Parameters

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole road in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
+"""The whole way in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pydicom.uid import generate_uid
 
 from adapter.embedded.roles import own_command
 from adapter.ledger.schema import arrivals, exports, groups, jobs
-from adapter.road import make_app
+from adapter.stages import make_app
 from adapter.verify import verify
-from tests.support_road import Association, encode, make_instance, rows
 from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
+from tests.support_stages import IncomingAssociation, encode, make_instance, rows
 from tests.support_waiting import eventually
 
 pytestmark = dcmtk
@@ -45,7 +45,7 @@ class Observer:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """An adapter with one worker for all stages, a PACS, and an observer from a plug-in."""
-    folder = tmp_path_factory.mktemp("road")
+    folder = tmp_path_factory.mktemp("whole-way")
     pacs = Pacs(folder / "pacs")
     copy_out = {**COPY, "export": True, "destinations": ["PACS"]}
     pipelines = {"lung": COPY, "brain": COPY, "chest": COPY, "out": copy_out, "leaky": LEAKY}
@@ -178,13 +178,13 @@ def test_no_patient_data_outside_the_spool(stack: Stack, tmp_path: Path) -> None
     with listening(stack, heard):
         write_study(tmp_path, 2)
         assert stored(stack.storescu("Leaky", tmp_path)) == 2
-        association = Association(stack.adapter, bad_uid, "BadUid")
+        association = IncomingAssociation(stack.adapter, bad_uid, "BadUid")
         uid = b"1.2.345678.9"
         bad = encode(make_instance(StudyInstanceUID=uid.decode())).replace(uid, b"CANARY-STUDY")
         association.store(bad, sop_instance_uid=generate_uid())
         association.store(encode(make_instance())[:-40] + b"CANARY" * 3)
         association.store(b"CANARY" * 20)
-        Association(stack.adapter, version, "Leaky").store(make_instance(PatientName=None))
+        IncomingAssociation(stack.adapter, version, "Leaky").store(make_instance(PatientName=None))
 
         # If
         eventually(lambda: [job.state for job in jobs_of(stack, "Leaky")] == ["parked"], 30)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road: Celery as a set of doorbells, and the tick that rings again what was lost.
+"""The pipeline stages: their Celery queues, wake-ups, and the poll that finds due work.
 
-A stage is rung by name.  Nothing is in a bell but the stage it is for; what is due stands in the
-ledger (and, for notification, in the spool's incoming/).  Bells are never waited for: a broker that
-is away costs seconds of delay and nothing else.
+A wake-up is a Celery message that says that a stage has work.  What is due stands in the ledger
+(and, for notification, in the spool's incoming/).  Nobody waits for a wake-up to be delivered: a
+broker that is away costs seconds of delay and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from adapter.core import Adapter
-from adapter.ledger import exports, groups, jobs, queries, reclamation, reports, schema
+from adapter.ledger import exports, groups, jobs, queries, reclamation, remote_tasks, schema
 from adapter.log import get_logger
 from adapter.settings import Settings
 
@@ -31,9 +31,9 @@ log = get_logger(__name__)
 STAGES: tuple[str, ...] = celeryconfig.STAGES
 NOTIFICATION, GROUPING, SUBMISSION, PIPELINE, EXPORT, RECLAMATION = STAGES
 
-#: Bells that may wait in a stage's queue before a tick adds none.
+#: Wake-ups that may wait in a stage's queue before the poll adds none.
 SHORT_QUEUE = 1
-#: Bells that may wait in a stage's queue before nobody adds any: enough to wake its workers, and
+#: Wake-ups that may wait in a stage's queue before nobody adds any: enough to wake its workers, and
 #: few enough that those which come too late flood nothing.
 FULL_QUEUE = 16
 
@@ -72,18 +72,18 @@ def due_questions(settings: Settings) -> queries.Questions:
         PIPELINE: [(schema.jobs, jobs.run_due(lease))],
         EXPORT: [
             (schema.exports, exports.export_due(settings.dicom.scu, settings.workers)),
-            (schema.tasks, reports.report_due()),
+            (schema.tasks, remote_tasks.report_due()),
         ],
         RECLAMATION: reclamation.due_questions(settings),
     }
 
 
 def due_stages(adapter: Adapter) -> list[str]:
-    """Return the stages that have due work which nobody holds, in road order.
+    """Return the stages that have due work which nobody holds, in stage order.
 
-    One reading transaction, and one look into incoming/ for files whose bell seems lost.
+    One reading transaction, and one look into incoming/ for files whose wake-up seems lost.
     """
-    old = time.time() - adapter.settings.workers.tick_seconds
+    old = time.time() - adapter.settings.workers.due_work_poll_seconds
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
     with adapter.ledger.read() as connection:
         for stage, candidates in due_questions(adapter.settings).items():
@@ -96,8 +96,8 @@ def due_stages(adapter: Adapter) -> list[str]:
     return [stage for stage in STAGES if stage in found]
 
 
-class Bells:
-    """Rings stages, and reads how many bells wait.
+class StageQueues:
+    """Wakes stages, and reads how many wake-ups wait.
 
     Parameters
     ----------
@@ -108,8 +108,8 @@ class Bells:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def ring(self, *stages: str) -> bool:
-        """Ring stages; False if the broker did not take it, which costs a tick's delay."""
+    def wake(self, *stages: str) -> bool:
+        """Wake stages; False if the broker does not take it, which costs one poll's delay."""
         try:
             with self._app.producer_or_acquire() as producer:
                 client = producer.channel.client
@@ -117,11 +117,11 @@ class Bells:
                     if client.llen(stage) < FULL_QUEUE:
                         self._app.send_task(stage, queue=stage, producer=producer, retry=False)
         except (OperationalError, RedisError, OSError) as error:
-            log.debug("no bell was rung", stages=stages, error=type(error).__name__)
+            log.debug("no stage was woken", stages=stages, error=type(error).__name__)
             return False
         return True
 
-    def waiting(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
+    def lengths(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
         """Return the length of each stage's queue, or None if the broker does not answer."""
         try:
             with self._app.connection_for_read() as connection:
@@ -131,49 +131,49 @@ class Bells:
             return None
 
 
-class Tick:
-    """A thread that looks for due work every second or so and rings what nobody has rung.
+class DueWorkPoll:
+    """A thread that looks for due work every second or so and wakes stages with a short queue.
 
     Every worker and the API have one; any number may run.  A look writes nothing.
 
     Parameters
     ----------
     adapter : Adapter
-        Whose road it is.
-    bells : Bells
-        What to ring with.
+        Whose work it is.
+    queues : StageQueues
+        What to wake stages with.
     """
 
-    def __init__(self, adapter: Adapter, bells: Bells) -> None:
+    def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
         self._adapter = adapter
-        self._bells = bells
+        self._queues = queues
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tick", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="due-work-poll", daemon=True)
 
     def start(self) -> None:
-        """Start ticking."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop ticking and wait for the thread."""
+        """Stop polling and wait for the thread."""
         self._stop.set()
         self._thread.join(timeout=10)
 
-    def tick(self) -> list[str]:
-        """Look once, and return the stages that were rung."""
+    def poll(self) -> list[str]:
+        """Look once, and return the stages that were woken."""
         due = due_stages(self._adapter)
-        waiting = self._bells.waiting(due) if due else {}
+        waiting = self._queues.lengths(due) if due else {}
         if waiting is None:
             return []
-        rung = [stage for stage in due if waiting[stage] < SHORT_QUEUE]
-        return rung if self._bells.ring(*rung) else []
+        woken = [stage for stage in due if waiting[stage] < SHORT_QUEUE]
+        return woken if self._queues.wake(*woken) else []
 
     def _run(self) -> None:
         complained = 0.0
-        while not self._stop.wait(self._adapter.settings.workers.tick_seconds):
+        while not self._stop.wait(self._adapter.settings.workers.due_work_poll_seconds):
             try:
-                self.tick()
+                self.poll()
             except (SQLAlchemyError, OSError) as error:
                 if time.monotonic() > complained + 60:
                     complained = time.monotonic()
-                    log.warning("a tick failed", error=type(error).__name__)
+                    log.warning("the due-work poll failed", error=type(error).__name__)

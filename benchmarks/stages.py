@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole road, measured: ``make bench-road``.
+"""The whole way, measured: ``make bench-stages``.
 
 Studies are sent by DCMTK's storescu, received, grouped, run through a pipeline that copies them and
 sent on to DCMTK's storescp, with 1, 2 and 4 workers for each stage, on SQLite and on PostgreSQL.
@@ -27,8 +27,8 @@ from sqlalchemy import func, select
 from adapter.dicom import part10_header
 from adapter.ledger.schema import exports, jobs
 from tests.support_postgresql import PostgreSQL, find_programs
-from tests.support_road import encode, make_instance
 from tests.support_stack import Pacs, Stack, stored
+from tests.support_stages import encode, make_instance
 
 #: Seconds of quiet that close a group: the least there can be.
 QUIET = 5.0
@@ -92,7 +92,7 @@ def adapter(folder: Path, url: str | None, workers: int) -> Iterator[tuple[list[
     pacs = Pacs(folder / "pacs")
     sections: dict[str, Any] = {
         "storage": {"temporary": str(folder / "spool"), "retentionSeconds": 86400},
-        "workers": {"tickSeconds": 1, "leaseSeconds": 30},
+        "workers": {"dueWorkPollSeconds": 1, "leaseSeconds": 30},
         "dicom": {"scp": {"processes": 2}},
     }
     if url is not None:
@@ -126,7 +126,7 @@ def roles_of(hosts: list[Stack]) -> dict[str, list[int]]:
 
 
 def measure(folder: Path, url: str | None, server: int | None, args: Any, workers: int) -> str:
-    """Run the road once and return a row of the table."""
+    """Run the whole way once and return a row of the table."""
     studies = write_studies(folder / "studies", args.studies, args.instances, args.size)
     total = args.studies * args.instances
     with adapter(folder, url, workers) as (hosts, _pacs):
@@ -173,13 +173,13 @@ def await_all(stack: Stack, studies: int) -> None:
             if connection.execute(done).scalar_one() == studies:
                 return
             assert connection.execute(parked).scalar_one() == 0, "a job was parked"
-        assert time.monotonic() < deadline, "the road has not come to its end in five minutes"
+        assert time.monotonic() < deadline, "the stages have not come to their end in five minutes"
         time.sleep(0.1)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="make bench-road", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make bench-stages", description=__doc__)
     parser.add_argument("--ledger", choices=("sqlite", "postgresql"), action="append")
     parser.add_argument("--workers", type=int, action="append", help="for each stage")
     parser.add_argument("--studies", type=int, default=24)
@@ -197,7 +197,7 @@ def main() -> None:
         f"{args.size} bytes, {args.senders} senders\n"
     )
     print(
-        "| ledger | workers of each stage | received/s | seconds | whole road/s | processors busy "
+        "| ledger | workers of each stage | received/s | seconds | whole way/s | processors busy "
         "| processor time of an instance (ms) |\n|---|---|---|---|---|---|---|"
     )
     for ledger in args.ledger or ["sqlite", "postgresql"]:
@@ -209,7 +209,7 @@ def main() -> None:
             for workers in args.workers or [1, 2, 4]:
                 # Processes that have been killed may leave children that write for a moment yet.
                 with tempfile.TemporaryDirectory(
-                    prefix="road-", ignore_cleanup_errors=True
+                    prefix="stages-", ignore_cleanup_errors=True
                 ) as folder:
                     url = None if server is None else server.create_database()
                     pid = None if server is None else server._process.pid  # noqa: SLF001

@@ -9,9 +9,9 @@ import time
 
 PROGRAM = """
 import sys, time
-from workers import leaving
-leaving.LINGER_SECONDS = 0.5
-here = leaving.Leaving()
+from workers import shutdown
+shutdown.LINGER_SECONDS = 0.5
+here = shutdown.Shutdown()
 with here.at_work():
     here.begin()
     time.sleep(2)

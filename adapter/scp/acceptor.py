@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reception: every association request passes here, is judged, counted and given its sink.
+"""The acceptor: every association request passes here, is judged, counted and given its sink.
 
-A transport asks `admit` and then talks to the sink; it needs nothing else of the adapter.
+A transport asks `decide` and then talks to the sink; it needs nothing else of the adapter.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from functools import partial
 from typing import Any
 
 from adapter.log import get_logger
-from adapter.scp import acceptance, reports
-from adapter.scp.acceptance import AssociationRequest, Rejected
+from adapter.scp import acceptance, events
+from adapter.scp.acceptance import AssociationRequest, Rejection
+from adapter.scp.association_limiter import AssociationLimiter
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.figures import Figures
-from adapter.scp.reports import Reports, printable
+from adapter.scp.events import ScpEvents, printable
+from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.sink import StoreSink
-from adapter.scp.slots import Slots
-from adapter.scp.store import Surroundings
+from adapter.scp.store import StoreContext
 from adapter.settings import Settings
 from adapter.spool import Spool
 
 log = get_logger(__name__)
 
 
-class Reception:
+class AssociationAcceptor:
     """Admits associations.
 
     Parameters
@@ -38,11 +38,11 @@ class Reception:
         Where instances are stored.
     configuration : LiveConfiguration
         AE titles and sources.
-    reported : Reports
+    scp_events : ScpEvents
         Where events and counts go.
-    poke : callable
-        Tells the bell ringer of one more instance.
-    slots : Slots, optional
+    on_stored : callable
+        Told of each instance that is stored.
+    limiter : AssociationLimiter, optional
         The places for associations, if other processes share them.
     """
 
@@ -51,66 +51,66 @@ class Reception:
         settings: Settings,
         spool: Spool,
         configuration: LiveConfiguration,
-        reported: Reports,
-        poke: Callable[[], None],
+        scp_events: ScpEvents,
+        on_stored: Callable[[], None],
         *,
-        slots: Slots | None = None,
+        limiter: AssociationLimiter | None = None,
     ) -> None:
         self._settings = settings
         self._spool = spool
         self._configuration = configuration
-        self._reports = reported
-        self._surroundings = Surroundings(
+        self._events = scp_events
+        self._context = StoreContext(
             spool,
-            reported,
+            scp_events,
             self._storage_low,
-            poke,
+            on_stored,
             instance_bytes=settings.dicom.scp.maximum_instance_bytes,
             durable=settings.storage.durability == "instance",
         )
         scp = settings.dicom.scp
-        self._slots = slots or Slots(
+        self._limiter = limiter or AssociationLimiter(
             scp.maximum_number_of_associations, scp.maximum_associations_per_peer
         )
 
     @property
     def active(self) -> int:
         """How many associations of this process are open."""
-        return self._slots.taken
+        return self._limiter.taken
 
     @property
-    def figures(self) -> Figures:
-        """Where figures are counted."""
-        return self._reports.figures
+    def metrics(self) -> ProcessMetrics:
+        """Where metrics are counted."""
+        return self._events.metrics
 
     def close(self) -> None:
         """Give the places for associations up."""
-        self._slots.close()
+        self._limiter.close()
 
-    def admit(self, request: AssociationRequest) -> StoreSink | Rejected:
+    def decide(self, request: AssociationRequest) -> StoreSink | Rejection:
         """Judge a request: return the association's sink, or how to reject it.
 
         Every sink has to be closed, whatever becomes of the association.
         """
         request = replace(request, peer_address=_plain(request.peer_address))
         # Taken before anything is judged, so that the limit holds for requests that come at once.
-        slot = self._slots.take(request.peer_address)
+        place = self._limiter.acquire(request.peer_address)
         scp = self._settings.dicom.scp
         decision = acceptance.decide(
             request,
             self._configuration.snapshot,
             scp,
-            active=scp.maximum_number_of_associations if slot is None else 0,
+            active=scp.maximum_number_of_associations if place is None else 0,
             storage_low=self._storage_low,
         )
-        give_back = partial(self._slots.give_back, slot)
-        if isinstance(decision, Rejected):
+        give_back = partial(self._limiter.release, place)
+        if isinstance(decision, Rejection):
             give_back()
             self.reject(request, decision)
             return decision
-        self._reports.count("accepted")
-        self._reports.figures.accepted(decision.called_ae)
-        return StoreSink(self._surroundings, decision, request.peer_address, give_back)
+        self._events.count("accepted")
+        self._events.metrics.accepted(decision.called_ae)
+        return StoreSink(self._context, decision, request.peer_address, give_back)
 
     def _storage_low(self) -> bool:
         storage = self._settings.storage
@@ -119,7 +119,7 @@ class Reception:
         except OSError:  # a spool that cannot be asked cannot be written either
             return True
 
-    def reject(self, request: AssociationRequest, rejected: Rejected) -> None:
+    def reject(self, request: AssociationRequest, rejected: Rejection) -> None:
         """Count a rejection, and tell of it."""
         detail: dict[str, Any] = {
             "calling": printable(request.calling_ae),
@@ -132,9 +132,9 @@ class Reception:
         }
         if rejected.nearest is not None:
             detail["nearest"] = rejected.nearest
-        self._reports.count("rejected")
-        self._reports.figures.rejected(rejected.cause)
-        self._reports.event(reports.REJECTED, **detail)
+        self._events.count("rejected")
+        self._events.metrics.rejected(rejected.cause)
+        self._events.record(events.REJECTED, **detail)
         log.warning("association rejected", **detail)
 
 

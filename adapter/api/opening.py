@@ -11,9 +11,9 @@ from adapter.core import Adapter, open_adapter
 from adapter.errors import AdapterError, TemporaryError
 from adapter.heartbeat import Heart
 from adapter.log import get_logger
-from adapter.road import Bells, Tick, make_app
 from adapter.settings import Settings
 from adapter.spool import Spool
+from adapter.stages import DueWorkPoll, StageQueues, make_app
 
 log = get_logger(__name__)
 
@@ -24,8 +24,8 @@ class NotOpen(TemporaryError):
     """The adapter could not be opened yet; the text says why."""
 
 
-class Access:
-    """Opens the adapter from a thread of its own, and ticks as every role does.
+class AdapterOpening:
+    """Opens the adapter from a thread of its own, and polls for due work as every role does.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ class Access:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bells = Bells(make_app(settings))
+        self.queues = StageQueues(make_app(settings))
         self._adapter: Adapter | None = None
         self._reason = "the adapter is being opened"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._open, name="open", daemon=True)
-        self._tick: Tick | None = None
+        self._due_work_poll: DueWorkPoll | None = None
         self.heart = Heart(Spool(settings.spool_path), ROLE, lambda: {"port": settings.api.port})
 
     @property
@@ -62,11 +62,11 @@ class Access:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop ticking and close the adapter."""
+        """Stop polling and close the adapter."""
         self._stop.set()
         self._thread.join(timeout=10)
-        if self._tick is not None:
-            self._tick.stop()
+        if self._due_work_poll is not None:
+            self._due_work_poll.stop()
         self.heart.stop()
         if self._adapter is not None:
             self._adapter.close()
@@ -83,10 +83,10 @@ class Access:
             else:
                 self.heart.beat()  # there is a place for it now
                 self._adapter = adapter
-                self._tick = Tick(adapter, self.bells)
-                self._tick.start()
+                self._due_work_poll = DueWorkPoll(adapter, self.queues)
+                self._due_work_poll.start()
                 return
-            self._stop.wait(self.settings.workers.tick_seconds)
+            self._stop.wait(self.settings.workers.due_work_poll_seconds)
 
     def _explain(self, reason: str) -> None:
         if reason != self._reason:

@@ -23,7 +23,7 @@ from adapter.dicom import (
 )
 
 #: Bytes of a data set that are looked at.
-PEEK_BYTES = 65536
+LOOK_AHEAD_BYTES = 65536
 
 _STANDARD_ROOT = "1.2.840.10008.1.2"
 
@@ -93,7 +93,7 @@ def leading_uids(head: bytes, transfer_syntax: str, *, complete: bool) -> dict[i
     Parameters
     ----------
     head : bytes
-        The first `PEEK_BYTES` of the data set.
+        The first `LOOK_AHEAD_BYTES` of the data set.
     transfer_syntax : str
         Its transfer syntax UID.
     complete : bool

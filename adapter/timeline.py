@@ -12,7 +12,7 @@ from adapter.ledger.queries.facts import Event, Export, Job, Timeline
 HEADINGS = ("time (UTC)", "of", "what happened")
 
 
-def tell(timeline: Timeline) -> list[tuple[str, str, str]]:
+def timeline_lines(timeline: Timeline) -> list[tuple[str, str, str]]:
     """Return what happened to a study, oldest first, under `HEADINGS`."""
     lines: list[tuple[datetime, str, str]] = []
     for part in timeline.associations:
@@ -47,10 +47,10 @@ def job_line(job: Job) -> str:
 def export_line(export: Export) -> str:
     """Return where an export stands, in words."""
     hold = f"; on hold: {export.hold.reason}" if export.hold else ""
-    trouble = f" ({export.message})" if export.message and export.state != "succeeded" else ""
+    reason = f" ({export.message})" if export.message and export.state != "succeeded" else ""
     return (
         f"{export.stored} of {count(export.files, 'file')} stored at {export.destination}, "
-        f"{export.state}{trouble}{hold}"
+        f"{export.state}{reason}{hold}"
     )
 
 

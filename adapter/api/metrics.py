@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of ledger, spool and broker, for Prometheus and for whoever scales the pools.
+"""The metrics of ledger, spool and broker, for Prometheus and for whoever scales the pools.
 
 They are asked for in one place, here, and at most once in `FRESH_SECONDS` however many ask: every
 replica of every other role would ask the ledger the same.  They are found out by a thread of their
@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import heartbeat, road
-from adapter.api.access import Access, NotOpen
+from adapter import heartbeat, stages
+from adapter.api.opening import AdapterOpening, NotOpen
 from adapter.core import Adapter
 from adapter.errors import SpoolError
 from adapter.ledger import configuration, queries
@@ -32,7 +32,7 @@ from adapter.models import EntityKind
 from adapter.settings import Settings
 from adapter.spool import Spool
 
-#: Seconds that figures are told again before they are found out anew.
+#: Seconds that metrics are kept before they are read again.
 FRESH_SECONDS = 3.0
 #: Seconds that whoever asks waits for them.
 PATIENCE_SECONDS = 5.0
@@ -45,7 +45,7 @@ V = TypeVar("V")
 
 
 class Away(Exception):
-    """There are no figures: what they are asked of does not answer."""
+    """There are no metrics: what they are asked of does not answer."""
 
 
 class Scaling(Facts):
@@ -62,7 +62,7 @@ class Scaling(Facts):
 
 
 @dataclass(frozen=True)
-class LedgerFigures:
+class LedgerMetrics:
     """What the ledger tells."""
 
     due: dict[str, Unfinished]
@@ -74,7 +74,7 @@ class LedgerFigures:
 
 
 @dataclass(frozen=True)
-class SpoolFigures:
+class SpoolMetrics:
     """What the spool tells."""
 
     incoming: Unfinished
@@ -115,7 +115,7 @@ class Fresh(Generic[V]):
                 self._found = Future()
                 # A daemon, unlike an executor's: one that hangs must not hold up the end.
                 threading.Thread(
-                    target=self._look, args=(self._found,), name="figures", daemon=True
+                    target=self._look, args=(self._found,), name="metrics", daemon=True
                 ).start()
             found = self._found
         try:
@@ -134,20 +134,20 @@ class Fresh(Generic[V]):
             found.set_result(value)
 
 
-class Figures:
+class Metrics:
     """What is told, for one adapter.
 
     Parameters
     ----------
-    access : Access
+    opening : AdapterOpening
         The adapter, once it is open, and its broker.
     """
 
-    def __init__(self, access: Access) -> None:
-        self._settings = access.settings
-        self.ledger = Fresh(lambda: read_ledger(access.adapter))
+    def __init__(self, opening: AdapterOpening) -> None:
+        self._settings = opening.settings
+        self.ledger = Fresh(lambda: read_ledger(opening.adapter))
         self.spool = Fresh(lambda: read_spool(Spool(self._settings.spool_path), self._settings))
-        self.queues = Fresh(access.bells.waiting)
+        self.queues = Fresh(opening.queues.lengths)
 
     def scaling(self, stage: str) -> Scaling:
         """Return the work that there is for a stage's workers.
@@ -157,7 +157,7 @@ class Figures:
         Away
             If the ledger (for notification: the spool) does not answer.
         """
-        if stage == road.NOTIFICATION:
+        if stage == stages.NOTIFICATION:
             work = self.spool.get().incoming
         else:
             work = self.ledger.get().due[stage]
@@ -166,13 +166,13 @@ class Figures:
         )
 
 
-def read_ledger(adapter: Adapter) -> LedgerFigures:
+def read_ledger(adapter: Adapter) -> LedgerMetrics:
     """Ask the ledger for everything that is told of it."""
     ledger, settings = adapter.ledger, adapter.settings
     lease = settings.workers.lease_seconds
     known = configuration.current(ledger, EntityKind.DESTINATION)
-    return LedgerFigures(
-        due=queries.due(ledger, road.due_questions(settings), lease),
+    return LedgerMetrics(
+        due=queries.due(ledger, stages.due_questions(settings), lease),
         unfinished=queries.unfinished(ledger, settings),
         states=queries.count_states(ledger),
         retrying=queries.count_retrying(ledger),
@@ -181,11 +181,11 @@ def read_ledger(adapter: Adapter) -> LedgerFigures:
     )
 
 
-def read_spool(spool: Spool, settings: Settings) -> SpoolFigures:
+def read_spool(spool: Spool, settings: Settings) -> SpoolMetrics:
     """Ask the spool for everything that is told of it."""
     storage = settings.storage
     space = spool.space(storage.watermark_percent, storage.reserve_space_gb)
-    processes, workers = dict.fromkeys(ROLES, 0), dict.fromkeys(road.STAGES, 0)
+    processes, workers = dict.fromkeys(ROLES, 0), dict.fromkeys(stages.STAGES, 0)
     for beat in heartbeat.read_all(spool):
         if beat["age"] >= heartbeat.SILENCE_SECONDS or beat.get("role") not in processes:
             continue
@@ -193,7 +193,7 @@ def read_spool(spool: Spool, settings: Settings) -> SpoolFigures:
         for stage in beat.get("stages", ()):
             if stage in workers:
                 workers[stage] += 1
-    return SpoolFigures(
+    return SpoolMetrics(
         incoming=incoming(spool),
         quarantined_bytes=quarantined_bytes(spool),
         size=space.total,
@@ -220,28 +220,28 @@ def quarantined_bytes(spool: Spool) -> int:
     return size
 
 
-class ApiFigures(Collector):
-    """Tells the figures to Prometheus; those that cannot be had are left out.
+class ApiCollector(Collector):
+    """Exposes the metrics to Prometheus; those that cannot be had are left out.
 
     Parameters
     ----------
-    figures : Figures
+    metrics : Metrics
         What is told.
     """
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures, as of a few seconds ago at most."""
-        spool = _or_none(self._figures.spool)
-        ledger = _or_none(self._figures.ledger)
-        queues = _or_none(self._figures.queues)
+        """Return the metrics, as of a few seconds ago at most."""
+        spool = _or_none(self._metrics.spool)
+        ledger = _or_none(self._metrics.ledger)
+        queues = _or_none(self._metrics.queues)
         yield _gauge("ledger_up", "Whether the ledger answers.", ledger is not None)
         yield _gauge("broker_up", "Whether the broker (Redis) answers.", queues is not None)
         yield _gauge("spool_up", "Whether the spool is there.", spool is not None)
         if queues is not None:
-            yield _family("queue_length", "Bells that wait in the broker.", "stage", queues)
+            yield _family("queue_length", "Wake-ups that wait in the broker.", "stage", queues)
         if spool is not None:
             yield from _spool(spool)
         if ledger is not None:
@@ -257,7 +257,7 @@ def _or_none(fresh: Fresh[V]) -> V | None:
         return None
 
 
-def _spool(spool: SpoolFigures) -> Iterator[Metric]:
+def _spool(spool: SpoolMetrics) -> Iterator[Metric]:
     yield _gauge("spool_size_bytes", "Size of the spool's disk.", spool.size)
     yield _gauge("spool_free_bytes", "Free bytes of the spool's disk.", spool.free)
     yield _gauge("spool_reserved_bytes", "Free bytes at which nothing is received.", spool.reserved)
@@ -265,7 +265,7 @@ def _spool(spool: SpoolFigures) -> Iterator[Metric]:
     yield _family("workers", "Workers that were heard of lately.", "stage", spool.workers)
 
 
-def _ledger(ledger: LedgerFigures) -> Iterator[Metric]:
+def _ledger(ledger: LedgerMetrics) -> Iterator[Metric]:
     for name, amounts in ledger.states.items():
         yield _family(name, f"{name.capitalize()} that the ledger knows.", "state", amounts)
     yield _family(
@@ -281,8 +281,8 @@ def _ledger(ledger: LedgerFigures) -> Iterator[Metric]:
     )
 
 
-def _work(ledger: LedgerFigures | None, spool: SpoolFigures | None) -> Iterator[Metric]:
-    waiting = {road.NOTIFICATION: spool.incoming} if spool is not None else {}
+def _work(ledger: LedgerMetrics | None, spool: SpoolMetrics | None) -> Iterator[Metric]:
+    waiting = {stages.NOTIFICATION: spool.incoming} if spool is not None else {}
     unfinished = waiting | (ledger.unfinished if ledger is not None else {})
     due = waiting | (ledger.due if ledger is not None else {})
     for name, text, age, work in (
@@ -300,7 +300,7 @@ def _work(ledger: LedgerFigures | None, spool: SpoolFigures | None) -> Iterator[
         yield _family(f"{name}_oldest_seconds", f"{age}, in seconds; 0 if none.", "stage", ages)
 
 
-def _kept(ledger: LedgerFigures | None, spool: SpoolFigures | None) -> Iterator[Metric]:
+def _kept(ledger: LedgerMetrics | None, spool: SpoolMetrics | None) -> Iterator[Metric]:
     if ledger is None:
         return
     attention = ledger.attention

@@ -56,7 +56,7 @@ class Delivery:
         Names of destinations.
     files : tuple of (str, str or None)
         Paths under the root, and why one cannot be sent at all.
-    trouble : str, optional
+    problem : str, optional
         Why the task as a whole cannot be done.
     reason : str
         The same as a code.
@@ -67,7 +67,7 @@ class Delivery:
     retries: int = 0
     destinations: tuple[str, ...] = ()
     files: tuple[tuple[str, str | None], ...] = ()
-    trouble: str | None = None
+    problem: str | None = None
     reason: str = "malformed-task"
 
 
@@ -143,7 +143,7 @@ def _is_news(delivery: Delivery, row: Row[Any] | None) -> bool:
 
 
 def _insert(connection: Connection, delivery: Delivery, agent: str) -> None:
-    refused = delivery.trouble is not None
+    refused = delivery.problem is not None
     connection.execute(
         insert(tasks).values(
             id=delivery.id,
@@ -173,7 +173,7 @@ def _insert(connection: Connection, delivery: Delivery, agent: str) -> None:
                 priority=Priority.NORMAL,
                 failed=refused,
                 reason=delivery.reason if refused else None,
-                message=(delivery.trouble or "")[:500] or None,
+                message=(delivery.problem or "")[:500] or None,
                 due_at=now(),
                 created_at=now(),
                 updated_at=now(),

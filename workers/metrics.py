@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's figures for Prometheus: what its runs did, and how long they took."""
+"""A worker's metrics for Prometheus: what its runs did, and how long they took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.registry import CollectorRegistry
 
 from adapter.models import ArrivalState, ExportState, JobState
-from adapter.road import EXPORT, GROUPING, NOTIFICATION, PIPELINE, RECLAMATION, STAGES, SUBMISSION
+from adapter.stages import EXPORT, GROUPING, NOTIFICATION, PIPELINE, RECLAMATION, STAGES, SUBMISSION
 
 # They would double the series, for a time that nobody asks about.
 disable_created_metrics()
@@ -36,19 +36,19 @@ OUTCOMES: dict[str, tuple[str, ...]] = {
         "lost",
     ),
     EXPORT: (*ExportState, "reported", "unreported", "lost"),
-    RECLAMATION: ("unwanted", "groups", "stale", "forgotten"),
+    RECLAMATION: ("discarded", "groups", "stale", "forgotten"),
 }
 #: Upper bounds of the buckets of a run's time (seconds).
 BOUNDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
 
 
-class WorkerFigures:
+class WorkerMetrics:
     """What one worker counts.
 
     Attributes
     ----------
     registry : CollectorRegistry
-        The figures.
+        The metrics.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class WorkerFigures:
         )
         self._runs = Histogram(
             "dicom_adapter_run_seconds",
-            "Seconds that the answer to a bell took, whether there was work or not.",
+            "Seconds that a task took, whether there was work or not.",
             ["stage"],
             buckets=BOUNDS,
             registry=self.registry,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters that the processes of one SCP share, and that outlive each of them.
 
-They are in memory that is shared by inheritance.  Each process has a part of it, its seat, and only
-it writes there: to count is to write a number, without a lock that another process could hold and
-without a system call.  A process that takes over a seat counts on from what it finds, so that no
-counter ever goes back.
+The memory is shared by inheritance.  Each process has a part of its own, and only that process
+writes there: to count is to write a number, without a lock that another process could hold and
+without a system call.  A process that takes over the part of one that died counts on from what it
+finds, so that no counter goes back.
 
 ::
 
-    seat  = beat, active associations, listening, then entries until one has no name
+    part  = beat, active associations, listening, then entries until one has no name
     entry = value (8 bytes), name (56 bytes)
 """
 
@@ -18,80 +18,80 @@ import mmap
 import threading
 import time
 
-#: Entries of a seat: more than the labels' bounds allow to be used.
+#: Entries of a part: more than the labels' bounds allow to be used.
 ENTRIES = 4096
 
 _WORD = 8
 _ENTRY = 8 * _WORD
 _HEAD = _ENTRY
-_SEAT = _HEAD + ENTRIES * _ENTRY
+_PART = _HEAD + ENTRIES * _ENTRY
 _SEPARATOR = "\x1f"  # in no AE title, no status and no name
-# Words of a seat's head.
+# Words of a part's head.
 _BEAT, _ACTIVE, _LISTENING = range(3)
 
 #: A counter's name, and the values of its labels.
 Key = tuple[str, ...]
 
 
-class Tally:
+class SharedCounters:
     """The shared memory; made before the processes that share it.
 
     Parameters
     ----------
-    seats : int
+    processes : int
         How many processes count, or only beat.
     """
 
-    def __init__(self, seats: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, seats * _SEAT))
-        self._seats = [self._part(number) for number in range(seats)]
-        for number in range(seats):
-            Seat(self._seats[number]).beat()
+    def __init__(self, processes: int) -> None:
+        self._memory = memoryview(mmap.mmap(-1, processes * _PART))
+        self._parts = [self._part(number) for number in range(processes)]
+        for number in range(processes):
+            ProcessCounters(self._parts[number]).beat()
 
     @property
-    def seats(self) -> int:
-        """How many seats there are."""
-        return len(self._seats)
+    def processes(self) -> int:
+        """How many processes have counters."""
+        return len(self._parts)
 
     def _part(self, number: int) -> memoryview:
-        return self._memory[number * _SEAT : (number + 1) * _SEAT]
+        return self._memory[number * _PART : (number + 1) * _PART]
 
-    def seat(self, number: int) -> Seat:
-        """Return a seat for the process that takes it."""
-        return Seat(self._seats[number])
+    def process(self, number: int) -> ProcessCounters:
+        """Return the counters of one process."""
+        return ProcessCounters(self._parts[number])
 
     def vacate(self, number: int) -> None:
-        """Take note that the process of a seat is gone."""
-        seat = Seat(self._seats[number])
-        seat.set_active(0)
-        seat.set_listening(False)
+        """Take note that a process is gone."""
+        process = ProcessCounters(self._parts[number])
+        process.set_active(0)
+        process.set_listening(False)
 
-    # -- for whoever tells -------------------------------------------------------------------
+    # -- read by whoever exposes them --------------------------------------------------------
 
     def silence(self) -> float:
-        """Return the seconds since the most silent seat's beat."""
-        return max(0.0, time.monotonic() - min(m.cast("d")[_BEAT] for m in self._seats))
+        """Return the seconds since the most silent process's beat."""
+        return max(0.0, time.monotonic() - min(m.cast("d")[_BEAT] for m in self._parts))
 
     def active(self) -> int:
         """Return how many associations are open."""
-        return sum(m.cast("q")[_ACTIVE] for m in self._seats)
+        return sum(m.cast("q")[_ACTIVE] for m in self._parts)
 
     def listening(self) -> int:
         """Return how many processes accept associations."""
-        return sum(m.cast("q")[_LISTENING] for m in self._seats)
+        return sum(m.cast("q")[_LISTENING] for m in self._parts)
 
     def totals(self) -> dict[Key, int]:
-        """Return the counters, each summed over the seats."""
+        """Return the counters, each summed over the processes."""
         found: dict[Key, int] = {}
-        for part in self._seats:
+        for part in self._parts:
             for key, (_, value) in _entries(part).items():
                 if value:  # else its name may just be being written
                     found[key] = found.get(key, 0) + value
         return found
 
 
-class Seat:
-    """One process's part of a tally.
+class ProcessCounters:
+    """The counters of one process.
 
     Parameters
     ----------
@@ -138,10 +138,10 @@ class Seat:
 
 
 def _entries(part: memoryview) -> dict[Key, tuple[int, int]]:
-    """Return where the value of each counter of a seat is, and what it is."""
+    """Return where the value of each counter of a process is, and what it is."""
     words = part.cast("q")
     found: dict[Key, tuple[int, int]] = {}
-    for at in range(_HEAD, _SEAT, _ENTRY):
+    for at in range(_HEAD, _PART, _ENTRY):
         name = bytes(part[at + _WORD : at + _ENTRY]).rstrip(b"\0")
         if not name:
             break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Condition: what can be told of the ledger as it stands, and what is wrong.  Reads only."""
+"""LedgerHealth: what can be told of the ledger as it stands, and what is wrong.  Reads only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DURABLE = {"fsync": {"on"}, "synchronous_commit": {"on", "remote_apply"}}
 
 
 @dataclass
-class Condition:
+class LedgerHealth:
     """A ledger as it stands.
 
     Attributes
@@ -55,9 +55,9 @@ class Condition:
     problems: list[str] = field(default_factory=list)
 
 
-def examine(ledger: Ledger) -> Condition:
+def examine(ledger: Ledger) -> LedgerHealth:
     """Find out how a ledger is, whatever state it is in."""
-    found = Condition(make_url(ledger.url).get_backend_name(), revisions.newest())
+    found = LedgerHealth(make_url(ledger.url).get_backend_name(), revisions.newest())
     try:
         if ledger.exists():
             found.reachable = True
@@ -74,7 +74,7 @@ def examine(ledger: Ledger) -> Condition:
     return found
 
 
-def _look(connection: Connection, found: Condition) -> None:
+def _look(connection: Connection, found: LedgerHealth) -> None:
     before = time.time()
     at = float(connection.execute(select(now())).scalar_one())
     found.clock_ahead_seconds = round(at - (before + time.time()) / 2, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what the rest of the road costs the receiver, and how soon it has caught up.
+"""Measures what the other stages costs the receiver, and how soon it has caught up.
 
 The stages beside the receiver are those that touch every instance: notification, grouping and
 reclamation, in a worker of lower CPU priority, as ``dicom-adapter up`` starts it.
@@ -22,7 +22,7 @@ from adapter.spool import Spool
 from benchmarks.receivers import Ours, await_listening, free_port
 
 STAGES = ("notification", "grouping", "reclamation")
-#: Seconds that the road gets to catch up.
+#: Seconds that the stages get to catch up.
 _PATIENCE = 300.0
 
 
@@ -52,7 +52,7 @@ def _await(condition: Callable[[], bool], seconds: float, what: str) -> float:
 def measure(
     folder: Path, send: Callable[[int], float], *, beside: bool
 ) -> tuple[float, int, float]:
-    """Send to a receiver, alone or with the road beside it.
+    """Send to a receiver, alone or with the other stages at work.
 
     Parameters
     ----------
@@ -100,13 +100,13 @@ def _start_road(stack: ExitStack, folder: Path) -> None:
 
 
 def report(folder: Path, send: Callable[[int], float], *, rounds: int) -> None:
-    """Measure in turn alone and beside the road, and print what came of it."""
+    """Measure in turn alone and beside the other stages, and print what came of it."""
     alone, together = [], []
     for turn in range(rounds):
         alone.append(measure(folder / f"alone-{turn}", send, beside=False)[0])
-        together.append(measure(folder / f"road-{turn}", send, beside=True))
+        together.append(measure(folder / f"loaded-{turn}", send, beside=True))
     rates = statistics.median(rate for rate, _, _ in together)
-    print("\n### With the rest of the road beside it, CT, 4 associations, synced\n")
+    print("\n### With the other stages beside it, CT, 4 associations, synced\n")
     print("| | instances/s |\n|---|---|")
     print(f"| the receiver alone | {statistics.median(alone):,.0f} |")
     print(f"| beside notification, grouping and reclamation | {rates:,.0f} |\n")

@@ -16,7 +16,7 @@ from pydicom import dcmread
 
 from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
 from adapter.errors import UnreadableInstance
-from adapter.scp.peek import PEEK_BYTES, UnreadableStart, leading_uids
+from adapter.scp.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 
 IVLE, EVLE, EVBE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -57,7 +57,9 @@ def test_real_files_agree_with_pydicom():
         with warnings.catch_warnings(action="ignore"):  # some files are broken on purpose
             expected = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], force=True)
         try:
-            found = leading_uids(data[:PEEK_BYTES], syntax, complete=len(data) <= PEEK_BYTES)
+            found = leading_uids(
+                data[:LOOK_AHEAD_BYTES], syntax, complete=len(data) <= LOOK_AHEAD_BYTES
+            )
         except UnreadableStart:
             unreadable.add(path.name)
             continue
@@ -139,15 +141,15 @@ def test_unreadable_starts(head, syntax):
 @pytest.mark.parametrize(
     ("head", "syntax"),
     [
-        (bytes(PEEK_BYTES), IVLE),
-        (b"\xff" * PEEK_BYTES, IVLE),
-        (implicit(8, 0x16, b"1.2.3\0") + bytes(PEEK_BYTES), EVLE),
+        (bytes(LOOK_AHEAD_BYTES), IVLE),
+        (b"\xff" * LOOK_AHEAD_BYTES, IVLE),
+        (implicit(8, 0x16, b"1.2.3\0") + bytes(LOOK_AHEAD_BYTES), EVLE),
     ],
 )
 def test_a_long_unreadable_start(head, syntax):
     """It is told from the start alone, however much there is of it."""
     with pytest.raises(UnreadableStart):
-        leading_uids(head[:PEEK_BYTES], syntax, complete=False)
+        leading_uids(head[:LOOK_AHEAD_BYTES], syntax, complete=False)
 
 
 @given(st.binary(max_size=200), st.sampled_from(SYNTAXES), st.booleans())

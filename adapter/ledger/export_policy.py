@@ -11,7 +11,7 @@ from adapter.settings import ScuExport
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class FileCounts:
     """The files of a task as one destination has them: all, confirmed, and that may yet pass."""
 
     files: int
@@ -21,7 +21,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class FailureReason:
     """Why an export cannot succeed, whatever is tried: a code for the ledger, and a sentence."""
 
     reason: str
@@ -33,14 +33,14 @@ def over_threshold(failed: int, files: int, threshold: float) -> bool:
     return failed > Decimal(str(threshold)) * files
 
 
-def verdict(
-    count: Tally, tries: int, policy: ScuExport, *, remote: bool
+def state_after_try(
+    count: FileCounts, tries: int, policy: ScuExport, *, remote: bool
 ) -> tuple[ExportState, bool]:
     """Judge an export after a try.
 
     Parameters
     ----------
-    count : Tally
+    count : FileCounts
         The task's files as the destination has them now.
     tries : int
         Tries made, this one included.

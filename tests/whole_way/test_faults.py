@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road when things die: exactly one job per group and pipeline, whatever is lost in between."""
+"""The whole way when things die: exactly one job for each group and pipeline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 
 from adapter.embedded.roles import accepts
 from adapter.ledger.schema import arrivals, exports, groups, jobs
-from adapter.road import STAGES
+from adapter.stages import STAGES
 from adapter.verify import verify
-from tests.support_road import rows
 from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_stages import rows
 from tests.support_waiting import eventually
 from workers.clients.launcher import _descendants
 
@@ -122,7 +122,7 @@ def test_storing_needs_no_redis(stack: Stack, pacs: Pacs, tmp_path: Path) -> Non
 
 
 def test_killed_roles_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_path: Path) -> None:
-    """SCP, Redis and worker killed at each step of the road: one group, one job, one result."""
+    """SCP, Redis and worker killed at each step of the way: one group, one job, one result."""
     stack.start()
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
     write_study(tmp_path / "study", 60)
@@ -186,7 +186,7 @@ def test_killed_children_lose_and_double_nothing(stack: Stack, pacs: Pacs, tmp_p
     assert [(job.state, job.tries) for job in rows(stack.adapter, jobs)] == [("succeeded", 2)]
     states = Counter(arrival.state for arrival in rows(stack.adapter, arrivals))
     assert states["registered"] == 200
-    assert set(states) <= {"registered", "unwanted"}
+    assert set(states) <= {"registered", "discarded"}
     assert verify(stack.adapter) == []
 
 

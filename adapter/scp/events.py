@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the SCP tells about itself: events for the ledger, counts for its heartbeat, and figures.
+"""What the SCP tells about itself: events for the ledger, counts for its heartbeat, and metrics.
 
 Reporting never waits and never fails: events stand in a bounded queue until the ledger takes them,
 and are counted instead when the queue is full.
@@ -13,8 +13,8 @@ from collections import Counter, deque
 from typing import Any
 
 from adapter.ledger import Ledger, events
-from adapter.scp.figures import Figures
-from adapter.scp.tally import Tally
+from adapter.scp.metrics import ProcessMetrics
+from adapter.scp.shared_counters import SharedCounters
 
 # The kinds of events.
 REJECTED = "association-rejected"  #: an A-ASSOCIATE-RJ, and why
@@ -35,17 +35,17 @@ def printable(text: str, limit: int = 64) -> str:
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
 
 
-class Reports:
+class ScpEvents:
     """The queue of events and the counters of one SCP.
 
     Parameters
     ----------
-    figures : Figures, optional
-        Where figures are counted, if other processes count beside this one.
+    metrics : ProcessMetrics, optional
+        Where metrics are counted, if other processes count beside this one.
     """
 
-    def __init__(self, figures: Figures | None = None) -> None:
-        self.figures = figures or Figures(Tally(1).seat(0))
+    def __init__(self, metrics: ProcessMetrics | None = None) -> None:
+        self.metrics = metrics or ProcessMetrics(SharedCounters(1).process(0))
         self._lock = threading.Lock()
         self._queue: deque[tuple[str, float, str | None, dict[str, Any]]] = deque()
         self._counts: Counter[str] = Counter()
@@ -55,7 +55,7 @@ class Reports:
         with self._lock:
             self._counts[name] += by
 
-    def event(self, kind: str, *, association: str | None = None, **detail: Any) -> None:
+    def record(self, kind: str, *, association: str | None = None, **detail: Any) -> None:
         """Queue an event, as of now."""
         with self._lock:
             if len(self._queue) >= QUEUE_LENGTH:
@@ -76,7 +76,7 @@ class Reports:
         sqlalchemy.exc.SQLAlchemyError
             If the ledger does not answer.
         """
-        while batch := self._peek():
+        while batch := self._next_batch():
             with ledger.write() as connection:
                 for kind, at, association, detail in batch:
                     events.record(connection, kind, association=association, at=at, **detail)
@@ -84,6 +84,6 @@ class Reports:
                 for _ in batch:
                     self._queue.popleft()
 
-    def _peek(self) -> list[tuple[str, float, str | None, dict[str, Any]]]:
+    def _next_batch(self) -> list[tuple[str, float, str | None, dict[str, Any]]]:
         with self._lock:
             return [self._queue[index] for index in range(min(_BATCH, len(self._queue)))]

@@ -7,7 +7,7 @@ thread       does
 heartbeat    beats, and needs neither ledger nor Redis for it
 metrics      answers for metrics and probes, if a port is set; needs neither of them
 open         opens the adapter, as soon as its ledger answers; then there is work to do beside:
-tick         rings what was not rung
+poll         wakes stages that have due work
 poll         asks a remote Results Service for tasks, if there is one and the worker exports
 ===========  =====================================================================================
 """
@@ -20,15 +20,15 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import metrics
+from adapter import metrics as role_metrics
 from adapter.errors import AdapterError
 from adapter.heartbeat import Heart
 from adapter.log import get_logger
-from adapter.road import EXPORT, Tick
 from adapter.settings import Settings
 from adapter.spool import Spool
+from adapter.stages import EXPORT, DueWorkPoll
 from workers.clients.results_service import Poller
-from workers.figures import WorkerFigures
+from workers.metrics import WorkerMetrics
 from workers.stage import Work
 
 log = get_logger(__name__)
@@ -40,7 +40,7 @@ _AGAIN_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
 
-class Beside:
+class BackgroundTasks:
     """The threads beside a worker's tasks.
 
     Parameters
@@ -49,7 +49,7 @@ class Beside:
         Which adapter is meant.
     work : callable
         Opens the adapter, or returns what it has opened.
-    figures : WorkerFigures
+    metrics : WorkerMetrics
         What the worker counts.
     name : str
         The worker's name.
@@ -61,21 +61,21 @@ class Beside:
         self,
         settings: Settings,
         work: Callable[[], Work],
-        figures: WorkerFigures,
+        metrics: WorkerMetrics,
         name: str,
         stages: list[str],
     ) -> None:
         self._settings = settings
         self._work = work
-        self._figures = figures
+        self._metrics = metrics
         self._facts = {"worker": name, "stages": stages}
         self._stages = stages
         self._consumer: Any = None
-        self._opened: list[Tick | Poller] = []
+        self._opened: list[DueWorkPoll | Poller] = []
         self._stop = threading.Event()
         self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
         self._opening = threading.Thread(target=self._open, name="open", daemon=True)
-        self._endpoint: metrics.Endpoint | None = None
+        self._endpoint: role_metrics.Endpoint | None = None
 
     def start(self) -> None:
         """Start the threads.
@@ -85,9 +85,9 @@ class Beside:
         ConfigurationError
             If the address for metrics cannot be listened on.
         """
-        self._figures.serve(self._stages)
-        self._endpoint = metrics.serve_role(
-            self._settings, ROLE, self._heart, self._unready, self._figures.registry
+        self._metrics.serve(self._stages)
+        self._endpoint = role_metrics.serve_role(
+            self._settings, ROLE, self._heart, self._unready, self._metrics.registry
         )
         self._heart.start()
         self._opening.start()
@@ -137,9 +137,9 @@ class Beside:
                 return
 
     def _begin(self, work: Work) -> None:
-        threads: list[Tick | Poller] = [Tick(work.adapter, work.bells)]
+        threads: list[DueWorkPoll | Poller] = [DueWorkPoll(work.adapter, work.queues)]
         if EXPORT in self._stages:
-            threads.append(Poller(work.adapter, work.bells))
+            threads.append(Poller(work.adapter, work.queues))
         for thread in threads:
             thread.start()
             self._opened.append(thread)

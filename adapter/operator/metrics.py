@@ -10,27 +10,27 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 
-class OperatorFigures(Collector):
-    """The operator's own figures; nothing waits for anything.
+class OperatorCollector(Collector):
+    """The operator's own metrics; nothing waits for anything.
 
     Parameters
     ----------
     amounts : callable
         Returns, by name of a kind, how many of its resources are in force and how many are not.
-    trouble : callable
+    problem : callable
         Returns what keeps the operator from its work; nothing if nothing does.
     """
 
     def __init__(
         self,
         amounts: Callable[[], Mapping[str, tuple[int, int]]],
-        trouble: Callable[[], list[str]],
+        problem: Callable[[], list[str]],
     ) -> None:
         self._amounts = amounts
-        self._trouble = trouble
+        self._trouble = problem
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures, now."""
+        """Return the metrics, now."""
         resources = GaugeMetricFamily(
             "dicom_adapter_custom_resources",
             "Custom resources, by kind and by whether what they say is in force.",
