@@ -8,7 +8,7 @@ import json
 import pytest
 
 from adapter.core import Adapter
-from adapter.ledger import events, quarantine, queries, schema
+from adapter.ledger import events, quarantine, queries, reclamation, schema
 from adapter.ledger.queries.studies import _newest
 from adapter.models import ExportState, JobState
 from tests.support_ledger import (
@@ -332,5 +332,5 @@ def test_a_discarded_file_is_left_to_reclamation(adapter: Adapter, version: int)
 
     assert discarded == [bad]
     assert quarantine.find_quarantined(adapter.ledger, bad) is None
-    assert discarded(adapter.ledger, lag_seconds=0) == [bad]
+    assert reclamation.discarded(adapter.ledger, lag_seconds=0) == [bad]
     assert quarantine.discard(adapter.ledger, [bad]) == []

@@ -269,7 +269,7 @@ def test_a_reason_that_nobody_knows_is_other():
 def test_every_reason_and_status_of_the_code_is_known():
     """Whatever the SCP rejects or answers with has a label of its own."""
     sources = "".join(path.read_text() for path in SCP.glob("*.py"))
-    causes = set(re.findall(r'Rejected\(\d, \d, \d, "([a-z-]+)"', sources))
+    causes = set(re.findall(r'Rejection\(\d, \d, \d, "([a-z-]+)"', sources))
     causes |= set(re.findall(r'"(unknown-[a-z-]+|wrong-address)"', sources))
     causes |= set(re.findall(r'rejected\("([a-z-]+)"\)', sources))
     assert len(causes) == 9
