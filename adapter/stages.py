@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
@@ -30,6 +31,9 @@ log = get_logger(__name__)
 
 STAGES: tuple[str, ...] = celeryconfig.STAGES
 NOTIFICATION, GROUPING, SUBMISSION, PIPELINE, EXPORT, RECLAMATION = STAGES
+
+#: The argument of a stage's task that names the row which a wake-up is about: a hint, ids only.
+SUBJECTS = {GROUPING: "group", SUBMISSION: "job", PIPELINE: "job", EXPORT: "export"}
 
 #: Wake-ups that may wait in a stage's queue before the poll adds none.
 SHORT_QUEUE = 1
@@ -96,6 +100,27 @@ def due_stages(adapter: Adapter) -> list[str]:
     return [stage for stage in STAGES if stage in found]
 
 
+def due_ids(adapter: Adapter, stage: str) -> list[str]:
+    """Return the ids of a stage's first due rows, in the order in which they are claimed.
+
+    Empty for a stage whose wake-ups name no row, and where only other work is due.
+    """
+    if stage not in SUBJECTS:
+        return []
+    table, condition = due_questions(adapter.settings)[stage][0]
+    first = select(table.c.id).where(condition).order_by(*_ORDER[stage]).limit(FULL_QUEUE)
+    with adapter.ledger.read() as connection:
+        return list(connection.execute(first).scalars())
+
+
+_ORDER: dict[str, Sequence[ColumnElement[Any]]] = {
+    GROUPING: groups.ORDER,
+    SUBMISSION: jobs.ORDER,
+    PIPELINE: jobs.ORDER,
+    EXPORT: exports.ORDER,
+}
+
+
 class StageQueues:
     """Wakes stages, and reads how many wake-ups wait.
 
@@ -108,24 +133,55 @@ class StageQueues:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def wake(self, *stages: str) -> bool:
-        """Wake stages; False if the broker does not take it, which costs one poll's delay."""
+    def wake(self, stage: str, *ids: str) -> bool:
+        """Wake a stage: once for each row that is named, or once.
+
+        Parameters
+        ----------
+        stage : str
+            Which stage.
+        ids : str
+            The rows that the wake-ups are about, for a stage of `SUBJECTS`.
+
+        Returns
+        -------
+        bool
+            False if the broker does not take it, which costs one poll's delay.
+        """
+        hints: list[dict[str, str]] = [{SUBJECTS[stage]: one} for one in ids] or [{}]
         try:
             with self._app.producer_or_acquire() as producer:
-                client = producer.channel.client
-                for stage in stages:
-                    if client.llen(stage) < FULL_QUEUE:
-                        self._app.send_task(stage, queue=stage, producer=producer, retry=False)
+                room = FULL_QUEUE - int(producer.channel.client.llen(stage))
+                for hint in hints[: max(0, room)]:
+                    self._app.send_task(
+                        stage, kwargs=hint, queue=stage, producer=producer, retry=False
+                    )
         except (OperationalError, RedisError, OSError) as error:
-            log.debug("no stage was woken", stages=stages, error=type(error).__name__)
+            log.debug("a stage was not woken", stage=stage, error=type(error).__name__)
             return False
         return True
+
+    def wake_if_due(self, adapter: Adapter, stage: str) -> bool:
+        """Wake a stage for its first due rows, unless wake-ups wait for it already.
+
+        Returns
+        -------
+        bool
+            False if the broker does not answer: whoever is at work goes on without it.
+        """
+        waiting = self.lengths([stage])
+        if waiting is None:
+            return False
+        if waiting[stage] >= SHORT_QUEUE:
+            return True
+        ids = due_ids(adapter, stage)
+        return not ids or self.wake(stage, *ids)
 
     def lengths(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
         """Return the length of each stage's queue, or None if the broker does not answer."""
         try:
-            with self._app.connection_for_read() as connection:
-                client = connection.default_channel.client
+            with self._app.producer_or_acquire() as producer:
+                client = producer.channel.client
                 return {stage: int(client.llen(stage)) for stage in stages}
         except (OperationalError, RedisError, OSError):
             return None
@@ -165,8 +221,12 @@ class DueWorkPoll:
         waiting = self._queues.lengths(due) if due else {}
         if waiting is None:
             return []
-        woken = [stage for stage in due if waiting[stage] < SHORT_QUEUE]
-        return woken if self._queues.wake(*woken) else []
+        return [
+            stage
+            for stage in due
+            if waiting[stage] < SHORT_QUEUE
+            and self._queues.wake(stage, *due_ids(self._adapter, stage))
+        ]
 
     def _run(self) -> None:
         complained = 0.0

@@ -13,10 +13,10 @@ from adapter.dicom import part10_header
 from adapter.ledger import configuration, tasks
 from adapter.ledger.schema import events, exports, receipts, task_files
 from adapter.models import Destination, EntityKind
-from tests.support_stages import CountingBells, encode, make_instance
+from tests.support_stages import CountingQueues, encode, make_instance
 from tests.support_waiting import eventually
 from workers import export
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 EXPORT = {
     "retry_delay_seconds": 0.05,
@@ -89,12 +89,12 @@ def add_task(adapter, files=3, destinations=("PACS",), priority=2):
 
 
 def make_work(adapter):
-    return Work(adapter, CountingBells())
+    return Work(adapter, CountingQueues())
 
 
 def run(adapter):
     """Let one worker export what is due now."""
-    return export.run(make_work(adapter))
+    return take_all(make_work(adapter), export.take)
 
 
 def run_until(adapter, check, seconds=20.0):

@@ -25,7 +25,8 @@ from adapter.models import (
     job_id,
 )
 from adapter.settings import Pipeline
-from workers.stage import Work
+from workers import submission
+from workers.stage import Work, take_all
 
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
 
@@ -34,11 +35,21 @@ CT_SERIES = sorted((TEST_FILES / "dicomdirtests" / "77654033" / "CT2").iterdir()
 
 
 class Woken(list):
-    """Queues that remember what was woken."""
+    """Queues that remember what was woken, and the rows that were named."""
 
-    def wake(self, *stages):
-        self.extend(stages)
+    def __init__(self):
+        super().__init__()
+        self.named = []
+
+    def wake(self, stage, *ids):
+        self.append(stage)
+        self.named += ids
         return True
+
+
+def submit_due(work, platform):
+    """Submit every job that is due to a platform."""
+    return take_all(work, lambda work, first: submission.submit(work, platform, first))
 
 
 def make_work(adapter, *, pipelines=None, **sections):

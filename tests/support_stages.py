@@ -22,21 +22,21 @@ from adapter.models import AETitle, ArrivalId, EntityKind
 from workers.stage import Work
 
 
-class CountingBells:
+class CountingQueues:
     """Queues that note who was woken."""
 
     def __init__(self) -> None:
         self.woken: list[str] = []
 
-    def wake(self, *stages: str) -> bool:
-        """Note the stages."""
-        self.woken += stages
+    def wake(self, stage: str, *_ids: str) -> bool:
+        """Note the stage."""
+        self.woken.append(stage)
         return True
 
 
 def make_work(adapter: Adapter) -> Work:
     """Return what a stage works with, without a broker."""
-    return Work(adapter, CountingBells())  # type: ignore[arg-type]
+    return Work(adapter, CountingQueues())  # type: ignore[arg-type]
 
 
 def add_ae_title(adapter: Adapter, title: str = "BRAIN", **changes: Any) -> int:

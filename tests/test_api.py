@@ -59,8 +59,8 @@ class Redis:
     def lengths(self, stages: Any = STAGES) -> dict[str, int] | None:
         return None if self.queues is None else {stage: self.queues[stage] for stage in stages}
 
-    def wake(self, *stages: str) -> bool:
-        self.woken += stages
+    def wake(self, stage: str, *_ids: str) -> bool:
+        self.woken.append(stage)
         return True
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from adapter.models import JobState, check_uid
 from tests.support_jobs import CT_SERIES, TEST_FILES, add_group, make_work, row
 from workers import pipeline
+from workers.stage import take_all
 from workers.submission import run as submit
 
 JOB = str(uuid.UUID(int=7))
@@ -176,7 +177,7 @@ def test_the_embedded_platform_runs_it(adapter):
     (job,) = add_group(adapter, MR_STUDY, state=JobState.QUEUED)
 
     assert submit(work) == {"started": 1}
-    assert pipeline.run(work) == {"succeeded": 1}, row(adapter, job).message
+    assert take_all(work, pipeline.take) == {"succeeded": 1}, row(adapter, job).message
 
     results = [dcmread(path) for path in sorted(adapter.spool.result_folder(job).iterdir())]
     assert len(results) == len(by_series(MR_STUDY))

@@ -41,6 +41,7 @@ from tests.support_waiting import eventually
 from tests.support_wire import reject
 from workers import export
 from workers.receipt_book import ENOUGH, MOST, ReceiptBook
+from workers.stage import take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -73,7 +74,7 @@ def test_all_files_are_confirmed(quick, pacs):
     uids = add_task(quick, 20)
     work = make_work(quick)
 
-    assert export.run(work) == {"succeeded": 1}
+    assert take_all(work, export.take) == {"succeeded": 1}
 
     assert set(pacs.sent) == set(uids)
     assert set(pacs.sent.values()) == {1}
@@ -523,7 +524,7 @@ def test_stale_holder_stops(quick, pacs):
         return 0
 
     pacs.answer = take_over
-    assert export.run(work) == {"lost": 1}
+    assert take_all(work, export.take) == {"lost": 1}
     assert len(pacs.sent) <= 4
     assert one_export(quick).lease_token == "another"
     assert set(outcomes(quick)) <= set(uids[:2])
@@ -534,7 +535,7 @@ def test_stop_between_two_files(quick, pacs):
     uids = add_task(quick, 10)
     work = make_work(quick)
     pacs.answer = lambda _: work.stopping.set() or 0
-    export.run(work)
+    take_all(work, export.take)
     row = one_export(quick)
     assert (row.state, row.tries, row.lease_token) == (PENDING, 0, None)
     assert list(pacs.sent) == uids[:1]

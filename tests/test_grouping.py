@@ -25,7 +25,7 @@ from tests.support_stages import (
     rows,
 )
 from workers import grouping, notification
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -45,12 +45,12 @@ def test_a_quiet_group_becomes_one_job_per_pipeline(adapter: Adapter, work: Work
         make_instance()
     )
     notification.run(work)
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
 
     let_time_pass(adapter, 6)
 
-    assert grouping.run(work) == {"closed": 1, "jobs": 2}
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 2}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
     (group,) = rows(adapter, groups)
     assert (group.state, group.close_reason) == ("closed", "quiet")
     created = {row.pipeline: row for row in rows(adapter, jobs)}
@@ -74,7 +74,7 @@ def test_a_new_instance_pushes_the_quiet_time(adapter: Adapter, work: Work) -> N
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
 
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
     (group,) = rows(adapter, groups)
     assert (group.instances, group.state) == (2, "open")
 
@@ -88,11 +88,11 @@ def test_instances_on_their_way_hold_a_group_open(adapter: Adapter, work: Work) 
     ds.SOPInstanceUID = generate_uid()
     IncomingAssociation(adapter, version).store(ds, received_at=adapter.ledger.now() - 18)
 
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
 
     notification.run(work)
     let_time_pass(adapter, 2)
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     assert rows(adapter, groups)[0].instances == 2
 
 
@@ -107,7 +107,7 @@ def test_another_ae_titles_instances_hold_nothing_open(adapter: Adapter, work: W
         make_instance(), received_at=adapter.ledger.now() - 18
     )
 
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
 
 
 def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, work: Work) -> None:
@@ -122,7 +122,7 @@ def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, 
         make_instance(), received_at=adapter.ledger.now() - 18
     )
 
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
 
 
 def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
@@ -144,12 +144,12 @@ def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
 
     with monkeypatch.context() as patch:
         patch.setattr(grouping, "create_processor", without_one)
-        assert grouping.run(work) == {"closed": 1, "jobs": 1}
-        assert grouping.run(work) == {"closed": 0, "jobs": 0}
+        assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
+        assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
     assert {group.state for group in rows(adapter, groups)} == {"open", "closed"}
 
     let_time_pass(adapter, grouping.PLUGIN_PAUSE)
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
 
 
 def test_the_maximum_wait_closes_regardless(adapter: Adapter, work: Work) -> None:
@@ -165,7 +165,7 @@ def test_the_maximum_wait_closes_regardless(adapter: Adapter, work: Work) -> Non
     notification.run(work)
     association.store(make_instance())  # still waits in incoming/
 
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     assert rows(adapter, groups, groups.c.state == "closed")[0].close_reason == "maximum-wait"
 
 
@@ -176,7 +176,7 @@ def test_a_late_instance_makes_the_next_generation(adapter: Adapter, work: Work)
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
+    take_all(work, grouping.take)
     ds.SOPInstanceUID = generate_uid()
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
@@ -185,7 +185,7 @@ def test_a_late_instance_makes_the_next_generation(adapter: Adapter, work: Work)
             groups.update().where(groups.c.state == "open").values(look_at=0, due_at=0)
         )
 
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     assert sorted((row.generation, row.instances) for row in rows(adapter, groups)) == [
         (1, 1),
         (2, 1),
@@ -225,7 +225,7 @@ def test_any_tag_groups(adapter: Adapter, work: Work, group_by: str, jobs_made: 
     notification.run(work)
     let_time_pass(adapter, 6)
 
-    assert grouping.run(work)["jobs"] == jobs_made
+    assert take_all(work, grouping.take)["jobs"] == jobs_made
 
 
 def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
@@ -235,7 +235,7 @@ def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
+    take_all(work, grouping.take)
     before = [row.id for row in rows(adapter, groups)] + [row.id for row in rows(adapter, jobs)]
     with adapter.ledger.write() as connection:
         for table in (jobs, arrivals, groups):
@@ -243,7 +243,7 @@ def test_made_again_ids_are_the_same(adapter: Adapter, work: Work) -> None:
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
+    take_all(work, grouping.take)
 
     assert [row.id for row in rows(adapter, groups)] + [row.id for row in rows(adapter, jobs)] == (
         before

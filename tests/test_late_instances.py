@@ -12,6 +12,7 @@ from pydicom.uid import generate_uid
 from adapter.core import Adapter
 from adapter.errors import TemporaryError
 from adapter.ledger.schema import groups, jobs
+from tests.support_jobs import submit_due
 from tests.support_stages import (
     IncomingAssociation,
     add_ae_title,
@@ -20,9 +21,9 @@ from tests.support_stages import (
     make_work,
     rows,
 )
-from workers import grouping, notification, submission
+from workers import grouping, notification
 from workers.clients.platform import PayloadFile
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -67,8 +68,8 @@ def test_an_instance_that_comes_during_a_retry_is_in_a_job_of_its_own(
     first = IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
-    submission.submit_due(work, platform)
+    take_all(work, grouping.take)
+    submit_due(work, platform)
     (waiting,) = rows(adapter, jobs)
     assert (waiting.state, waiting.tries) == ("queued", 1)
 
@@ -78,13 +79,13 @@ def test_an_instance_that_comes_during_a_retry_is_in_a_job_of_its_own(
     platform.away = False
     with adapter.ledger.write() as connection:
         connection.execute(jobs.update().values(due_at=0))
-    submission.submit_due(work, platform)
+    submit_due(work, platform)
     with adapter.ledger.write() as connection:
         connection.execute(
             groups.update().where(groups.c.state == "open").values(look_at=0, due_at=0)
         )
-    grouping.run(work)
-    submission.submit_due(work, platform)
+    take_all(work, grouping.take)
+    submit_due(work, platform)
 
     assert sorted(platform.payloads.values(), key=sorted) == [{first}, {late}]
     by_generation = sorted(platform.metadata.values(), key=lambda data: data["Generation"])

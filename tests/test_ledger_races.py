@@ -53,7 +53,7 @@ from tests.support_postgresql import PostgreSQL, kill_backends
 from tests.support_stages import IncomingAssociation, let_time_pass, make_instance, make_work, rows
 from tests.support_waiting import eventually
 from workers import grouping, notification
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 pytestmark = pytest.mark.every_ledger("postgresql")
 
@@ -443,7 +443,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_twice(
     assert notification.run(work) == {}
     let_time_pass(adapter, 10)
     run_with_lost_answer(grouping, "close")
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
 
     assert list(adapter.spool.list_incoming()) == []
     assert [row.state for row in rows(adapter, schema.arrivals)] == ["registered"]

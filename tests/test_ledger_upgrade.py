@@ -37,6 +37,7 @@ from tests.support_stages import (
     rows,
 )
 from workers import grouping, notification
+from workers.stage import take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -85,7 +86,7 @@ def work_through(adapter: Adapter) -> None:
     assert notification.run(work) == {"registered": 1}
     let_time_pass(adapter, 10)
     assert "grouping" in due_stages(adapter)
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     assert "submission" in due_stages(adapter)
     work.headers.close()
 
@@ -162,7 +163,7 @@ def test_a_role_that_runs_outlives_an_upgrade_under_it(adapter: Adapter, tmp_pat
     association.store(make_instance())
     assert notification.run(work) == {"registered": 1}
     let_time_pass(adapter, 10)
-    assert grouping.run(work) == {"closed": 7, "jobs": 7}
+    assert take_all(work, grouping.take) == {"closed": 7, "jobs": 7}
     work.headers.close()
 
 

@@ -32,6 +32,7 @@ from tests.support_jobs import (
 from tests.support_waiting import eventually
 from workers import pipeline
 from workers.clients.attempt import Attempt
+from workers.stage import take_all
 from workers.submission import payload_files
 
 pytestmark = pytest.mark.every_ledger
@@ -79,7 +80,7 @@ def test_a_run_that_ends_well_is_published_and_becomes_a_task(adapter):
     """The output's bytes are the results; job, task, files and exports are there in one step."""
     work, job = started(adapter, COPY, destinations=["PACS", "ARCHIVE"])
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     results = sorted(adapter.spool.result_folder(job).iterdir())
     ended = row(adapter, job)
@@ -115,7 +116,7 @@ def test_results_without_a_destination_go_to_reclamation(adapter):
     """A pipeline that says "export": false makes a task that nobody has to send."""
     work, _job = started(adapter, COPY, destinations=[], export=False)
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert len(rows(adapter, schema.tasks)) == 1
     assert rows(adapter, schema.exports) == []
@@ -129,7 +130,7 @@ def test_output_is_taken_from_folders_below(adapter):
         shell("mkdir -p {output}/a/b && cp {input}/* {output}/a/b && chmod 0 -R {output}/a/b/*"),
     )
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     results = list(adapter.spool.result_folder(job).iterdir())
     assert [path.stat().st_mode & 0o777 for path in results] == [0o600] * 4
@@ -145,7 +146,7 @@ def test_a_run_sees_its_input_under_uids_and_its_metadata(adapter, tmp_path):
         ),
     )
 
-    pipeline.run(work)
+    take_all(work, pipeline.take)
 
     arrivals = rows(adapter, schema.arrivals)
     names = sorted(f"{a.sop_instance_uid}.dcm" for a in arrivals)
@@ -171,7 +172,7 @@ def test_every_end_of_a_run_is_a_recorded_outcome(adapter, outcome):
     command, definition, exit_code = ENDS[outcome]
     work, job = started(adapter, command, **definition)
 
-    assert {outcome: 1} == pipeline.run(work)
+    assert {outcome: 1} == take_all(work, pipeline.take)
 
     may_pass = outcome in {"exit-code", "timed-out", "killed"}
     ended = row(adapter, job)
@@ -207,7 +208,7 @@ def test_output_that_cannot_be_sent_is_parked(adapter, what):
     """Nothing of an output is published unless all of it is DICOM that can be sent as it is."""
     work, job = started(adapter, shell(BAD_OUTPUT[what]))
 
-    assert pipeline.run(work) == {"invalid-output": 1}
+    assert take_all(work, pipeline.take) == {"invalid-output": 1}
 
     assert (
         row(adapter, job).state,
@@ -227,7 +228,7 @@ def test_a_parked_run_is_told(adapter, monkeypatch, command, outcome):
     monkeypatch.setattr(pipeline.log, "error", lambda what, **facts: told.append((what, facts)))
     work, job = started(adapter, command, maximumRetries=0)
 
-    assert pipeline.run(work) == {outcome: 1}
+    assert take_all(work, pipeline.take) == {outcome: 1}
 
     assert told == [("a job is parked", {"job": job, "outcome": outcome})]
 
@@ -246,7 +247,7 @@ def test_file_meta_information_has_to_name_the_instance_and_its_syntax(adapter, 
     bad.write_bytes(re.sub(*BAD_META[what], CT_SERIES[0].read_bytes(), count=1))
     work, job = started(adapter, ["cp", str(bad), "{output}"])
 
-    assert pipeline.run(work) == {"invalid-output": 1}
+    assert take_all(work, pipeline.take) == {"invalid-output": 1}
 
     assert what in row(adapter, job).message
 
@@ -258,7 +259,7 @@ def test_a_run_fails_as_often_as_allowed_and_then_parks(adapter):
     outcomes = []
     for _ in range(3):
         due_now(adapter, job)
-        outcomes.append(pipeline.run(work))
+        outcomes.append(take_all(work, pipeline.take))
     parked = row(adapter, job)
     jobs.retry(adapter.ledger, job)
     retried = row(adapter, job)
@@ -267,7 +268,7 @@ def test_a_run_fails_as_often_as_allowed_and_then_parks(adapter):
     assert outcomes == [{"exit-code": 1}] * 3
     assert (parked.state, parked.parked_in, parked.tries) == ("parked", "started", 3)
     assert (retried.state, retried.parked_in, retried.tries) == ("started", None, 0)
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
 
 def test_a_pipeline_that_is_not_defined_is_parked(adapter):
@@ -275,7 +276,7 @@ def test_a_pipeline_that_is_not_defined_is_parked(adapter):
     work, job = started(adapter, COPY)
     change(adapter, job, pipeline_id="two")
 
-    assert pipeline.run(work) == {"unknown-pipeline": 1}
+    assert take_all(work, pipeline.take) == {"unknown-pipeline": 1}
 
     assert "'two': define it in appsettings.json" in row(adapter, job).message
 
@@ -285,7 +286,7 @@ def test_a_job_that_kills_its_workers_is_parked(adapter):
     work, job = started(adapter, COPY)
     change(adapter, job, lease_token="dead", lease_until=1.0, lease_expiries=9)
 
-    assert pipeline.run(work) == {"kills-its-worker": 1}
+    assert take_all(work, pipeline.take) == {"kills-its-worker": 1}
 
     assert (row(adapter, job).state, row(adapter, job).outcome) == ("parked", "kills-its-worker")
     assert kinds(adapter, job) == ["job-parked"]
@@ -306,7 +307,7 @@ def test_output_streams_are_kept_with_the_job_and_bounded(adapter):
         ),
     )
 
-    pipeline.run(work)
+    take_all(work, pipeline.take)
 
     folder = adapter.spool.work_folder(job)
     text = (folder / "stdout.txt").read_text()
@@ -328,7 +329,7 @@ def test_the_spool_keeps_its_bytes_whatever_a_run_does_to_its_input(adapter):
     )
     spool = {path: digest(path) for path in adapter.spool.instances.rglob("*.dcm")}
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert len(spool) == 4
     assert spool == {path: digest(path) for path in adapter.spool.instances.rglob("*.dcm")}
@@ -349,7 +350,7 @@ def test_a_run_gets_no_secrets(adapter, tmp_path, monkeypatch):
         environment={"MODEL": "v1", "DICOM_ADAPTER_JOB_ID": "forged"},
     )
 
-    pipeline.run(work)
+    take_all(work, pipeline.take)
 
     pairs = (tmp_path / "env").read_text().strip("\0").split("\0")
     found = dict(pair.split("=", 1) for pair in pairs)
@@ -370,7 +371,7 @@ def test_a_run_has_no_more_memory_than_its_pipeline_says(adapter):
     """An allocation beyond memoryMB fails within the run."""
     work, job = started(adapter, code("bytearray(600_000_000)"), memoryMB=500)
 
-    assert pipeline.run(work) == {"exit-code": 1}
+    assert take_all(work, pipeline.take) == {"exit-code": 1}
 
     assert "MemoryError" in (adapter.spool.work_folder(job) / "stderr.txt").read_text()
 
@@ -397,7 +398,7 @@ def test_nothing_of_a_run_that_has_ended_lives_on(adapter, tmp_path):
     )
     work, _job = started(adapter, code(text))
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert [gone(pid) for pid in pids.read_text().split()] == [True]
 
@@ -414,7 +415,7 @@ def test_arguments_are_not_seen_by_a_shell(adapter, tmp_path):
         ],
     )
 
-    pipeline.run(work)
+    take_all(work, pipeline.take)
 
     assert [f"--job={job}", "$HOME", "{unknown}", "a b", "*"] == (
         (tmp_path / "out").read_text().split("\n")
@@ -444,10 +445,12 @@ WORKER = (
     "from adapter.core import open_adapter\n"
     "from tests.support_jobs import make_work\n"
     "from workers import pipeline\n"
+    "from workers.stage import take_all\n"
     "adapter = open_adapter(settings.load(data=Path(sys.argv[1])))\n"
     "command = ['{python}', '-c', sys.argv[2], sys.argv[3]]\n"
     "pipelines = {'one': {'command': command}}\n"
-    "pipeline.run(make_work(adapter, pipelines=pipelines, workers={'lease_seconds': 1.0}))\n"
+    "work = make_work(adapter, pipelines=pipelines, workers={'lease_seconds': 1.0})\n"
+    "take_all(work, pipeline.take)\n"
 )
 
 
@@ -485,7 +488,7 @@ def test_a_run_dies_with_its_worker_and_is_done_again(adapter, tmp_path, hanging
 
     worker.kill()
     eventually(lambda: all(gone(pid) for pid in pids), timeout=2)
-    outcome = eventually(lambda: pipeline.run(work))
+    outcome = eventually(lambda: take_all(work, pipeline.take))
 
     assert outcome == {"succeeded": 1}
     assert len(list(adapter.spool.result_folder(job).iterdir())) == 4
@@ -536,12 +539,12 @@ def test_results_published_before_a_crash_are_adopted(adapter, tmp_path):
     adapter.spool.publish_results(job, folder)
     (adapter.spool.work_folder(job) / ("0" * 32)).mkdir()
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert kinds(adapter, job) == ["job-succeeded"]
     assert [file.path for file in rows(adapter, schema.task_files)] == ["000001.dcm"]
     assert attempts(adapter, job) == []
-    assert pipeline.run(work) == {}
+    assert take_all(work, pipeline.take) == {}
 
 
 def test_a_run_that_was_given_up_can_publish_nothing(adapter):
@@ -574,7 +577,7 @@ def test_results_that_another_run_published_first_stand(adapter, tmp_path):
 
     work.adapter.spool.publish_results = too_late
     try:
-        assert pipeline.run(work) == {"succeeded": 1}
+        assert take_all(work, pipeline.take) == {"succeeded": 1}
     finally:
         del work.adapter.spool.publish_results
 
@@ -592,7 +595,7 @@ def running(adapter, tmp_path, **sections):
     (job,) = add_group(adapter, state=JobState.STARTED)
     write_metadata(adapter, job)
     outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(pipeline.run(work)))
+    thread = threading.Thread(target=lambda: outcome.append(take_all(work, pipeline.take)))
     thread.start()
     eventually(lambda: pid.exists() and pid.read_text())
     return work, job, thread, int(pid.read_text()), outcome
@@ -629,7 +632,7 @@ def test_a_run_may_end_while_its_worker_stops(adapter):
         )
     ).start()
 
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert {"succeeded", "started"} == {row(adapter, first).state, row(adapter, second).state}
 
@@ -656,7 +659,7 @@ def test_a_run_waits_for_room_without_using_a_try(adapter, monkeypatch):
     work, job = started(adapter, COPY)
     monkeypatch.setattr(pipeline, "SPARE_ROOM", 1 << 60)
 
-    assert pipeline.run(work) == {"waits": 1}
+    assert take_all(work, pipeline.take) == {"waits": 1}
 
     waiting = row(adapter, job)
     assert (waiting.state, waiting.tries, kinds(adapter, job)) == ("started", 0, [])
@@ -669,17 +672,17 @@ def test_a_run_waits_for_a_file_that_is_not_visible_yet(adapter):
     path = next(adapter.spool.instances.rglob("*.dcm"))
     hidden = path.rename(path.with_suffix(".hidden"))
 
-    first = pipeline.run(work)
+    first = take_all(work, pipeline.take)
     waiting = row(adapter, job)
     change(adapter, job, due_at=0.0, updated_at=adapter.ledger.now() - 1000)
-    second = pipeline.run(work)
+    second = take_all(work, pipeline.take)
     failed = row(adapter, job)
     hidden.rename(path)
     due_now(adapter, job)
 
     assert (first, waiting.tries) == ({"waits": 1}, 0)
     assert (second, failed.tries) == ({"not-visible": 1}, 1)
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
 
 def test_jobs_run_by_priority_and_then_by_age(adapter):
@@ -691,7 +694,7 @@ def test_jobs_run_by_priority_and_then_by_age(adapter):
         write_metadata(adapter, job)
         change(adapter, job, priority=(2, 4, 2)[number], created_at=(100.0, 300.0, 50.0)[number])
 
-    assert pipeline.run(work) == {"succeeded": 3}
+    assert take_all(work, pipeline.take) == {"succeeded": 3}
 
     with adapter.ledger.read() as connection:
         order = connection.execute(

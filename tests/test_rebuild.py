@@ -27,6 +27,7 @@ from tests.support_stages import (
     rows,
 )
 from workers import grouping, notification
+from workers.stage import take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -47,7 +48,7 @@ def lost(settings: Settings) -> Iterator[Settings]:
     work = make_work(adapter)
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
+    take_all(work, grouping.take)
     work.headers.close()
     association.store(make_instance())
     adapter.spool.write_configuration(configuration.snapshot(adapter.ledger))
@@ -71,7 +72,7 @@ def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
     work = make_work(adapter)
     assert notification.run(work) == {"registered": 3}
     let_time_pass(adapter, 6)
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     work.headers.close()
     assert rows(adapter, jobs)[0].id == (lost.data / "jobs-before").read_text()
     assert rows(adapter, groups)[0].instances == 3

@@ -23,7 +23,7 @@ from tests.support_stages import (
     rows,
 )
 from workers import grouping, notification, reclamation
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -42,7 +42,7 @@ def arrival(adapter: Adapter, work: Work) -> str:
     stored = IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
     notification.run(work)
     let_time_pass(adapter, 6)
-    grouping.run(work)
+    take_all(work, grouping.take)
     change(adapter, jobs, state="succeeded", updated_at=0)
     return stored
 

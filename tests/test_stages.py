@@ -76,12 +76,13 @@ def test_the_poll_wakes_for_due_work_and_floods_nothing(stack: Stack) -> None:
     assert queues.lengths([NOTIFICATION, GROUPING]) == {NOTIFICATION: 1, GROUPING: 0}
 
 
-def test_bells_that_nobody_answers_are_bounded(stack: Stack) -> None:
-    """A stage whose workers are away gets so many queues, and Flower no more of them later."""
+def test_wake_ups_that_nobody_takes_are_bounded(stack: Stack) -> None:
+    """A stage whose workers are away gets so many wake-ups, and Flower no more of them later."""
     queues = StageQueues(make_app(stack.settings))
 
     for _ in range(2 * FULL_QUEUE):
-        assert queues.wake(SUBMISSION, EXPORT)
+        assert queues.wake(SUBMISSION, "one", "two")
+        assert queues.wake(EXPORT)
 
     waiting = queues.lengths([SUBMISSION, EXPORT])
     assert waiting == {SUBMISSION: FULL_QUEUE, EXPORT: FULL_QUEUE}

@@ -12,10 +12,20 @@ from sqlalchemy import update
 from adapter.errors import NotYetVisible, PermanentError, TemporaryError
 from adapter.ledger import jobs, schema
 from adapter.models import JobState
-from tests.support_jobs import CT_SERIES, add_group, change, kinds, make_work, row, rows
+from tests.support_jobs import (
+    CT_SERIES,
+    add_group,
+    change,
+    kinds,
+    make_work,
+    row,
+    rows,
+    submit_due,
+)
 from tests.support_ledger import everything_in
 from tests.support_waiting import eventually
 from workers import submission
+from workers.stage import take_all
 
 pytestmark = pytest.mark.every_ledger
 
@@ -76,7 +86,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
     work, platform = make_work(adapter), FlakyPlatform()
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"started": 1}
+    assert submit_due(work, platform) == {"started": 1}
 
     submitted = row(adapter, job)
     assert platform.calls == [(verb, job) for verb in STEPS]
@@ -89,7 +99,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
     assert kinds(adapter, job) == ["job-submitted"]
     assert work.queues == ["pipeline"]
     assert group_state(adapter) == "submitted"
-    assert submission.submit_due(work, platform) == {}
+    assert submit_due(work, platform) == {}
 
 
 def test_every_step_is_recorded_before_the_next(adapter):
@@ -101,7 +111,7 @@ def test_every_step_is_recorded_before_the_next(adapter):
         def _call(self, verb, called):
             seen.append((verb, row(adapter, job).state, called.state))
 
-    submission.submit_due(make_work(adapter), Watching())
+    submit_due(make_work(adapter), Watching())
 
     states = ["queued", "created", "described", "uploaded"]
     assert seen == list(zip(STEPS, states, states, strict=True))
@@ -117,7 +127,7 @@ def test_a_group_is_submitted_when_its_last_job_is(adapter):
     def refuse():
         raise PermanentError("no", "unknown-pipeline")
 
-    assert submission.submit_due(work, refuses_second) == {"started": 1, "parked": 1}
+    assert submit_due(work, refuses_second) == {"started": 1, "parked": 1}
     assert group_state(adapter) == "closed"
 
     jobs.discard(adapter.ledger, second)
@@ -133,7 +143,7 @@ def test_jobs_of_higher_priority_go_first(adapter):
     change(adapter, ids[1], priority=4)
     change(adapter, ids[2], created_at=1.0)
 
-    submission.submit_due(make_work(adapter), platform)
+    submit_due(make_work(adapter), platform)
 
     assert [job for verb, job in platform.calls if verb == "create"] == [ids[1], ids[2], ids[0]]
 
@@ -151,13 +161,13 @@ def test_a_step_is_tried_1_and_max_retries_times_and_then_parked(adapter, step):
     stood_in = ["queued", "created", "described", "uploaded"][STEPS.index(step)]
 
     for attempt in range(retries):
-        assert submission.submit_due(work, platform) == {"failed": 1}
+        assert submit_due(work, platform) == {"failed": 1}
         failed = row(adapter, job)
         assert (failed.state, failed.tries, failed.outcome) == (stood_in, attempt + 1, "failed")
         assert 170 < failed.due_at - adapter.ledger.now() <= 180
-        assert submission.submit_due(work, platform) == {}
+        assert submit_due(work, platform) == {}
         due_now(adapter, job)
-    assert submission.submit_due(work, platform) == {"parked": 1}
+    assert submit_due(work, platform) == {"parked": 1}
 
     parked = row(adapter, job)
     assert platform.verbs.count(step) == retries + 1
@@ -165,7 +175,7 @@ def test_a_step_is_tried_1_and_max_retries_times_and_then_parked(adapter, step):
     assert kinds(adapter, job) == ["job-failed-try"] * retries + ["job-parked"]
     assert jobs.retry(adapter.ledger, job) == stood_in
     assert row(adapter, job).tries == 0
-    assert submission.submit_due(work, platform) == {"started": 1}
+    assert submit_due(work, platform) == {"started": 1}
     assert platform.verbs.count("create") == (retries + 2 if step == "create" else 1)
 
 
@@ -179,7 +189,7 @@ def test_tries_are_counted_for_each_step(adapter):
     platform.upload = lambda called, _files: tries.append(row(adapter, called.id).tries)
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"failed": 4}
+    assert submit_due(work, platform) == {"failed": 4}
 
     assert tries == [0]
     assert (row(adapter, job).state, row(adapter, job).tries) == ("uploaded", 1)
@@ -190,7 +200,7 @@ def test_a_permanent_failure_parks_at_once(adapter):
     platform = FlakyPlatform({"create": [PermanentError("no such pipeline", "unknown-pipeline")]})
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"parked": 1}
+    assert submit_due(make_work(adapter), platform) == {"parked": 1}
 
     parked = row(adapter, job)
     assert (parked.state, parked.parked_in, parked.outcome) == (
@@ -207,21 +217,21 @@ def test_a_file_that_is_not_visible_yet_costs_no_try(adapter):
     path = next(adapter.spool.instances.rglob("*.dcm"))
     hidden = path.rename(path.with_suffix(".hidden"))
 
-    assert submission.run(work) == {"waits": 1}
+    assert take_all(work, submission.take) == {"waits": 1}
     waiting = row(adapter, job)
     change(adapter, job, due_at=0.0, updated_at=adapter.ledger.now() - 1000)
-    assert submission.run(work) == {"failed": 1}
+    assert take_all(work, submission.take) == {"failed": 1}
     failed = row(adapter, job)
     path.write_bytes(hidden.read_bytes()[:-1])
     due_now(adapter, job)
-    assert submission.run(work) == {"failed": 1}
+    assert take_all(work, submission.take) == {"failed": 1}
     hidden.rename(path)
     due_now(adapter, job)
 
     assert (waiting.state, waiting.tries) == ("described", 0)
     assert 0 < waiting.due_at - adapter.ledger.now() <= submission.VISIBILITY_PAUSE
     assert (failed.state, failed.tries, failed.outcome) == ("described", 1, "not-visible")
-    assert submission.run(work) == {"started": 1}
+    assert take_all(work, submission.take) == {"started": 1}
 
 
 def test_a_step_that_a_crash_interrupted_is_taken_again_with_the_same_id(adapter):
@@ -231,8 +241,8 @@ def test_a_step_that_a_crash_interrupted_is_taken_again_with_the_same_id(adapter
     (job,) = add_group(adapter)
 
     with pytest.raises(Crash):
-        submission.submit_due(work, platform)
-    outcome = eventually(lambda: submission.submit_due(work, platform))
+        submit_due(work, platform)
+    outcome = eventually(lambda: submit_due(work, platform))
 
     assert outcome == {"started": 1}
     assert platform.calls[:2] == [("create", job), ("create", job)]
@@ -246,11 +256,11 @@ def test_a_job_that_kills_its_workers_is_parked(adapter):
     (job,) = add_group(adapter)
     change(adapter, job, lease_token="dead", lease_until=1.0, lease_expiries=9)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"parked": 1}
+    assert submit_due(make_work(adapter), platform) == {"parked": 1}
 
     assert (row(adapter, job).outcome, platform.calls) == ("kills-its-worker", [])
     assert jobs.retry(adapter.ledger, job) == "queued"
-    assert submission.submit_due(make_work(adapter), platform) == {"started": 1}
+    assert submit_due(make_work(adapter), platform) == {"started": 1}
 
 
 def test_a_worker_that_lost_its_job_writes_nothing_more(adapter):
@@ -259,7 +269,7 @@ def test_a_worker_that_lost_its_job_writes_nothing_more(adapter):
     platform = FlakyPlatform()
     platform.create = lambda called: jobs.discard(adapter.ledger, called.id) or called.id
 
-    assert submission.submit_due(make_work(adapter), platform) == {"lost": 1}
+    assert submit_due(make_work(adapter), platform) == {"lost": 1}
 
     assert (row(adapter, job).state, platform.calls) == ("discarded", [])
     assert kinds(adapter, job) == ["job-discarded"]
@@ -272,11 +282,11 @@ def test_a_stopping_worker_gives_its_job_back_between_steps(adapter):
     platform.create = lambda called: work.stopping.set() or called.id
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"waits": 1}
+    assert submit_due(work, platform) == {"waits": 1}
 
     given_back = row(adapter, job)
     assert (given_back.state, given_back.tries, given_back.lease_token) == ("created", 0, None)
-    assert submission.submit_due(make_work(adapter), platform) == {"started": 1}
+    assert submit_due(make_work(adapter), platform) == {"started": 1}
 
 
 # --- the embedded platform ------------------------------------------------------------------------
@@ -286,7 +296,7 @@ def test_a_pipeline_that_is_not_defined_is_refused(adapter):
     """The message names the pipeline's id and says where to define it."""
     (job,) = add_group(adapter, pipelines=("three",))
 
-    assert submission.run(make_work(adapter, pipelines=PIPELINES)) == {"parked": 1}
+    assert take_all(make_work(adapter, pipelines=PIPELINES), submission.take) == {"parked": 1}
 
     parked = row(adapter, job)
     assert parked.outcome == "unknown-pipeline"
@@ -306,7 +316,7 @@ def test_metadata_says_where_a_job_comes_from(adapter):
     (second,) = add_group(adapter, CT_SERIES[3:], generation=2)
     (_,) = add_group(adapter, CT_SERIES[3:], key="9.9", pipelines=("one",))
 
-    assert submission.run(work) == {"started": 4}
+    assert take_all(work, submission.take) == {"started": 4}
 
     source = "BRAIN (AE Title Job Processor)"
     assert metadata_of(adapter, first) == {"Source": source, "Instances": "3", "Generation": "1"}
@@ -336,7 +346,7 @@ def test_metadata_values_are_unique_cut_and_kept_out_of_the_ledger(adapter, tmp_
     work = make_work(adapter, pipelines=PIPELINES, services={"platform": platform})
     (job,) = add_group(adapter, files)
 
-    assert submission.run(work) == {"started": 1}
+    assert take_all(work, submission.take) == {"started": 1}
 
     found = metadata_of(adapter, job)
     assert found.pop("Source").startswith("BRAIN")
@@ -385,7 +395,7 @@ def test_an_error_says_when_to_try_again(adapter):
     platform = FlakyPlatform({"upload": [TemporaryError("later", delay=7.0)]})
     (job,) = add_group(adapter)
 
-    submission.submit_due(make_work(adapter), platform)
+    submit_due(make_work(adapter), platform)
 
     assert 5 < row(adapter, job).due_at - adapter.ledger.now() <= 7
 
@@ -395,6 +405,6 @@ def test_a_platform_may_not_see_a_file_yet_either(adapter):
     platform = FlakyPlatform({"start": [NotYetVisible("not yet")]})
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"waits": 1}
+    assert submit_due(make_work(adapter), platform) == {"waits": 1}
 
     assert (row(adapter, job).state, row(adapter, job).tries) == ("uploaded", 0)

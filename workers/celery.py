@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Celery application of the workers: ``celery -A workers worker -Q export``.
 
-Each stage is one task, named like its queue.  A wake-up only says
-that there is work: the task takes what is due in the ledger until there is no more.
+Each stage is one task, named like its queue.  A wake-up is a
+hint: what is due stands in the ledger.  A task of a stage that works on rows takes one row, wakes
+the stage for the next, and names the row and what came of it in its result; a try that failed is
+shown as RETRY, a parked row as FAILURE.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Retry
 from celery.signals import (
     setup_logging,
     worker_init,
@@ -30,30 +35,39 @@ from adapter.embedded.roles import flower_environment
 from adapter.errors import ConfigurationError, LeaseLost, NotYetVisible
 from adapter.ledger.engines import AWAY
 from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
-from adapter.stages import STAGES, StageQueues, make_app, password_file
+from adapter.stages import (
+    EXPORT,
+    GROUPING,
+    NOTIFICATION,
+    PIPELINE,
+    RECLAMATION,
+    STAGES,
+    SUBJECTS,
+    SUBMISSION,
+    StageQueues,
+    make_app,
+    password_file,
+)
 from workers import export, grouping, notification, pipeline, reclamation, submission
 from workers.background import BackgroundTasks
 from workers.metrics import WorkerMetrics
 from workers.shutdown import Shutdown
-from workers.stage import Work
+from workers.stage import Parked, Take, TryFailed, Work, take_all
 
 logger = log.get_logger(__name__)
 
-#: What each stage does, in stage order.
-RUNS: dict[str, Callable[[Work], dict[str, Any]]] = dict(
-    zip(
-        STAGES,
-        (
-            notification.run,
-            grouping.run,
-            submission.run,
-            pipeline.run,
-            export.run,
-            reclamation.run,
-        ),
-        strict=True,
-    )
-)
+#: The stages whose unit of work is a row: a task takes one, and names it in its result.
+TAKES: dict[str, Take] = {
+    GROUPING: grouping.take,
+    SUBMISSION: submission.take,
+    PIPELINE: pipeline.take,
+    EXPORT: export.take,
+}
+#: The stages that work in batches: a task takes all that is due, and counts it in its result.
+RUNS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    NOTIFICATION: notification.run,
+    RECLAMATION: reclamation.run,
+}
 
 _stopping = threading.Event()
 _shutdown = Shutdown()
@@ -88,24 +102,63 @@ def work() -> Work:
     return Work(adapter, StageQueues(app), _stopping)
 
 
-def _add_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -> None:
+@contextmanager
+def _task(stage: str) -> Iterator[Counter[str]]:
+    """Run the body of a task, and count what it did.
+
+    Raises
+    ------
+    Retry
+        If the ledger or the disk is away, or a lease was lost: the due-work poll wakes the stage
+        again.
+    """
+    began = time.monotonic()
+    done: Counter[str] = Counter()
+    ended = False
+    try:
+        with _shutdown.at_work():
+            yield done
+        ended = True
+    except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
+        name = type(error).__name__
+        logger.warning("a run was cut short", stage=stage, error=name)
+        raise Retry(exc=TryFailed(f"cut short: {name}")) from None
+    finally:
+        metrics.ran(stage, time.monotonic() - began, done if ended else None)
+    if any(done.values()):
+        logger.info(stage, **done)
+
+
+def _add_batch_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -> None:
     @app.task(name=stage)
-    def answer_bell() -> dict[str, Any]:
+    def take_batches(**_hint: Any) -> dict[str, Any]:
         """Take what is due until there is no more."""
+        with _task(stage) as counts:
+            counts.update(run(work()))
+        return dict(counts)
+
+
+def _add_unit_stage(app: Celery, stage: str, take: Take) -> None:
+    subject = SUBJECTS[stage]
+
+    @app.task(name=stage, throws=(Parked,))
+    def take_unit(**hint: Any) -> dict[str, Any]:
+        """Take the row that the wake-up names if it is due, else the first that is."""
         began = time.monotonic()
-        done = None
-        try:
-            with _shutdown.at_work():
-                done = run(work())
-        except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
-            # Another worker has it, or the ledger is away, or the disk fails: the poll wakes it.
-            logger.warning("a run was cut short", stage=stage, error=type(error).__name__)
-            return {}
-        finally:
-            metrics.ran(stage, time.monotonic() - began, done)
-        if any(done.values()):
-            logger.info(stage, **done)
-        return done
+        with _task(stage) as counts:
+            done = take(work(), str(hint[subject]) if subject in hint else None)
+            if done is None:
+                return {"outcome": "nothing is due"}
+            seconds = round(time.monotonic() - began, 3)
+            counts.update(done.counts)
+            if not _stopping.is_set() and not work().queues.wake_if_due(work().adapter, stage):
+                counts.update(take_all(work(), take))
+        if isinstance(done.failure, TryFailed):
+            raise Retry(exc=done.failure)
+        if done.failure is not None:
+            raise done.failure
+        row = {subject: done.id} if done.id else {}
+        return {**row, "outcome": done.outcome, "seconds": seconds, **done.facts}
 
 
 if "flower" in sys.argv:
@@ -115,7 +168,9 @@ if "flower" in sys.argv:
 
 app = make_app(settings())
 for _stage, _run in RUNS.items():
-    _add_stage(app, _stage, _run)
+    _add_batch_stage(app, _stage, _run)
+for _stage, _take in TAKES.items():
+    _add_unit_stage(app, _stage, _take)
 
 
 _background: list[BackgroundTasks] = []

@@ -9,10 +9,8 @@ Where tasks come from is ``workers.clients.results_service``'s.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from adapter import stages
 from adapter.core import Adapter
@@ -33,7 +31,7 @@ from adapter.scu.association import (
 from workers.clients.results_service import results_service
 from workers.clients.store_scu import Outgoing, examine, store
 from workers.receipt_book import ReceiptBook
-from workers.stage import Work
+from workers.stage import Parked, TaskResult, TryFailed, Work
 
 log = get_logger(__name__)
 
@@ -46,62 +44,66 @@ _HOPELESS = {
 _LOOKS = 20
 
 
-def run(work: Work) -> dict[str, Any]:
-    """Export what is due, and report what is owed, until there is nothing more."""
-    done: Counter[str] = Counter()
+def take(work: Work, first: str | None = None) -> TaskResult | None:
+    """Deliver a report that is due, and make a try of an export that is due, `first` if it is.
+
+    None if neither is due.
+    """
     settings = work.adapter.settings
-    while not work.stopping.is_set():
-        reported = _report(work, done)
-        export = exports.claim(work.adapter.ledger, settings.dicom.scu, settings.workers)
-        if export is None:
-            if not reported:
-                break
-            continue
-        try:
-            with leases.kept(work.adapter.ledger, export.lease):
-                state = _export(work, export)
-        except LeaseLost:
-            log.warning("an export was taken over by another worker", export=export.id)
-            state = None
-        done[state or "lost"] += 1
-        if state in {ExportState.PARKED, ExportState.PARTIAL}:
-            log.error(
-                "an export needs an operator",
-                export=export.id,
-                destination=export.destination,
-                state=state,
-            )
-        if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
-            work.queues.wake(stages.RECLAMATION)
-    return dict(done)
+    reported = _report(work)
+    export = exports.claim(work.adapter.ledger, settings.dicom.scu, settings.workers, first)
+    if export is None:
+        return reported
+    try:
+        with leases.kept(work.adapter.ledger, export.lease):
+            state, failure = _export(work, export)
+    except LeaseLost:
+        log.warning("an export was taken over by another worker", export=export.id)
+        return TaskResult(export.id, "lost")
+    if state in {ExportState.PARKED, ExportState.PARTIAL}:
+        log.error(
+            "an export needs an operator",
+            export=export.id,
+            destination=export.destination,
+            state=state,
+        )
+    if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
+        work.queues.wake(stages.RECLAMATION)
+    facts = {"destination": export.destination}
+    return TaskResult(export.id, state, failure, facts, reported.counts if reported else {})
 
 
 # -- one export ----------------------------------------------------------------------------------
 
 
-def _export(work: Work, export: Export) -> ExportState:
-    """Make one try of an export and return the state that it is in then."""
+def _export(work: Work, export: Export) -> tuple[ExportState, TryFailed | Parked | None]:
+    """Make one try of an export; return the state that it is in then, and why it failed."""
     ledger, policy = work.adapter.ledger, work.adapter.settings.dicom.scu.export
     failure, why = None, None
     try:
         _send(work, export, find_destination(work.adapter, export.destination))
     except _Stopped:
-        return exports.give_back(ledger, export)
+        return exports.give_back(ledger, export), None
     except NotYetVisible:
         workers = work.adapter.settings.workers
         delay = max(workers.due_work_poll_seconds, workers.visibility_seconds / _LOOKS)
-        return exports.give_back(ledger, export, delay=delay)
+        return exports.give_back(ledger, export, delay=delay), None
     except PermanentError as error:
-        return exports.park(ledger, export, FailureReason(error.code, str(error)), policy)
+        reason = FailureReason(error.code, str(error))
+        return exports.park(ledger, export, reason, policy), Parked(f"{error.code}: {error}")
     except Unreachable as unreachable:
-        return exports.unreachable(ledger, export, str(unreachable), policy)
+        state = exports.unreachable(ledger, export, str(unreachable), policy)
+        return state, TryFailed(f"destination-unreachable: {unreachable}")
     except AssociationRejected as rejected:
         why = f"the destination {rejected}"
         if rejected.code in _HOPELESS:
             failure = FailureReason(_HOPELESS[rejected.code], why)
     except AssociationBroken as broken:
         why = f"the destination {broken}"
-    return exports.conclude(ledger, export, policy, why=why, failure=failure)
+    state, message = exports.conclude(ledger, export, policy, why=why, failure=failure)
+    if state is ExportState.SUCCEEDED:
+        return state, None
+    return state, (TryFailed if state is ExportState.PENDING else Parked)(f"{state}: {message}")
 
 
 class _Stopped(Exception):
@@ -206,29 +208,28 @@ def _send(work: Work, export: Export, destination: Destination) -> None:
 # -- reports -------------------------------------------------------------------------------------
 
 
-def _report(work: Work, done: Counter[str]) -> bool:
-    """Deliver the report that is due first; False if none was taken.
+def _report(work: Work) -> TaskResult | None:
+    """Deliver the report that is due first; None if none is due.
 
-    A Results Service that does not answer holds one thread of a worker, and once in a run.
+    A Results Service that does not answer holds one thread of a worker at a time.
     """
     ledger, settings = work.adapter.ledger, work.adapter.settings
     service = settings.services.results_service
-    if done["unreported"] or not _reporting.acquire(blocking=False):
-        return False
+    if not _reporting.acquire(blocking=False):
+        return None
     try:
         report = remote_tasks.claim_report(ledger, 2 * service.request_seconds)
         if report is None:
-            return False
+            return None
+        facts = {"task": report.task}
         try:
             results_service(settings).report(report)
         except TemporaryError as error:
             log.warning("a report was not taken", task=report.task, problem=str(error))
             remote_tasks.not_taken(ledger, report, service)
-            done["unreported"] += 1
-            return False
+            return TaskResult("", "unreported", TryFailed(f"not taken: {error}"), facts)
         remote_tasks.taken(ledger, report)
-        done["reported"] += 1
-        return True
+        return TaskResult("", "reported", None, facts)
     finally:
         _reporting.release()
 

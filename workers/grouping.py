@@ -22,7 +22,7 @@ from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.processors.registry import create_processor
 from adapter.stages import SUBMISSION
-from workers.stage import Work
+from workers.stage import TaskResult, Work
 
 log = get_logger(__name__)
 
@@ -30,20 +30,18 @@ log = get_logger(__name__)
 PLUGIN_PAUSE = 30.0
 
 
-def run(work: Work) -> dict[str, Any]:
-    """Close every group that is due."""
-    closed = jobs = 0
+def take(work: Work, first: str | None = None) -> TaskResult | None:
+    """Look at a group that is due, `first` if it is, and close it; None if no group is due."""
     adapter = work.adapter
-    while not work.stopping.is_set():
-        claimed = groups.claim_due(adapter.ledger, adapter.settings.workers.lease_seconds)
-        if claimed is None:
-            break
-        created = close_or_hold(adapter, *claimed)
-        if created:
-            closed += 1
-            jobs += len(created)
-            work.queues.wake(SUBMISSION)
-    return {"closed": closed, "jobs": jobs}
+    claimed = groups.claim_due(adapter.ledger, adapter.settings.workers.lease_seconds, first)
+    if claimed is None:
+        return None
+    lease, group = claimed
+    created = close_or_hold(adapter, lease, group)
+    if not created:
+        return TaskResult(group.id, "waits")
+    work.queues.wake(SUBMISSION, *created)
+    return TaskResult(group.id, "closed", facts={"jobs": created}, more={"jobs": len(created)})
 
 
 def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:

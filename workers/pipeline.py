@@ -25,8 +25,6 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
-from typing import Any
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.files import sync_directory
@@ -42,7 +40,7 @@ from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader
 from workers.clients.pipeline_process import Command, Ending, How, run_command
 from workers.clients.platform import PayloadFile
-from workers.stage import Work
+from workers.stage import Parked, TaskResult, TryFailed, Work
 from workers.submission import VISIBILITY_PAUSE, payload_files
 
 log = get_logger(__name__)
@@ -57,24 +55,23 @@ SPARE_ROOM = 100_000_000
 MAY_PASS = frozenset({"exit-code", "timed-out", "killed"})
 
 
-def run(work: Work) -> dict[str, Any]:
-    """Run every job that is due, and count the outcomes."""
-    counts: Counter[str] = Counter()
+def take(work: Work, first: str | None = None) -> TaskResult | None:
+    """Run a job that is due, `first` if it is; None if none is due."""
     ledger, settings = work.adapter.ledger, work.adapter.settings
+    claimed = jobs.claim_run(ledger, settings.workers.lease_seconds, first)
+    if claimed is None:
+        return None
+    lease, job = claimed
+    facts = {"pipeline": job.pipeline_id}
     with work.headers.borrow() as reader:
-        while not work.stopping.is_set():
-            claimed = jobs.claim_run(ledger, settings.workers.lease_seconds)
-            if claimed is None:
-                break
-            lease, job = claimed
-            try:
-                with leases.kept(ledger, lease):
-                    outcome = Run(work, lease, job, reader).take()
-            except LeaseLost:
-                outcome = "lost"
-            log.info("a job was run", job=job.id, pipeline=job.pipeline_id, outcome=outcome)
-            counts[outcome] += 1
-    return dict(counts)
+        run = Run(work, lease, job, reader)
+        try:
+            with leases.kept(ledger, lease):
+                outcome = run.take()
+        except LeaseLost:
+            outcome = "lost"
+    log.info("a job was run", job=job.id, pipeline=job.pipeline_id, outcome=outcome)
+    return TaskResult(job.id, outcome, run.failure, facts)
 
 
 class Run:
@@ -88,6 +85,7 @@ class Run:
         self._reader = reader
         self._attempt = Attempt(self._adapter.spool.work_folder(job.id), lease.token)
         self._exit_code: int | None = None
+        self.failure: TryFailed | Parked | None = None
 
     def take(self) -> str:
         """Take the job to its end or to its next try, and return the outcome.
@@ -154,7 +152,10 @@ class Run:
             destinations=pipeline.destinations,
             agent=self._adapter.settings.dicom.scu.ae_title,
         )
-        self._work.queues.wake(EXPORT if pipeline.destinations else RECLAMATION)
+        if pipeline.destinations:
+            self._work.queues.wake(EXPORT)
+        else:
+            self._work.queues.wake(RECLAMATION)
         return "succeeded"
 
     def _has_room(self, files: list[PayloadFile]) -> bool:
@@ -192,15 +193,18 @@ class Run:
             delay=self._job.retry_delay,
         )
         if parked:
-            self._tell_parked(failure)
+            self._note_parked(failure)
+        else:
+            self.failure = TryFailed(failure.text)
         return failure.outcome
 
     def _park(self, failure: Failure) -> str:
         jobs.park(self._adapter.ledger, self._lease, self._job, failure)
-        self._tell_parked(failure)
+        self._note_parked(failure)
         return failure.outcome
 
-    def _tell_parked(self, failure: Failure) -> None:
+    def _note_parked(self, failure: Failure) -> None:
+        self.failure = Parked(failure.text)
         log.error("a job is parked", job=self._job.id, outcome=failure.outcome)
 
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage's run is given."""
+"""What a stage's task is given, and what it says of a unit of its work."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from adapter.core import Adapter
 from adapter.stages import StageQueues
@@ -34,3 +37,54 @@ class Work:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", HeaderReaders(self.adapter.settings.notification))
+
+
+class TryFailed(Exception):
+    """A try that failed and is made again: Celery shows the task as RETRY."""
+
+
+class Parked(Exception):
+    """A row that waits for an operator: Celery shows the task as FAILURE."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What became of one unit of a stage's work: one group, job or export.
+
+    Attributes
+    ----------
+    id : str
+        The row; empty for what has none, e.g. a report.
+    outcome : str
+        What came of it, in one word: the label of the metric.
+    failure : TryFailed or Parked, optional
+        Why the unit did not succeed; its text holds no PHI.
+    facts : dict
+        Further ids, counts and sizes for the task's result.
+    more : dict of str to int
+        What the metrics count beside the outcome.
+    """
+
+    id: str
+    outcome: str
+    failure: TryFailed | Parked | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the metrics count of it."""
+        return {self.outcome: 1, **self.more}
+
+
+#: Takes the unit that is named if it is due, else the next one that is; None if none is.
+Take = Callable[[Work, str | None], TaskResult | None]
+
+
+def take_all(work: Work, take: Take, first: str | None = None) -> Counter[str]:
+    """Take unit after unit until none is due, and count the outcomes: without a broker."""
+    counts: Counter[str] = Counter()
+    while not work.stopping.is_set() and (done := take(work, first)) is not None:
+        counts.update(done.counts)
+        first = None
+    return counts

@@ -9,10 +9,8 @@ is parked where it stood.  A step that a crash interrupted is taken again with t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from adapter.core import Adapter
 from adapter.errors import (
@@ -33,7 +31,7 @@ from adapter.stages import PIPELINE
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile, Platform
-from workers.stage import Work
+from workers.stage import Parked, TaskResult, TryFailed, Work
 
 log = get_logger(__name__)
 
@@ -44,30 +42,28 @@ VISIBILITY_PAUSE = 2.0
 METADATA_LENGTH = 256
 
 
-def run(work: Work) -> dict[str, Any]:
-    """Submit every job that is due to the embedded platform."""
-    return submit_due(work, EmbeddedPlatform(work.adapter))
+def take(work: Work, first: str | None = None) -> TaskResult | None:
+    """Submit a job that is due to the embedded platform, `first` if it is; None if none is due."""
+    return submit(work, EmbeddedPlatform(work.adapter), first)
 
 
-def submit_due(work: Work, platform: Platform) -> dict[str, Any]:
-    """Submit every job that is due to a platform, and count where they stand then."""
-    counts: Counter[str] = Counter()
+def submit(work: Work, platform: Platform, first: str | None = None) -> TaskResult | None:
+    """Submit a job that is due to a platform."""
     ledger, workers = work.adapter.ledger, work.adapter.settings.workers
-    while not work.stopping.is_set():
-        claimed = jobs.claim_submission(ledger, workers.lease_seconds)
-        if claimed is None:
-            break
-        lease, job = claimed
-        try:
-            with leases.kept(ledger, lease):
-                outcome = Submission(work, platform, lease, job).take()
-        except LeaseLost:
-            log.warning("a job was lost to another worker or discarded", job=job.id)
-            outcome = "lost"
-        counts[outcome] += 1
-        if outcome == JobState.STARTED:
-            work.queues.wake(PIPELINE)
-    return dict(counts)
+    claimed = jobs.claim_submission(ledger, workers.lease_seconds, first)
+    if claimed is None:
+        return None
+    lease, job = claimed
+    submission = Submission(work, platform, lease, job)
+    try:
+        with leases.kept(ledger, lease):
+            outcome = submission.take()
+    except LeaseLost:
+        log.warning("a job was lost to another worker or discarded", job=job.id)
+        return TaskResult(job.id, "lost")
+    if outcome == JobState.STARTED:
+        work.queues.wake(PIPELINE, job.id)
+    return TaskResult(job.id, outcome, submission.failure, {"pipeline": job.pipeline_id})
 
 
 class Submission:
@@ -79,6 +75,7 @@ class Submission:
         self._platform = platform
         self._lease = lease
         self._job = job
+        self.failure: TryFailed | Parked | None = None
 
     def take(self) -> str:
         """Take the job as far as it goes, and return where it stands then.
@@ -121,6 +118,7 @@ class Submission:
             outcome=failure.outcome,
             parked=parked,
         )
+        self.failure = (Parked if parked else TryFailed)(failure.text)
         return JobState.PARKED if parked else "failed"
 
     def _steps(self) -> str:
@@ -160,6 +158,7 @@ class Submission:
         log.error(
             "a job is parked", job=self._job.id, state=self._job.state, outcome=failure.outcome
         )
+        self.failure = Parked(failure.text)
         return JobState.PARKED
 
 

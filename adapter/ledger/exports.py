@@ -45,6 +45,9 @@ from adapter.settings import Scu, ScuExport, Workers
 #: The longest an export legally waits for its next try (seconds).
 LONGEST_WAIT = 7 * 86400.0
 
+#: Which export is claimed first.
+ORDER = (exports.c.priority.desc(), exports.c.created_at, exports.c.id)
+
 _ENDED = (ExportState.SUCCEEDED, ExportState.DISCARDED)
 
 
@@ -105,8 +108,8 @@ def _full(scu: Scu, workers: Workers) -> Select[Any]:
     )
 
 
-def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
-    """Lease the first export that can be claimed; None if there is none."""
+def claim(ledger: Ledger, scu: Scu, workers: Workers, first: str | None = None) -> Export | None:
+    """Lease the export `first` if it can be claimed, else the next; None if there is none."""
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
         while True:
@@ -114,7 +117,8 @@ def claim(ledger: Ledger, scu: Scu, workers: Workers) -> Export | None:
                 connection,
                 exports,
                 export_due(scu, workers),
-                order=[exports.c.priority.desc(), exports.c.created_at, exports.c.id],
+                order=ORDER,
+                first=first,
                 limit=1,
                 seconds=workers.lease_seconds,
                 values={"state": ExportState.SENDING, "updated_at": now()},
@@ -221,8 +225,8 @@ def conclude(
     *,
     why: str | None = None,
     failure: FailureReason | None = None,
-) -> ExportState:
-    """End a try and return the state that the export is in now.
+) -> tuple[ExportState, str | None]:
+    """End a try; return the state that the export is in now, and what is missing in words.
 
     Parameters
     ----------
@@ -263,7 +267,7 @@ def conclude(
         _record(connection, _EVENTS[state], export, failed=failed, reason=reason, **facts)
         if export.remote:
             remote_tasks.decide(connection, export.task, policy)
-    return state
+    return state, message
 
 
 def park(ledger: Ledger, export: Export, failure: FailureReason, policy: ScuExport) -> ExportState:

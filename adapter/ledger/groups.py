@@ -23,6 +23,9 @@ from adapter.models import GroupState, JobState, Priority, job_id
 #: The longest a group legally stays open (seconds).
 LONGEST_WAIT = 7 * 86400.0
 
+#: Which group is looked at first.
+ORDER = (groups.c.look_at,)
+
 #: Why a group was closed.
 QUIET, MAXIMUM_WAIT = "quiet", "maximum-wait"
 
@@ -36,14 +39,15 @@ def close_due(lease_seconds: float) -> ColumnElement[bool]:
     return and_(groups.c.state == GroupState.OPEN, look, free(groups, lease_seconds))
 
 
-def claim_due(ledger: Ledger, seconds: float) -> tuple[Lease, Any] | None:
-    """Lease the group whose look is longest due; None if there is none."""
+def claim_due(ledger: Ledger, seconds: float, first: str | None = None) -> tuple[Lease, Any] | None:
+    """Lease the group `first` if it is due, else the one longest due; None if there is none."""
     with ledger.write() as connection:
         lease, rows = leases.claim(
             connection,
             groups,
             close_due(seconds),
-            order=[groups.c.look_at],
+            order=ORDER,
+            first=first,
             limit=1,
             seconds=seconds,
         )

@@ -24,6 +24,9 @@ from adapter.models import SUBMISSION_STATES, GroupState, JobState
 #: The longest a job legally waits (seconds): no retry delay may be longer than a week.
 LONGEST_WAIT = 7 * 86400.0
 
+#: Which job is claimed first.
+ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+
 _SUBMITTED = (JobState.STARTED, JobState.SUCCEEDED, JobState.DISCARDED)
 _ENDED = (JobState.SUCCEEDED, JobState.DISCARDED)
 
@@ -54,6 +57,11 @@ class Failure:
     outcome: str
     message: str
     exit_code: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The outcome and the sentence, for people."""
+        return f"{self.outcome}: {self.message}"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -93,23 +101,30 @@ def run_due(lease_seconds: float) -> ColumnElement[bool]:
     )
 
 
-def claim_submission(ledger: Ledger, lease_seconds: float) -> tuple[Lease, Job] | None:
-    """Lease the first job that has a step of its submission due; None if there is none."""
-    return _claim(ledger, submission_due(lease_seconds), lease_seconds)
+def claim_submission(
+    ledger: Ledger, lease_seconds: float, first: str | None = None
+) -> tuple[Lease, Job] | None:
+    """Lease a job that has a step of its submission due, `first` if it has; None if none has."""
+    return _claim(ledger, submission_due(lease_seconds), lease_seconds, first)
 
 
-def claim_run(ledger: Ledger, lease_seconds: float) -> tuple[Lease, Job] | None:
-    """Lease the first job that is to be run by the embedded platform; None if there is none."""
-    return _claim(ledger, run_due(lease_seconds), lease_seconds)
+def claim_run(
+    ledger: Ledger, lease_seconds: float, first: str | None = None
+) -> tuple[Lease, Job] | None:
+    """Lease a job that is to be run by the embedded platform, `first` if it is; None if none is."""
+    return _claim(ledger, run_due(lease_seconds), lease_seconds, first)
 
 
-def _claim(ledger: Ledger, where: ColumnElement[bool], seconds: float) -> tuple[Lease, Job] | None:
+def _claim(
+    ledger: Ledger, where: ColumnElement[bool], seconds: float, first: str | None
+) -> tuple[Lease, Job] | None:
     with ledger.write() as connection:
         lease, rows = leases.claim(
             connection,
             jobs,
             where,
-            order=[jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id],
+            order=ORDER,
+            first=first,
             limit=1,
             seconds=seconds,
         )

@@ -64,6 +64,7 @@ def claim(
     order: Sequence[Any],
     limit: int,
     seconds: float,
+    first: str | None = None,
     values: dict[str, Any] | None = None,
 ) -> tuple[Lease, list[Any]]:
     """Lease the first rows that are free and match, and return the lease and the rows.
@@ -78,10 +79,29 @@ def claim(
         How many rows at the most.
     seconds : float
         How long the lease holds without renewal.
+    first : str, optional
+        The id of the row to take if it is free and matches; else the first others are taken.
     values : dict, optional
         Further columns to set on the claimed rows.
     """
     lease = Lease(table, uuid.uuid4().hex, seconds)
+    if first is not None:
+        named = and_(table.c.id == first, where)
+        if rows := _claim(connection, lease, named, order=(), limit=1, values=values):
+            return lease, rows
+    return lease, _claim(connection, lease, where, order=order, limit=limit, values=values)
+
+
+def _claim(
+    connection: Connection,
+    lease: Lease,
+    where: ColumnElement[bool],
+    *,
+    order: Sequence[Any],
+    limit: int,
+    values: dict[str, Any] | None,
+) -> list[Any]:
+    table, seconds = lease.table, lease.seconds
     key = table.c.id
     chosen = (
         select(key)
@@ -106,7 +126,7 @@ def claim(
         )
         .returning(table)
     ).all()
-    return lease, list(rows)
+    return list(rows)
 
 
 def renew(connection: Connection, lease: Lease) -> int:

@@ -31,7 +31,7 @@ from tests.support_stages import (
     rows,
 )
 from workers import export, grouping, notification, pipeline, reclamation, submission
-from workers.stage import Work
+from workers.stage import Work, take_all
 
 #: Longer than any of these tests takes: what is to be seen is seen when the test says so.
 DELAY = 1000.0
@@ -85,7 +85,7 @@ def make_job(work: Work) -> None:
     receive(work)
     let_time_pass(work.adapter, 6 + LAG)
     age(work.adapter, groups, "opened_at")
-    assert grouping.run(work)["jobs"] == 1
+    assert take_all(work, grouping.take)["jobs"] == 1
 
 
 def states(work: Work, table: Any) -> list[str]:
@@ -113,15 +113,15 @@ def test_a_group_waits_until_all_that_was_received_is_seen(work: Work, volume: L
     let_time_pass(work.adapter, 6)
 
     volume.host = "receiver"
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
     let_time_pass(work.adapter, LAG - 10)
-    assert grouping.run(work) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
     volume.delay = 0.0
     assert notification.run(work) == {"registered": 1}
     let_time_pass(work.adapter, LAG + 10)
     age(work.adapter, groups, "opened_at")
 
-    assert grouping.run(work) == {"closed": 1, "jobs": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
     assert [group.instances for group in rows(work.adapter, groups)] == [2]
 
 
@@ -129,35 +129,35 @@ def test_submission_waits_for_the_payload(work: Work, volume: LateVolume) -> Non
     """A payload that is not seen yet costs no try."""
     make_job(work)
     volume.host = "other"
-    assert submission.run(work) == {"waits": 1}
+    assert take_all(work, submission.take) == {"waits": 1}
     assert [job.tries for job in rows(work.adapter, jobs)] == [0]
     volume.delay = 0.0
     age(work.adapter, jobs, "due_at", 10)
-    assert submission.run(work) == {"started": 1}
+    assert take_all(work, submission.take) == {"started": 1}
 
 
 def test_a_job_may_be_described_twice(work: Work, volume: LateVolume) -> None:
     """A submission that died after it made the job's folder is done again on a host without it."""
     make_job(work)
-    assert submission.run(work) == {"started": 1}
+    assert take_all(work, submission.take) == {"started": 1}
     with work.adapter.ledger.write() as connection:
         connection.execute(update(jobs).values(state="created", due_at=0.0))
     volume.host = "other"
-    assert submission.run(work) == {"waits": 1}
+    assert take_all(work, submission.take) == {"waits": 1}
     assert [job.tries for job in rows(work.adapter, jobs)] == [0]
 
 
 def test_a_run_waits_for_folder_and_payload(work: Work, volume: LateVolume) -> None:
     """What another host prepared for a run, and does not show yet, costs no try."""
     make_job(work)
-    assert submission.run(work) == {"started": 1}
+    assert take_all(work, submission.take) == {"started": 1}
     age(work.adapter, jobs, "created_at", 1000)  # a job that waited long for its submission
     volume.host = "other"
-    assert pipeline.run(work) == {"waits": 1}
+    assert take_all(work, pipeline.take) == {"waits": 1}
     assert [job.tries for job in rows(work.adapter, jobs)] == [0]
     volume.delay = 0.0
     age(work.adapter, jobs, "due_at", 10)
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
 
 
 def test_results_that_another_host_published_are_taken_when_they_are_seen(
@@ -165,8 +165,8 @@ def test_results_that_another_host_published_are_taken_when_they_are_seen(
 ) -> None:
     """A run on a host that does not see the results of one that died publishes nothing itself."""
     make_job(work)
-    submission.run(work)
-    assert pipeline.run(work) == {"succeeded": 1}
+    take_all(work, submission.take)
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
     (job,) = rows(work.adapter, jobs)
     before = sorted(work.adapter.spool.result_folder(job.id).iterdir())
     bytes_before = [path.read_bytes() for path in before]
@@ -180,11 +180,11 @@ def test_results_that_another_host_published_are_taken_when_they_are_seen(
     volume.note(str(work.adapter.spool.result_folder(job.id)))
 
     volume.host = "other"
-    assert pipeline.run(work) == {"waits": 1}
+    assert take_all(work, pipeline.take) == {"waits": 1}
     assert [row.tries for row in rows(work.adapter, jobs)] == [0]
     volume.delay = 0.0
     age(work.adapter, jobs, "due_at", 10)
-    assert pipeline.run(work) == {"succeeded": 1}
+    assert take_all(work, pipeline.take) == {"succeeded": 1}
     assert [path.read_bytes() for path in before] == bytes_before
 
 
@@ -194,12 +194,12 @@ def test_an_export_waits_for_results(work: Work, volume: LateVolume) -> None:
         add_destination(work.adapter, pacs.port)
         uids = add_task(work.adapter, 3)
         volume.host = "other"
-        assert export.run(work) == {"pending": 1}
+        assert take_all(work, export.take) == {"pending": 1}
         assert [row.tries for row in rows(work.adapter, exports)] == [0]
         assert pacs.associations == 0
         volume.delay = 0.0
         age(work.adapter, exports, "due_at", 100)
-        assert export.run(work) == {"succeeded": 1}
+        assert take_all(work, export.take) == {"succeeded": 1}
         assert sorted(pacs.sent) == sorted(uids)
 
 
@@ -223,8 +223,8 @@ def test_nothing_is_reclaimed_that_is_not_seen(work: Work, volume: LateVolume) -
 def test_a_group_is_kept_until_every_host_sees_its_files(work: Work, volume: LateVolume) -> None:
     """Without any retention a group's files still stay for as long as a host may not see them."""
     make_job(work)
-    submission.run(work)
-    pipeline.run(work)
+    take_all(work, submission.take)
+    take_all(work, pipeline.take)
     with work.adapter.ledger.write() as connection:
         connection.execute(update(exports).values(state="discarded"))
     volume.host = "other"
@@ -241,8 +241,8 @@ def test_a_group_is_kept_until_every_host_sees_its_files(work: Work, volume: Lat
 def test_verification_waits_too(work: Work, volume: LateVolume) -> None:
     """Files so young that another host need not show them are no difference; older ones are."""
     make_job(work)
-    submission.run(work)
-    pipeline.run(work)
+    take_all(work, submission.take)
+    take_all(work, pipeline.take)
     volume.host = "other"
     assert verify(work.adapter, 0) == []
     age(work.adapter, arrivals, "registered_at")
