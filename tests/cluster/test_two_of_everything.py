@@ -20,10 +20,10 @@ from adapter.ledger.schema import groups
 from tests.cluster.conftest import ROLES, Cluster
 from tests.support_modality import Modality
 from tests.support_road import make_work, rows
-from tests.support_stack import dcmtk, stored, write_study
+from tests.support_stack import stored, write_study
 from workers import grouping, notification, reclamation
 
-pytestmark = [dcmtk, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.needs("dcmtk"), pytest.mark.timeout(400)]
 
 SOAK = bool(os.environ.get("SOAK"))
 #: Roles killed by the test of random kills.

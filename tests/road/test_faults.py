@@ -21,11 +21,11 @@ from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.road import STAGES
 from adapter.verify import verify
 from tests.support_road import rows
-from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_stack import Pacs, Stack, send, write_study
 from tests.support_waiting import eventually
 from workers.clients.launcher import _descendants
 
-pytestmark = dcmtk
+pytestmark = pytest.mark.needs("dcmtk")
 
 
 def has_come_through(stack: Stack, pacs: Pacs, instances: int) -> Callable[[], bool]:
