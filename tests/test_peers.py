@@ -6,13 +6,13 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import peers
+from tests.conftest import pytest_runtest_setup
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for path in (ROOT / "tests").rglob("*.py") if path.name != "peers.py")
@@ -89,20 +89,17 @@ def test_a_missing_peer_fails_in_ci_and_skips_elsewhere(
         peers.need(package)
 
 
-def test_a_marked_test_fails_in_ci_without_its_peer(tmp_path: Path) -> None:
-    """The mark is obeyed: with promtool hidden, the test of the rules fails where CI=true."""
-    test = "tests/test_monitoring.py::test_promtool_accepts_the_rules"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", test],
-        cwd=ROOT,
-        env={**os.environ, "CI": "true", "PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_mark_asks_for_its_peer(
+    bare: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test marked `needs` fails before it begins, where CI=true and the peer is missing."""
+    monkeypatch.setenv("CI", "true")
+    pytest_runtest_setup(request.node)
 
-    assert done.returncode == 1, done.stdout
-    assert "not installed: Debian's prometheus (promtool)" in done.stdout
+    request.node.add_marker(pytest.mark.needs("prometheus"))
+
+    with pytest.raises(pytest.fail.Exception, match=r"Debian's prometheus \(promtool\)"):
+        pytest_runtest_setup(request.node)
 
 
 class Apt:
