@@ -43,7 +43,7 @@ def url() -> Iterator[str]:
 
 @pytest.mark.needs("chromium")
 def test_a_page_is_rendered(url: str, tmp_path: Path) -> None:
-    """A page of loopback is fetched, its script run and its picture taken; other hosts are not asked."""
+    """A page of loopback is fetched, its script run and its picture taken; nothing else is."""
     with open_page(viewport={"width": 640, "height": 480}) as page:
         page.goto(url)
         assert page.title() == "Jobs"
