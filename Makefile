@@ -8,13 +8,6 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-# Debian packages that tests talk to as real peers or measure with, and a command that tells whether
-# they are there.
-TEST_PACKAGES := dcmtk orthanc libgdcm-tools libpixelmed-java default-jre-headless postgresql \
-	iproute2 openssl gcc libc6-dev
-TEST_COMMAND  := type storescu Orthanc gdcmscu java ip openssl cc \
-	&& ls /usr/share/java/pixelmed.jar /usr/lib/postgresql/*/bin/postgres
-
 # A virtual environment knows its own path and its interpreter: in a tree that was moved or copied, or
 # where that Python has gone, it is made anew.
 RUN_STAMP := .venv/.set-up
@@ -43,6 +36,10 @@ up: $(RUN_STAMP)  ## run everything on this machine until Ctrl-C
 .PHONY: test
 test: $(DEV_STAMP) test-peers  ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+.PHONY: test-peers
+test-peers: $(DEV_STAMP)  ## install the programs that tests talk to, where that is possible
+	@$(BIN)/python -m tests.peers
 
 .PHONY: bench
 bench: $(DEV_STAMP)  ## measure the receiver against others (ARGS=--smoke: only see that it works)
@@ -122,17 +119,6 @@ $(DEV_STAMP): requirements-dev.txt pyproject.toml .venv/pyvenv.cfg
 		echo "$(PYTHON) comes without venv. On Debian or Ubuntu: apt-get install python3-venv"; \
 		exit 1; } >&2
 	@$(PYTHON) -m venv --clear .venv
-
-# Installs the peers where it may; where it may not, the tests that need them say so.
-.PHONY: test-peers
-test-peers:
-	@{ $(TEST_COMMAND); } >/dev/null 2>&1 || { \
-		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& echo "Installing $(TEST_PACKAGES) for the tests ..." \
-		&& apt-get -qq update \
-		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
-			$(TEST_PACKAGES) >/dev/null; } \
-	|| echo "Missing: some of $(TEST_PACKAGES). The tests that need them are skipped, or fail where CI=true."
 
 .PHONY: always
 always:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from sqlalchemy import func, select
 
 from adapter.dicom import part10_header
 from adapter.ledger.schema import exports, jobs
-from tests.support_postgresql import PostgreSQL, find_programs
+from tests.support_postgresql import PostgreSQL
 from tests.support_stack import Pacs, Stack, stored
 from tests.support_stages import encode, make_instance
 
@@ -201,10 +200,7 @@ def main() -> None:
         "| processor time of an instance (ms) |\n|---|---|---|---|---|---|---|"
     )
     for ledger in args.ledger or ["sqlite", "postgresql"]:
-        programs = find_programs()
-        if ledger == "postgresql" and programs is None:
-            sys.exit("PostgreSQL is not installed")
-        server = PostgreSQL(programs) if ledger == "postgresql" and programs else None
+        server = PostgreSQL() if ledger == "postgresql" else None
         try:
             for workers in args.workers or [1, 2, 4]:
                 # Processes that have been killed may leave children that write for a moment yet.

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from adapter import cli as command_line
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
 from adapter.settings import Notification, Settings
-from tests import support_postgresql
+from tests import peers
 from tests.support_postgresql import PostgreSQL
 from workers.clients.headers import HeaderReaders
 
@@ -27,25 +26,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("database_url", chosen, indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ask for the peers that a test marked `needs` names, before its fixtures are made."""
+    for mark in item.iter_markers("needs"):
+        peers.need(*mark.args)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL server of this session's own."""
-    programs = support_postgresql.find_programs()
-    if programs is None and os.environ.get("CI") != "true":
-        pytest.skip("PostgreSQL is not installed")
-    assert programs is not None, "PostgreSQL is not installed"
-    server = PostgreSQL(programs)
+    server = PostgreSQL()
     yield server
     server.close()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let a test fail in CI that would be skipped for want of a peer: `make test` installs it."""
-    report = yield
-    if report.skipped and os.environ.get("CI") == "true" and "not installed" in report.longreprtext:
-        report.outcome = "failed"
-    return report
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from tests import peers
+
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET, unshare(2)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -46,13 +48,14 @@ class Network:
 
 @contextmanager
 def joined(here, there):
-    """Two networks with a cable between them, at whose ends the two addresses are.
+    """Make two networks with a cable between them; each end has one of the two addresses.
 
     Raises
     ------
     PermissionError
         If no network may be made.
     """
+    peers.need("iproute2")
     near = Network()
     try:
         far = Network()

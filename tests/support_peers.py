@@ -18,6 +18,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from adapter.models import Destination
+from tests import peers
 from tests.support_stack import free_port
 from tests.support_waiting import eventually
 from tests.support_wire import command, data, item, pdu, pdv, uid, us
@@ -41,6 +42,7 @@ class StoreScp:
     """
 
     def __init__(self, folder, *options):
+        peers.need("dcmtk")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, free_port()
         self._log = folder.with_suffix(".log")

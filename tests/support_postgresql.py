@@ -24,11 +24,10 @@ import psycopg
 from sqlalchemy import make_url
 
 from adapter.ledger import Ledger
+from tests import peers
 from tests.support_stack import free_port
 from tests.support_waiting import eventually
 
-#: Debian keeps the server's programs of each release in a folder of their own.
-DEBIAN = Path("/usr/lib/postgresql")
 TEMPLATE = "template_adapter"
 START_SECONDS = 60.0
 
@@ -44,30 +43,17 @@ _SETTINGS = {
 }
 
 
-def find_programs() -> Path | None:
-    """Return the folder of the newest release's `initdb` and `postgres`; None if there is none."""
-    if found := sorted(DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3])):
-        return found[-1].parent
-    on_path = shutil.which("postgres")
-    return None if on_path is None else Path(on_path).resolve().parent
-
-
 class PostgreSQL:
-    """A running server; databases are made and dropped on it.
+    """A running server; databases are made and dropped on it."""
 
-    Parameters
-    ----------
-    programs : Path
-        The folder of its programs.
-    """
-
-    def __init__(self, programs: Path) -> None:
+    def __init__(self) -> None:
+        peers.need("postgresql")
         self._user = _unprivileged()
         self.folder = Path(tempfile.mkdtemp(prefix="dicom-adapter-postgresql-"))
         shutil.chown(self.folder, self._user)
         self._data = self.folder / "data"
         subprocess.run(
-            [*self._as_user(), programs / "initdb", "--no-sync", "--auth=trust", "--encoding=UTF8",
+            [*self._as_user(), peers.find("initdb"), "--no-sync", "--auth=trust", "--encoding=UTF8",
              "--locale=C", "--username=adapter", "--pgdata", self._data],
             check=True,
             stdout=subprocess.DEVNULL,
@@ -76,7 +62,6 @@ class PostgreSQL:
         lines = (f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(lines)
-        self._programs = programs
         self.port = free_port()
         self.start()
         self.execute(f"CREATE DATABASE {TEMPLATE}")
@@ -96,7 +81,7 @@ class PostgreSQL:
         """Start the server on what it holds, and wait until it answers."""
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(
-            [*self._as_user(), self._programs / "postgres", "-D", self._data,
+            [*self._as_user(), peers.find("postgres"), "-D", self._data,
              f"--port={self.port}"],
             stdout=log,
             stderr=log,

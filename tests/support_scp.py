@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pydicom.data
-import pytest
 from pydicom import dcmread
 from pynetdicom import AE, build_context
 from pynetdicom.dimse_messages import C_STORE_RQ
@@ -29,9 +27,8 @@ from adapter.ledger.schema import events
 from adapter.models import EntityKind
 from adapter.scp import Scp
 from adapter.settings import Settings
+from tests import peers
 from tests.support_waiting import eventually
-
-dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 
 
 def with_scp(settings: Settings, **changes: Any) -> Settings:
@@ -76,6 +73,7 @@ def add_fixture(adapter: Adapter) -> None:
 
 def call(program: str, scp: Scp, *arguments: str | Path) -> tuple[int, list[str]]:
     """Run a DCMTK program against the SCP and return its exit code and its lines."""
+    peers.need("dcmtk")
     before, after = arguments, ()
     if "--" in arguments:
         at = arguments.index("--")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 from pydicom.uid import CTImageStorage
 from redis import Redis
 
@@ -26,10 +24,9 @@ from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
 from adapter.models import Destination, EntityKind, Source
 from adapter.stages import STAGES, broker_url, password_file
+from tests import peers
 from tests.support_stages import add_ae_title, encode, make_instance
 from tests.support_waiting import eventually
-
-dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed")
 
 ROLES = ("redis", "scp", "worker")
 
@@ -216,6 +213,7 @@ class Stack:
         self, called: str, *paths: Path, calling: str = "MODALITY"
     ) -> subprocess.Popen[str]:
         """Begin to send files or folders with DCMTK's storescu."""
+        peers.need("dcmtk")
         return subprocess.Popen(
             ["storescu", "-v", "+sd", "+r", "-R", "-aet", calling, "-aec", called,
              "127.0.0.1", str(self.port), *map(str, paths)],
@@ -280,6 +278,7 @@ class Pacs:
     """
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
+        peers.need("dcmtk")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = port or free_port()

@@ -18,8 +18,8 @@ from adapter.core import Adapter, open_adapter
 from adapter.ledger.schema import arrivals, groups
 from adapter.settings import Settings
 from adapter.verify import verify
+from tests import peers
 from tests.support_ledger import lose_ledger
-from tests.support_postgresql import find_programs
 from tests.support_stages import (
     IncomingAssociation,
     add_ae_title,
@@ -42,9 +42,10 @@ def back_up_ledger(settings: Settings, copy: Path) -> None:
         with closing(sqlite3.connect(url.database)) as source, closing(sqlite3.connect(copy)) as to:
             source.backup(to)
         return
+    peers.need("postgresql")
     with copy.open("wb") as file:
         subprocess.run(
-            [find_programs() / "pg_dump", "--format=custom", _plain(url)], check=True, stdout=file
+            [peers.find("pg_dump"), "--format=custom", _plain(url)], check=True, stdout=file
         )
 
 
@@ -55,7 +56,7 @@ def restore_ledger(settings: Settings, copy: Path) -> None:
         shutil.copy(copy, url.database)
         return
     subprocess.run(
-        [find_programs() / "pg_restore", "--clean", "--if-exists", "--no-owner",
+        [peers.find("pg_restore"), "--clean", "--if-exists", "--no-owner",
          f"--dbname={_plain(url)}", copy],
         check=True,
     )  # fmt: skip

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support_stack import dcmtk
-
 ROOT = Path(__file__).parents[1]
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_the_road_is_measured():
     """`make bench-stages ARGS=--smoke` takes two studies down the whole way and prints a row."""
     done = subprocess.run(
@@ -27,7 +24,7 @@ def test_the_road_is_measured():
     assert done.stdout.count("| SQLite | 1 |") == 1
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is not installed")
+@pytest.mark.needs("gcc", "libc6-dev", "dcmtk")
 @pytest.mark.parametrize(
     ("load", "lines"),
     [

@@ -6,7 +6,6 @@ The ids are those of docs/conformance.md.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
 import struct
@@ -16,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests import peers
 from tests import support_wire as wire
 from tests.support_conformance import ARTIM, IDLE, PDU, associations, descriptors, receiver
 from tests.support_network import joined
@@ -271,13 +271,11 @@ def test_u20_an_end_in_mid_message(scp, sent, end, how):
 @pytest.fixture
 def networks():
     """The receiver's network and a peer's, joined by a cable."""
-    if shutil.which("ip") is None:
-        pytest.skip("not installed: ip")
     try:
         with joined("10.99.0.1", "10.99.0.2") as both:
             yield both
     except PermissionError:
-        pytest.skip("no network may be made here")
+        peers.cannot(peers.Lack.NETWORKS)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +312,7 @@ def test_u20_half_open(settings, networks, sent, seconds):
 
 def certificate(folder, name):
     """Make a certificate that nobody trusts; return its path and its key's."""
-    if shutil.which("openssl") is None:
-        pytest.skip("not installed: openssl")
+    peers.need("openssl")
     paths = folder / f"{name}.pem", folder / f"{name}-key.pem"
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     words += ["-subj", f"/CN={name}", "-out", paths[0], "-keyout", paths[1]]

@@ -14,6 +14,7 @@ import pytest
 from adapter import spool as spool_module
 from adapter.models import ArrivalId
 from adapter.spool import Spool
+from tests import peers
 
 ASSOCIATION = "0123456789ab"
 ARRIVAL = ArrivalId(1_700_000_000.0, ASSOCIATION, 1, 1)
@@ -119,7 +120,7 @@ def test_the_shards_are_laid_apart(tmp_path):
     descriptor = os.open(spool.incoming, os.O_RDONLY)
     try:
         if file_system(spool.incoming) != "ext4":
-            pytest.skip("this is no ext4")
+            peers.cannot(peers.Lack.EXT4)
         (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, 0x80086601, bytes(8)))
     finally:
         os.close(descriptor)

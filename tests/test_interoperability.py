@@ -33,12 +33,8 @@ WHEEL = ("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm
          "MR_small_RLE.dcm")  # fmt: skip
 
 
-def needs(*programs):
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-pytestmark = needs("storescp", "storescu", "dcmsend")
+needs = pytest.mark.needs
+pytestmark = needs("dcmtk")
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +169,6 @@ def _answers(http):
         return False
 
 
-PIXELMED = pytest.mark.skipif(
-    not Path("/usr/share/java/pixelmed.jar").exists(), reason="not installed: PixelMed"
-)
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # of pydicom, reading the corpus
 @pytest.mark.parametrize(
@@ -191,9 +182,11 @@ PIXELMED = pytest.mark.skipif(
         pytest.param(by_dcmsend(), id="dcmsend"),
         pytest.param(by_dcmsend("+ma"), id="dcmsend-several-associations"),
         pytest.param(by_pynetdicom, id="pynetdicom"),
-        pytest.param(by_gdcmscu, id="gdcmscu", marks=needs("gdcmscu")),
-        pytest.param(by_orthanc, id="orthanc", marks=needs("Orthanc")),
-        pytest.param(by_pixelmed, id="pixelmed", marks=PIXELMED),
+        pytest.param(by_gdcmscu, id="gdcmscu", marks=needs("libgdcm-tools")),
+        pytest.param(by_orthanc, id="orthanc", marks=needs("orthanc")),
+        pytest.param(
+            by_pixelmed, id="pixelmed", marks=needs("libpixelmed-java", "default-jre-headless")
+        ),
     ],
 )
 def test_it_arrives_as_it_was_sent(settings, corpus, tmp_path, sender):

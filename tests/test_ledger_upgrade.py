@@ -26,6 +26,7 @@ from adapter.ledger.revisions import NEEDS
 from adapter.models import EntityKind
 from adapter.settings import Settings
 from adapter.stages import due_stages
+from tests import peers
 from tests.support_ledger import add_row
 from tests.support_postgresql import PostgreSQL
 from tests.support_stages import (
@@ -217,7 +218,8 @@ def test_the_code_before_a_revision_works_on_its_schema(adapter: Adapter, tmp_pa
     if len(SCRIPTS) < 2:
         return  # the first revision has no code before it
     if not (ROOT / ".git").exists():
-        pytest.skip("the code before it is in the history, which is not here")
+        peers.cannot(peers.Lack.HISTORY)
+    peers.need("git")
     before = _git("log", "--diff-filter=A", "--format=%H^", "-1", "--", str(SCRIPTS[-1]))
     archive = _git("archive", before.decode().strip(), "adapter", "workers", "celeryconfig.py",
                    "tests/support_stages.py", "tests/__init__.py")  # fmt: skip

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -141,10 +140,7 @@ def test_the_docs_explain_no_alert_that_is_not_there() -> None:
     assert len(set(written)) == len(written)
 
 
-PROMTOOL = shutil.which("promtool")
-
-
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+@pytest.mark.needs("prometheus")
 def test_promtool_accepts_the_rules() -> None:
     """Prometheus itself reads the rules."""
     done = subprocess.run(
@@ -193,7 +189,7 @@ CASES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
 }
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+@pytest.mark.needs("prometheus")
 @pytest.mark.parametrize("name", CASES)
 def test_an_alert_comes_when_it_should(name: str, tmp_path: Path) -> None:
     """Played to Prometheus' own rule tests: silent while all is well, one alert when it is not."""

@@ -27,6 +27,7 @@ from adapter.ledger import configuration
 from adapter.models import EntityKind
 from adapter.operator import Operator, client
 from adapter.settings import Settings
+from tests import peers
 from tests.support_kubernetes import (
     NAMESPACE,
     OPERATOR,
@@ -419,8 +420,7 @@ def test_a_definition_that_is_not_installed_is_named(
 
 def authority(folder: Path) -> ssl.SSLContext:
     """Make a certificate that a folder of credentials trusts, and serve with it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    peers.need("openssl")
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     words += ["-keyout", str(folder / "server.key"), "-out", str(folder / "ca.crt")]
     words += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -19,7 +19,7 @@ from adapter.scp import Scp
 from adapter.settings import Settings
 from tests import support_wire as wire
 from tests.support_kubernetes import Kubectl, for_operator, some_cluster
-from tests.support_scp import call, dcmtk, incoming, running, wheel_file, with_scp
+from tests.support_scp import call, incoming, running, wheel_file, with_scp
 from tests.support_waiting import eventually
 from tests.test_scp_processes import processes
 
@@ -64,7 +64,7 @@ UNKNOWN_CALLED = (1, 0, "Called AE Title Not Recognized")
 STORED = (0, 3, "")
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_live_configuration_step_by_step(
     adapter: Adapter, settings: Settings, operator: Operator, kubectl: Kubectl
 ) -> None:

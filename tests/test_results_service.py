@@ -34,7 +34,7 @@ from tests.support_results_service import (
     nested,
     not_a_list,
 )
-from tests.support_stack import dcmtk, free_port
+from tests.support_stack import free_port
 from tests.support_waiting import eventually
 from tests.test_store_scu import EIGHT, TEST_FILES, body
 from workers.clients.results_service import (
@@ -219,7 +219,7 @@ def test_task_is_exported_once_and_reported_once(remote, service, pacs):
     assert "task-reported" in kinds(remote)
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_eight_transfer_syntaxes(remote, service, tmp_path):
     """T9: one task of eight files in eight transfer syntaxes is a success, every file as it was."""
     root = remote.settings.services.results_service.root
@@ -263,7 +263,7 @@ def test_one_page_is_asked_for(remote, service):
 # -- failures ------------------------------------------------------------------------------------
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_peer_that_aborts(remote, service, tmp_path):
     """T10a: a peer that aborts after the store request: failure is reported, success never.
 
@@ -281,7 +281,7 @@ def test_peer_that_aborts(remote, service, tmp_path):
     assert service.reports == [("failure", task, False)]
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_peer_that_refuses(remote, service, tmp_path):
     """T10b: a peer that refuses: failure, with RetryLater while the task has retries left."""
     (remote.settings.services.results_service.root / "a.dcm").write_bytes(

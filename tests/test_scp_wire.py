@@ -18,6 +18,7 @@ from pynetdicom.sop_class import Verification
 from adapter.core import Adapter
 from adapter.dicom import IMPLEMENTATION_CLASS_UID
 from adapter.spool import DiskSpace, Spool
+from tests import peers
 from tests.support_scp import (
     Peer,
     RealFile,
@@ -26,7 +27,6 @@ from tests.support_scp import (
     add_source,
     call,
     connect,
-    dcmtk,
     incoming,
     leftovers,
     put,
@@ -53,7 +53,7 @@ def lines_of(lines, start):
     return [line for line in lines if line.startswith(start)]
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_t1_echo_from_unknown_source(scp):
     """T1: a C-ECHO of an unknown source is rejected, with the reason."""
     code, lines = call("echoscu", scp, "-aet", "UNKNOWNSCU", "-aec", "CECHOTEST")
@@ -62,7 +62,7 @@ def test_t1_echo_from_unknown_source(scp):
     assert lines.count("F: Result: Rejected Permanent, Source: Service User") == 1
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 @pytest.mark.parametrize("source", ["PACS1", "PACS2"])
 def test_t2_echo_from_known_source(scp, source):
     """T2: a C-ECHO of a known source succeeds."""
@@ -72,7 +72,7 @@ def test_t2_echo_from_known_source(scp, source):
     assert lines.count("I: Received Echo Response (Success)") == 1
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_t3_echo_to_unknown_ae_title(scp, adapter: Adapter):
     """T3: a C-ECHO to an unknown AE title is rejected; the event names the one that was meant."""
     code, lines = call("echoscu", scp, "-aet", "PACS1", "-aec", "blabla")
@@ -94,7 +94,7 @@ def test_t3_echo_to_unknown_ae_title(scp, adapter: Adapter):
     assert second.detail["nearest"] == "Clara1"
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_t4_echo_with_abort(scp, adapter: Adapter):
     """T4: a peer that aborts does no harm: the server keeps serving."""
     code, lines = call("echoscu", scp, "-aet", "PACS1", "-aec", "CECHOTEST", "--abort")
@@ -116,7 +116,7 @@ def three_files(tmp_path):
     return folder
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 @pytest.mark.parametrize(
     ("calling", "called", "reason"),
     [
@@ -145,7 +145,7 @@ def test_t5_t6_store_by_strangers(scp, adapter: Adapter, three_files, *, calling
     assert incoming(adapter) == []
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_store_by_storescu(scp, adapter: Adapter, three_files):
     """DCMTK's storescu gets a Success for each file, and the association is summed up."""
     code, lines = call(
@@ -164,7 +164,7 @@ def test_store_by_storescu(scp, adapter: Adapter, three_files):
     assert event.detail["bytes"] == sum(len(RealFile.read(path).data) for path in files)
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_verification_off(adapter: Adapter, settings):
     """Without Verification its context is refused, and Storage beside it is served."""
     add_fixture(adapter)
@@ -178,7 +178,7 @@ def test_verification_off(adapter: Adapter, settings):
             assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0x0000
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_association_limit(adapter: Adapter, settings):
     """One association too many is rejected as transient; when one has ended there is room."""
     add_fixture(adapter)
@@ -195,7 +195,7 @@ def test_association_limit(adapter: Adapter, settings):
         assert call("echoscu", scp, "-aet", "PACS1", "-aec", "CECHOTEST")[0] == 0
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_low_storage_rejects_storage_only(scp, monkeypatch, adapter: Adapter):
     """While space is low Storage is rejected as transient, and Verification alone is served."""
     monkeypatch.setattr(Spool, "space", lambda *_: DiskSpace(100, 1, low=True))
@@ -368,7 +368,7 @@ def test_ipv4_and_ipv6(adapter: Adapter, settings):
         try:
             socket.create_connection(("::1", scp.port), timeout=5).close()
         except OSError:
-            pytest.skip("this machine has no IPv6")
+            peers.cannot(peers.Lack.IPV6)
         with Peer(scp, [(Verification, [IVLE])], calling="SIX", address="::1") as peer:
             assert peer.assoc.send_c_echo().Status == 0
         rejected = Peer(scp, [(Verification, [IVLE])], calling="PACS1", address="::1").assoc

@@ -26,7 +26,7 @@ from adapter.models import Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.settings import Scu
 from tests.support_peers import RawPeer, ScriptedPacs, StoreScp, destination
-from tests.support_stack import dcmtk, free_port
+from tests.support_stack import free_port
 from tests.support_stages import encode, make_instance
 from tests.support_wire import abort, data, pdu, pdv, reject
 from workers.clients.store_scu import Outgoing, examine, judge, plan, store
@@ -199,7 +199,7 @@ def test_second_association_for_the_rest(tmp_path):
 # -- bytes ---------------------------------------------------------------------------------------
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_eight_transfer_syntaxes_arrive_as_they_are(tmp_path):
     """T9, S18: files in eight transfer syntaxes arrive bit by bit, in the syntax they have."""
     files = [outgoing(TEST_FILES / name, number) for number, name in enumerate(EIGHT)]
@@ -240,7 +240,7 @@ def test_large_pdus_where_the_peer_allows(tmp_path, size):
     assert max(pacs.pdu_lengths) == 131072
 
 
-@dcmtk
+@pytest.mark.needs("dcmtk")
 def test_deflated_data_set_of_odd_length(tmp_path):
     """A deflated data set of odd length gets the zero byte that the Standard asks for."""
     file = outgoing(TEST_FILES / "image_dfl.dcm")

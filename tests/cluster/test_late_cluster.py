@@ -14,10 +14,10 @@ from adapter.ledger.schema import groups
 from tests.cluster.conftest import Cluster
 from tests.late_volume import environment
 from tests.support_modality import Modality
-from tests.support_stack import dcmtk, stored, write_study
+from tests.support_stack import stored, write_study
 from tests.support_stages import rows
 
-pytestmark = [dcmtk, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("dcmtk"), pytest.mark.timeout(300)]
 
 #: Seconds that names are late, as NFS's 60 are to the 120 of visibilitySeconds.
 LATE, VISIBLE = 3.0, 6.0

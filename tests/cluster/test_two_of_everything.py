@@ -19,11 +19,11 @@ from adapter.errors import LeaseLost
 from adapter.ledger.schema import groups
 from tests.cluster.conftest import ROLES, Cluster
 from tests.support_modality import Modality
-from tests.support_stack import dcmtk, stored, write_study
+from tests.support_stack import stored, write_study
 from tests.support_stages import make_work, rows
 from workers import grouping, notification, reclamation
 
-pytestmark = [dcmtk, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.needs("dcmtk"), pytest.mark.timeout(400)]
 
 SOAK = bool(os.environ.get("SOAK"))
 #: Roles killed by the test of random kills.

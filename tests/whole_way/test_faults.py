@@ -20,12 +20,12 @@ from adapter.embedded.roles import accepts
 from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.stages import STAGES
 from adapter.verify import verify
-from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_stack import Pacs, Stack, send, write_study
 from tests.support_stages import rows
 from tests.support_waiting import eventually
 from workers.clients.launcher import _descendants
 
-pytestmark = dcmtk
+pytestmark = pytest.mark.needs("dcmtk")
 
 
 def has_come_through(stack: Stack, pacs: Pacs, instances: int) -> Callable[[], bool]:

@@ -9,11 +9,11 @@ import pytest
 
 from adapter.ledger.schema import exports, groups, jobs
 from adapter.stages import STAGES
-from tests.support_stack import Pacs, Stack, dcmtk, send, write_study
+from tests.support_stack import Pacs, Stack, send, write_study
 from tests.support_stages import rows
 from tests.support_waiting import eventually
 
-pytestmark = dcmtk
+pytestmark = pytest.mark.needs("dcmtk")
 
 
 @pytest.mark.parametrize("stage", STAGES)

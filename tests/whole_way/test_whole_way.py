@@ -19,11 +19,11 @@ from adapter.embedded.roles import own_command
 from adapter.ledger.schema import arrivals, exports, groups, jobs
 from adapter.stages import make_app
 from adapter.verify import verify
-from tests.support_stack import Pacs, Stack, data_set_bytes, dcmtk, stored, write_study
+from tests.support_stack import Pacs, Stack, data_set_bytes, stored, write_study
 from tests.support_stages import IncomingAssociation, encode, make_instance, rows
 from tests.support_waiting import eventually
 
-pytestmark = dcmtk
+pytestmark = pytest.mark.needs("dcmtk")
 
 COPY = {"name": "Copy", "command": ["sh", "-c", "cp {input}/* {output}"], "export": False}
 #: Says all that it was given, and fails.
