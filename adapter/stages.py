@@ -18,7 +18,7 @@ from urllib.parse import quote
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, Connection, Table, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
@@ -91,26 +91,24 @@ def due_stages(adapter: Adapter) -> list[str]:
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
     with adapter.ledger.read() as connection:
         for stage, candidates in due_questions(adapter.settings).items():
-            for table, condition in candidates:
-                if connection.execute(
-                    select(exists().select_from(table).where(condition))
-                ).scalar():
-                    found.add(stage)
-                    break
+            if _any_due(connection, candidates):
+                found.add(stage)
     return [stage for stage in STAGES if stage in found]
 
 
 def due_ids(adapter: Adapter, stage: str) -> list[str]:
-    """Return the ids of a stage's first due rows, in the order in which they are claimed.
-
-    Empty for a stage whose wake-ups name no row, and where only other work is due.
-    """
-    if stage not in SUBJECTS:
-        return []
+    """Return the ids of a stage's first due rows, in the order in which they are claimed."""
     table, condition = due_questions(adapter.settings)[stage][0]
     first = select(table.c.id).where(condition).order_by(*_ORDER[stage]).limit(FULL_QUEUE)
     with adapter.ledger.read() as connection:
         return list(connection.execute(first).scalars())
+
+
+def _any_due(connection: Connection, candidates: Sequence[tuple[Table, Any]]) -> bool:
+    return any(
+        connection.execute(select(exists().select_from(table).where(condition))).scalar()
+        for table, condition in candidates
+    )
 
 
 _ORDER: dict[str, Sequence[ColumnElement[Any]]] = {
@@ -162,7 +160,7 @@ class StageQueues:
         return True
 
     def wake_if_due(self, adapter: Adapter, stage: str) -> bool:
-        """Wake a stage for its first due rows, unless wake-ups wait for it already.
+        """Wake a stage for what is due, unless wake-ups wait for it already.
 
         Returns
         -------
@@ -172,10 +170,17 @@ class StageQueues:
         waiting = self.lengths([stage])
         if waiting is None:
             return False
-        if waiting[stage] >= SHORT_QUEUE:
-            return True
-        ids = due_ids(adapter, stage)
-        return not ids or self.wake(stage, *ids)
+        return waiting[stage] >= SHORT_QUEUE or self.wake_for_due(adapter, stage)
+
+    def wake_for_due(self, adapter: Adapter, stage: str) -> bool:
+        """Wake a stage once for each of its first due rows, or once for other work that is due."""
+        if stage in SUBJECTS:
+            if ids := due_ids(adapter, stage):
+                return self.wake(stage, *ids)
+            with adapter.ledger.read() as connection:
+                if not _any_due(connection, due_questions(adapter.settings)[stage][1:]):
+                    return True  # another worker has taken it meanwhile
+        return self.wake(stage)
 
     def lengths(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
         """Return the length of each stage's queue, or None if the broker does not answer."""
@@ -224,8 +229,7 @@ class DueWorkPoll:
         return [
             stage
             for stage in due
-            if waiting[stage] < SHORT_QUEUE
-            and self._queues.wake(stage, *due_ids(self._adapter, stage))
+            if waiting[stage] < SHORT_QUEUE and self._queues.wake_for_due(self._adapter, stage)
         ]
 
     def _run(self) -> None:

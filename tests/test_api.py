@@ -59,7 +59,7 @@ class Redis:
     def lengths(self, stages: Any = STAGES) -> dict[str, int] | None:
         return None if self.queues is None else {stage: self.queues[stage] for stage in stages}
 
-    def wake(self, stage: str, *_ids: str) -> bool:
+    def wake_for_due(self, _adapter: Adapter, stage: str) -> bool:
         self.woken.append(stage)
         return True
 

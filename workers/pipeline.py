@@ -33,6 +33,7 @@ from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
+from adapter.models import export_id, task_id
 from adapter.settings import Pipeline
 from adapter.stages import EXPORT, RECLAMATION
 from workers.clients.attempt import Attempt, read_results
@@ -153,7 +154,9 @@ class Run:
             agent=self._adapter.settings.dicom.scu.ae_title,
         )
         if pipeline.destinations:
-            self._work.queues.wake(EXPORT)
+            task = task_id(self._job.id)
+            created = dict.fromkeys(export_id(task, name) for name in pipeline.destinations)
+            self._work.queues.wake(EXPORT, *created)
         else:
             self._work.queues.wake(RECLAMATION)
         return "succeeded"
