@@ -114,13 +114,13 @@ def test_a_failed_try_is_a_retry_and_a_parked_job_a_failure(
 
     def ended() -> list[dict[str, Any]]:
         mine = [task for task in flower.tasks("pipeline") if job.id in task["kwargs"]]
-        return mine if {task["state"] for task in mine} == {"RETRY", "FAILURE"} else []
+        return mine if {task["state"] for task in mine} >= {"RETRY", "FAILURE"} else []
 
     mine = eventually(ended)
     whys = {task["state"]: task["exception"] for task in mine}
     assert f"{TryFailed.__name__}(" in whys["RETRY"]
     assert whys["FAILURE"].startswith(Parked.__name__)
-    assert all("exit-code: exit code 1" in why for why in whys.values())
+    assert all("exit-code: exit code 1" in whys[state] for state in ("RETRY", "FAILURE"))
 
 
 def test_flower_shows_it_in_a_browser(after_the_demo: tuple[Adapter, Flower]) -> None:
