@@ -23,7 +23,7 @@ from benchmarks.receivers import Ours, await_listening, free_port
 
 STAGES = ("notification", "grouping", "reclamation")
 #: Seconds that the stages get to catch up.
-_PATIENCE = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def measure(
         await_listening(port, receiver)
         spool = Spool(folder / "data" / "spool")
         send(port)  # so that everybody is awake
-        _await(lambda: not beside or not any(spool.list_incoming()), _PATIENCE, "waking up")
+        _await(lambda: not beside or not any(spool.list_incoming()), _TIMEOUT_SECONDS, "waking up")
         rate = send(port)
         if not beside:
             return rate, 0, 0.0
         waiting = sum(1 for _ in spool.list_incoming())
-        drained = _await(lambda: not any(spool.list_incoming()), _PATIENCE, "the backlog")
+        drained = _await(lambda: not any(spool.list_incoming()), _TIMEOUT_SECONDS, "the backlog")
         return rate, waiting, drained
 
 

@@ -33,7 +33,7 @@ class Receiver:
     syncs: str
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return True
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
@@ -75,7 +75,7 @@ class Dcmtk(Receiver):
     """DCMTK's storescp, with the switch that keeps Nagle's algorithm out of its answers."""
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return shutil.which("storescp") is not None
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
@@ -88,7 +88,7 @@ class Orthanc(Receiver):
     """Orthanc as it comes."""
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return shutil.which("Orthanc") is not None
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:

@@ -36,7 +36,7 @@ class Sent:
 
 
 def here() -> bool:
-    """Tell whether DCMTK is installed."""
+    """Return whether DCMTK is installed."""
     return shutil.which("storescp") is not None
 
 

@@ -11,13 +11,13 @@ import socket
 import sys
 
 #: Seconds that the role has to answer; the health check's own time-out is longer.
-_PATIENCE = 4.0
+_TIMEOUT_SECONDS = 4.0
 
 
 def main() -> None:
     """Ask for the path, and end with what was answered."""
     port, _, path = sys.argv[1].partition("/")
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=_PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=_TIMEOUT_SECONDS) as connection:
         if not path:
             return
         connection.sendall(f"GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))

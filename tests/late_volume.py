@@ -72,7 +72,7 @@ class LateVolume:
         return f"{self.journal}/{hashlib.sha1(name.encode()).hexdigest()}"
 
     def hides(self, name):
-        """Tell whether a name, or a folder on the way to it, is not to be seen on this host."""
+        """Return whether a name, or a folder on the way to it, is not to be seen on this host."""
         while name is not None and name != self.folder:
             with suppress(FileNotFoundError), _real_open(self._entry(name)) as entry:
                 host, _, made = entry.read().partition(" ")

@@ -122,7 +122,7 @@ class _Strict(yaml.CSafeLoader):
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
-    """Tell whether a label selector selects what has these labels."""
+    """Return whether a label selector selects what has these labels."""
     wanted = selector.get("matchLabels", {})
     for item in selector.get("matchExpressions", []):
         assert item["operator"] == "In"

@@ -166,7 +166,7 @@ def kinds(adapter, job):
 
 
 def gone(pid):
-    """Tell whether a process is no more (a zombie that waits for its parent is none)."""
+    """Return whether a process is no more (a zombie that waits for its parent is none)."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True

@@ -194,7 +194,7 @@ class Stack:
         return version
 
     def _in_force(self, version: int) -> bool:
-        """Tell whether every receiving process has a version, and the copy beside the spool."""
+        """Return whether every receiving process has a version, and the copy beside the spool."""
         saved = self.adapter.spool.read_configuration()
         found = [
             beat["configuration_version"]

@@ -39,7 +39,7 @@ def make_role(name, folder, *, stubborn=False, **values):
 
 
 def runs(pid):
-    """Tell whether a process is there and not a zombie."""
+    """Return whether a process is there and not a zombie."""
     return _state_and_parent(Path(f"/proc/{pid}"))[0] not in {"", "Z"}
 
 

@@ -152,7 +152,7 @@ class Caller:
                 self.socket.sendall(part)
 
     def delivered(self):
-        """Tell whether the other side's kernel has all that was sent (SIOCOUTQ, tcp(7))."""
+        """Return whether the other side's kernel has all that was sent (SIOCOUTQ, tcp(7))."""
         return fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) == bytes(4)
 
     def trickle(self, stream, pause):

@@ -145,7 +145,7 @@ def commands() -> dict[str, Any]:
 
 
 def exists(arguments: list[str]) -> bool:
-    """Tell whether the command line takes these arguments."""
+    """Return whether the command line takes these arguments."""
     first, *rest = arguments
     command: Any = commands().get(first)
     if command is None:

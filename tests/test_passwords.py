@@ -118,7 +118,7 @@ def test_a_password_is_read_once_at_start(load, password_file):
     ("content", "says"),
     [
         (None, "No such file or directory"),
-        (b" \n", "is empty; it has to hold the password"),
+        (b" \n", "is empty; it must contain the password"),
         (b"hushhush\nhushhush\n", "nothing else, in one line"),
         (b"hushhush\xff", "nothing else, in one line of UTF-8"),
         (b"hushhush" * 1000, "nothing else"),

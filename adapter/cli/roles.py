@@ -70,7 +70,7 @@ def up(ctx: typer.Context) -> None:
     """Run everything on this machine until Ctrl-C or SIGTERM."""
     settings = settings_of(ctx)
     end_by_interrupt()
-    supervisor = Supervisor(settings, tell=say)
+    supervisor = Supervisor(settings, print_line=say)
     try:
         supervisor.start()
         _introduce(settings, supervisor)

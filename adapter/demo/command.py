@@ -22,7 +22,7 @@ from adapter.core import Adapter, open_adapter
 from adapter.demo import modality, proof, scene
 from adapter.demo.display import live_display, plain_display
 from adapter.demo.modality import DicomFile, Found
-from adapter.demo.progress import Line, Progress, look
+from adapter.demo.progress import DemoProgress, Line, look
 from adapter.demo.scene import Scene
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError
@@ -91,14 +91,14 @@ def run(study: Path | None, *, keep: bool) -> None:
     _conclude(problems, begin)
 
 
-def visit(stage: Scene, study: Path | None, *, patience: float) -> None:
+def visit(stage: Scene, study: Path | None, *, stall_seconds: float) -> None:
     """Run the demo against an adapter that runs already.
 
     Parameters
     ----------
     study : Path, optional
         A folder (or file) of the user's own; several studies may be in it.
-    patience : float, seconds
+    stall_seconds : float, seconds
         How long nothing at all may happen.
 
     Raises
@@ -110,7 +110,7 @@ def visit(stage: Scene, study: Path | None, *, patience: float) -> None:
     found = _find(study)
     adapter = open_adapter(stage.settings)
     try:
-        problems = _send_and_watch(stage, adapter, found, patience)
+        problems = _send_and_watch(stage, adapter, found, stall_seconds)
     finally:
         adapter.close()
     _conclude(problems, begin)
@@ -139,7 +139,7 @@ def _play(stage: Scene, found: Found) -> list[str]:
         "for this demo (by default 85 %, less 5 GB)"
     )
     with Supervisor(
-        settings, extra=[stage.pacs_role], tell=lambda line: say(f"  {line}")
+        settings, extra=[stage.pacs_role], print_line=lambda line: say(f"  {line}")
     ) as supervisor:
         begin = time.monotonic()
         if not supervisor.wait_ready(_START_SECONDS):
@@ -157,7 +157,9 @@ def _play(stage: Scene, found: Found) -> list[str]:
             say("Stopping ...")
 
 
-def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: float) -> list[str]:
+def _send_and_watch(
+    stage: Scene, adapter: Adapter, found: Found, stall_seconds: float
+) -> list[str]:
     if adapter.storage_is_low():
         return [f"the disk of {stage.settings.data} is full"]
     stage.register(adapter)
@@ -176,13 +178,13 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: floa
         sent = pool.submit(
             modality.send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
         )
-        progress, over = _watch(adapter, sending, sent, before, patience)
+        progress, over = _watch(adapter, sending, sent, before, stall_seconds)
         sent.result()
     _print_timelines(progress)
     problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
     if not over:
         lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
-        problems.append(f"nothing has moved for {patience:.0f} s: {lines}")
+        problems.append(f"nothing has moved for {stall_seconds:.0f} s: {lines}")
     if quarantined := progress.quarantined - before.quarantined:
         problems.append(f"{count(quarantined, 'file')} went to quarantine")
     arrived = proof.digests(stage.received)
@@ -196,13 +198,17 @@ def _counts(found: Found) -> str:
 
 
 def _watch(
-    adapter: Adapter, sending: Sending, sent: Future[None], before: Progress, patience: float
-) -> tuple[Progress, bool]:
+    adapter: Adapter,
+    sending: Sending,
+    sent: Future[None],
+    before: DemoProgress,
+    stall_seconds: float,
+) -> tuple[DemoProgress, bool]:
     """Show the progress until nothing more will happen, or nothing has happened for too long.
 
     Returns
     -------
-    tuple of Progress and bool
+    tuple of DemoProgress and bool
         How far it has come, and whether that is the end.
     """
     changed, lines_before = time.monotonic(), [sending.line]
@@ -215,18 +221,18 @@ def _watch(
             if any(job.working for job in progress.jobs) or lines != lines_before:
                 changed, lines_before = time.monotonic(), lines
             over = over and progress.is_over(before.accounted + sending.stored)
-            if over or time.monotonic() - changed > patience:
+            if over or time.monotonic() - changed > stall_seconds:
                 return progress, over
             time.sleep(_LOOK_SECONDS)
 
 
-def _print_timelines(progress: Progress) -> None:
+def _print_timelines(progress: DemoProgress) -> None:
     for timeline in progress.timelines:
         say(f"Timeline of study {timeline.study_instance_uid}")
         print_table(HEADINGS, timeline_lines(timeline), "nothing happened")
 
 
-def _judge(adapter: Adapter, progress: Progress, arrived: Mapping[str, str]) -> list[str]:
+def _judge(adapter: Adapter, progress: DemoProgress, arrived: Mapping[str, str]) -> list[str]:
     """Return everything that is not as it must be with what became of the files."""
     problems = []
     if len(progress.jobs) != len(progress.groups) or not progress.jobs:

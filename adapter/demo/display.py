@@ -24,7 +24,7 @@ def live_display() -> Iterator[Show]:
             table = Table.grid(padding=(0, 2))
             for line in lines:
                 table.add_row(
-                    f"  [bold]{line.name}[/]", plain(line.text), f"[dim]{line.ticking}[/]"
+                    f"  [bold]{line.name}[/]", plain(line.text), f"[dim]{line.transient}[/]"
                 )
             live.update(table)
 

@@ -155,7 +155,7 @@ def _project_frames(ds: Dataset) -> tuple[NDArray[np.float64], int]:
 
 
 def _inverted(ds: Dataset) -> bool:
-    """Tell whether the least value is the brightest (PS3.3 section C.7.6.3.1.2)."""
+    """Return whether the least value is the brightest (PS3.3 section C.7.6.3.1.2)."""
     return bool(ds.PhotometricInterpretation == "MONOCHROME1")
 
 

@@ -113,7 +113,7 @@ class Scene:
 
 
 def in_force(adapter: Adapter, version: int) -> bool:
-    """Tell whether every receiving process says that it has a version of the configuration."""
+    """Return whether every receiving process says that it has a version of the configuration."""
     there = [
         beat.get("configuration_version", 0)
         for beat in heartbeat.read_all(adapter.spool)

@@ -61,7 +61,7 @@ class Ledger:
         self.engine.dispose()
 
     def exists(self) -> bool:
-        """Tell whether there is something to connect to; SQLite would make it."""
+        """Return whether there is something to connect to; SQLite would make it."""
         database = self.engine.url.database
         return self.is_shared or (database is not None and Path(database).is_file())
 
@@ -85,7 +85,7 @@ class Ledger:
                 revisions.upgrade(connection)
 
     def is_usable(self) -> bool:
-        """Tell whether the schema is the one that this code was written for, or one beyond."""
+        """Return whether the schema is the one that this code was written for, or one beyond."""
         with self.read() as connection:
             return revisions.is_usable(connection)
 

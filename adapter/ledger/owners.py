@@ -30,7 +30,7 @@ def of_namespace(namespace: str) -> str:
 
 
 def is_resource(owner: str) -> bool:
-    """Tell whether an owner is a custom resource."""
+    """Return whether an owner is a custom resource."""
     return owner.startswith(_SCHEME)
 
 

@@ -25,7 +25,7 @@ from adapter.ledger.schema import meta
 NEEDS = "needs"
 
 #: How long a start waits for others that upgrade (milliseconds).
-_PATIENCE = "300000"
+_LOCK_TIMEOUT = "300000"
 
 
 def config() -> Config:
@@ -53,7 +53,7 @@ def current(connection: Connection) -> str | None:
 
 
 def is_usable(connection: Connection) -> bool:
-    """Tell whether the schema is the one that this code was written for, or one beyond."""
+    """Return whether the schema is the one that this code was written for, or one beyond."""
     at = current(connection)
     return at == newest() or (at is not None and at not in known() and _is_allowed(connection))
 
@@ -67,7 +67,7 @@ def upgrade(connection: Connection) -> None:
         If a newer release has left this one behind.
     """
     if connection.dialect.name == "postgresql":
-        for setting, value in (("lock_timeout", _PATIENCE), ("statement_timeout", "0")):
+        for setting, value in (("lock_timeout", _LOCK_TIMEOUT), ("statement_timeout", "0")):
             connection.execute(text(f"SET LOCAL {setting} = {value}"))
     locks.hold(connection, locks.Kind.MIGRATIONS)
     at = current(connection)

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import httpx
 
 from adapter.errors import ConfigurationError, TemporaryError
-from adapter.operator.resources import GROUP, VERSION, Kind
+from adapter.operator.resources import GROUP, VERSION, ResourceKind
 from adapter.settings import Settings
 
 #: Resources in one page of a list.
@@ -47,7 +47,7 @@ class RequestBroken(TemporaryError):
     """A watch sent what cannot be read."""
 
 
-class Event(NamedTuple):
+class WatchEvent(NamedTuple):
     """One event of a watch.
 
     Attributes
@@ -123,7 +123,7 @@ class Client:
                     stream.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
-    def list(self, kind: Kind) -> tuple[list[Any], str]:
+    def list(self, kind: ResourceKind) -> tuple[list[Any], str]:
         """Return all resources of a kind, and the version to watch from.
 
         Raises
@@ -149,7 +149,9 @@ class Client:
         raise TemporaryError(f"there are too many {kind.plural}")
 
     @contextmanager
-    def watch(self, kind: Kind, version: str, seconds: int) -> Iterator[Iterator[Event]]:
+    def watch(
+        self, kind: ResourceKind, version: str, seconds: int
+    ) -> Iterator[Iterator[WatchEvent]]:
         """Give the events of a kind since a version, as they come; they end after some time.
 
         Raises
@@ -172,7 +174,7 @@ class Client:
         with self._send("GET", kind.plural, query, what, timeout=timeout) as response:
             yield _events(response)
 
-    def patch_status(self, kind: Kind, name: str, status: dict[str, Any]) -> Any:
+    def patch_status(self, kind: ResourceKind, name: str, status: dict[str, Any]) -> Any:
         """Write the status of a resource, and return the resource as it is then.
 
         Raises
@@ -271,7 +273,7 @@ def _tls(folder: Path) -> ssl.SSLContext:
     return context
 
 
-def _events(response: httpx.Response) -> Iterator[Event]:
+def _events(response: httpx.Response) -> Iterator[WatchEvent]:
     rest = b""
     for chunk in response.iter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -282,14 +284,14 @@ def _events(response: httpx.Response) -> Iterator[Event]:
     # What stands behind the last line's end is half an event: the next watch gets it whole.
 
 
-def _event(line: bytes) -> Event:
+def _event(line: bytes) -> WatchEvent:
     try:
         document = json.loads(line)
         if document["type"] == "ERROR":
             code = int(document["object"]["code"])
         else:
             item = document["object"]
-            return Event(document["type"], item, str(item["metadata"]["resourceVersion"]))
+            return WatchEvent(document["type"], item, str(item["metadata"]["resourceVersion"]))
     except (ValueError, RecursionError, KeyError, TypeError):
         raise RequestBroken("the API server sent something else than an event") from None
     if code == httpx.codes.GONE:

@@ -27,7 +27,7 @@ class OperatorCollector(Collector):
         problem: Callable[[], list[str]],
     ) -> None:
         self._amounts = amounts
-        self._trouble = problem
+        self._problem = problem
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics, now."""
@@ -43,5 +43,5 @@ class OperatorCollector(Collector):
         yield GaugeMetricFamily(
             "dicom_adapter_operator_trouble",
             "1 if the API server or the ledger keeps the operator from its work.",
-            value=1 if self._trouble() else 0,
+            value=1 if self._problem() else 0,
         )

@@ -38,7 +38,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Readiness:
     """What came of a resource; `version` is the one in force for it, if there is one."""
 
     reason: str
@@ -124,16 +124,16 @@ def make_plan(
     return plan
 
 
-def judge(plan: Plan, reading: Reading, current: Sequence[Versioned[Any]]) -> Verdict:
+def judge(plan: Plan, reading: Reading, current: Sequence[Versioned[Any]]) -> Readiness:
     """Return what came of a resource, given what is in force after the plan was carried out."""
     owner = reading.resource.owner
     version = next((found.version for found in current if found.owner == owner), None)
     if owner not in plan.refusals:
-        return Verdict(APPLIED, f"in force as version {version}", version)
+        return Readiness(APPLIED, f"in force as version {version}", version)
     reason, message = plan.refusals[owner]
     if version is not None:
         message += f"; version {version}, which it described before, stays in force"
-    return Verdict(reason, message, version)
+    return Readiness(reason, message, version)
 
 
 def _claims(entity: Entity) -> list[Claim]:

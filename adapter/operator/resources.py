@@ -14,7 +14,7 @@ VERSION = "v1"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ResourceKind:
     """A kind of custom resource, and the kind of entity that it describes."""
 
     name: str
@@ -23,9 +23,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("ClaraAeTitle", "claraaetitles", EntityKind.AE_TITLE),
-    Kind("Source", "sources", EntityKind.SOURCE),
-    Kind("Destination", "destinations", EntityKind.DESTINATION),
+    ResourceKind("ClaraAeTitle", "claraaetitles", EntityKind.AE_TITLE),
+    ResourceKind("Source", "sources", EntityKind.SOURCE),
+    ResourceKind("Destination", "destinations", EntityKind.DESTINATION),
 )
 
 
@@ -39,22 +39,22 @@ class Resource:
         When, as the server writes it: sorted as text it is sorted by time.
     generation : int
         Grows with each change of the spec.
-    leaving : bool
+    being_deleted : bool
         Whether it is being deleted.
     """
 
-    kind: Kind
+    kind: ResourceKind
     namespace: str
     name: str
     uid: str
     created: str
     generation: int
-    leaving: bool
+    being_deleted: bool
     spec: Any = field(default_factory=dict, repr=False)
     status: Any = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, kind: Kind, item: Any) -> Self:
+    def parse(cls, kind: ResourceKind, item: Any) -> Self:
         """Return the resource that an item of a list or an event holds.
 
         Raises
@@ -71,7 +71,7 @@ class Resource:
                 uid=str(metadata["uid"]),
                 created=str(metadata["creationTimestamp"]),
                 generation=int(metadata["generation"]),
-                leaving="deletionTimestamp" in metadata,
+                being_deleted="deletionTimestamp" in metadata,
                 spec=item.get("spec"),
                 status=item.get("status") or {},
             )

@@ -97,6 +97,6 @@ def _jobs_to_come(connection: Connection) -> set[str]:
 
 
 def _is_registered_anew(adapter: Adapter, listing: Listing) -> bool:
-    """Tell whether a rebuild is being worked off: then no job can be called unknown yet."""
+    """Return whether a rebuild is being worked off: then no job can be called unknown yet."""
     both = listing.incoming.keys() & listing.instances.keys()
     return any(True for _ in without_row(adapter.ledger, both))

@@ -35,7 +35,7 @@ def test_a_lost_bell_is_rung_again_within_ten_seconds(
 
 
 def reached(stack: Stack, stage: str) -> bool:
-    """Tell whether there is work for a stage."""
+    """Return whether there is work for a stage."""
     job = next(iter(rows(stack.adapter, jobs)), None)
     export = next(iter(rows(stack.adapter, exports)), None)
     group = next(iter(rows(stack.adapter, groups)), None)
@@ -50,7 +50,7 @@ def reached(stack: Stack, stage: str) -> bool:
 
 
 def left(stack: Stack, stage: str) -> bool:
-    """Tell whether a stage has done its work."""
+    """Return whether a stage has done its work."""
     job = next(iter(rows(stack.adapter, jobs)), None)
     export = next(iter(rows(stack.adapter, exports)), None)
     group = next(iter(rows(stack.adapter, groups)), None)

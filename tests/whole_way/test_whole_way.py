@@ -78,7 +78,7 @@ def jobs_of(stack: Stack, title: str) -> list[Any]:
 
 
 def all_succeeded(stack: Stack, title: str, number: int) -> bool:
-    """Tell whether an AE title has so many jobs, and all have succeeded."""
+    """Return whether an AE title has so many jobs, and all have succeeded."""
     states = [job.state for job in jobs_of(stack, title)]
     return len(states) == number and set(states) == {"succeeded"}
 

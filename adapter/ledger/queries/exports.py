@@ -10,7 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from adapter.ledger.database import Ledger
-from adapter.ledger.queries.facts import Export, ExportDetail, Hold, Page, Unconfirmed
+from adapter.ledger.queries.facts import (
+    DestinationHold,
+    ExportDetail,
+    ExportFacts,
+    Page,
+    Unconfirmed,
+)
 from adapter.ledger.queries.jobs import studies_of_groups
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import exports, holds, jobs, now, receipts, task_files, tasks
@@ -24,7 +30,7 @@ def list_exports(
     destination: str | None = None,
     limit: int = 100,
     after: str | None = None,
-) -> Page[Export]:
+) -> Page[ExportFacts]:
     """Return a page of exports, newest first.
 
     Parameters
@@ -47,8 +53,8 @@ def list_exports(
         rows, following = split(
             connection.execute(newest_first(query, exports, limit, after)).all(), limit
         )
-        items = [Export.model_validate(facts) for facts in _facts(connection, rows)]
-        return Page[Export](items=items, next=following)
+        items = [ExportFacts.model_validate(facts) for facts in _facts(connection, rows)]
+        return Page[ExportFacts](items=items, next=following)
 
 
 def find_export(ledger: Ledger, export: str) -> ExportDetail | None:
@@ -78,9 +84,9 @@ def of_job() -> ColumnElement[bool]:
     )
 
 
-def hold_facts(row: Any) -> Hold:
+def hold_facts(row: Any) -> DestinationHold:
     """Return a row of `holds` as facts."""
-    return Hold.model_validate(row._asdict())
+    return DestinationHold.model_validate(row._asdict())
 
 
 def _exports() -> Select[Any]:

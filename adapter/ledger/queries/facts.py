@@ -90,7 +90,7 @@ class Group(Facts):
     reclaimed_at: AwareDatetime | None
 
 
-class Job(Facts):
+class JobFacts(Facts):
     """One pipeline's work on one group."""
 
     id: str
@@ -116,7 +116,7 @@ class Job(Facts):
     updated_at: AwareDatetime
 
 
-class Hold(Facts):
+class DestinationHold(Facts):
     """A destination that cannot be reached."""
 
     destination: str
@@ -137,7 +137,7 @@ class Unconfirmed(Facts):
     tries: int
 
 
-class Export(Facts):
+class ExportFacts(Facts):
     """A task's way to one destination."""
 
     id: str
@@ -156,19 +156,19 @@ class Export(Facts):
     failed: int = Field(description="Files that were tried and are not stored.")
     due_at: AwareDatetime
     waiting_since: AwareDatetime | None
-    hold: Hold | None
+    hold: DestinationHold | None
     report: str = Field(description="What the task owes to a remote Results Service.")
     created_at: AwareDatetime
     updated_at: AwareDatetime
 
 
-class ExportDetail(Export):
+class ExportDetail(ExportFacts):
     """An export, and what its destination has not confirmed."""
 
     unconfirmed: list[Unconfirmed]
 
 
-class Event(Facts):
+class EventFacts(Facts):
     """Something that happened."""
 
     at: AwareDatetime
@@ -195,9 +195,9 @@ class Timeline(Facts):
     quarantined: dict[str, int] = Field(description="Files in quarantine, by reason.")
     associations: list[ReceivedAssociation]
     groups: list[Group]
-    jobs: list[Job]
+    jobs: list[JobFacts]
     exports: list[ExportDetail]
-    events: list[Event]
+    events: list[EventFacts]
 
 
 class QuarantinedFile(Facts):
@@ -239,4 +239,4 @@ class Attention(Facts):
     parked_exports: Kept
     partial_exports: Kept
     quarantined: Kept
-    holds: list[Hold]
+    holds: list[DestinationHold]

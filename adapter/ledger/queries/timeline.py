@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, or_, select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import exports_where, of_job
-from adapter.ledger.queries.facts import Event, Group, ReceivedAssociation, Timeline
+from adapter.ledger.queries.facts import EventFacts, Group, ReceivedAssociation, Timeline
 from adapter.ledger.queries.jobs import jobs_where
 from adapter.ledger.queries.studies import summary
 from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
@@ -105,7 +105,7 @@ def _events(
     group_ids: Collection[str],
     job_ids: Collection[str],
     export_ids: Collection[str],
-) -> list[Event]:
+) -> list[EventFacts]:
     rows = connection.execute(
         select(events)
         .where(
@@ -119,7 +119,7 @@ def _events(
         .order_by(events.c.at, events.c.id)
         .limit(_MOST_EVENTS)
     )
-    return [Event.model_validate(row._asdict()) for row in rows]
+    return [EventFacts.model_validate(row._asdict()) for row in rows]
 
 
 def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
@@ -131,7 +131,7 @@ def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
 
 
 def _associations(
-    connection: Connection, parts: Sequence[Any], happened: Sequence[Event]
+    connection: Connection, parts: Sequence[Any], happened: Sequence[EventFacts]
 ) -> list[ReceivedAssociation]:
     ids = list(dict.fromkeys(part.association for part in parts))
     unidentified: dict[str, int] = {
