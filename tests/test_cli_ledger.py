@@ -87,7 +87,7 @@ def test_a_check_makes_nothing(cli: Cli, settings: Settings) -> None:
 
     assert code == 1
     assert found["reachable"] is False
-    assert found["problems"] == ["there is no ledger yet: the first start makes it"]
+    assert found["problems"] == ["there is no ledger yet: the first start creates it"]
     assert not settings.data.exists()
 
 

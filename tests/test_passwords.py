@@ -154,7 +154,8 @@ def test_a_url_with_a_password_refuses_a_password_file(load, password_file, sect
     problem = problem_of(load, **{section: {"url": url, "passwordFile": str(password_file)}})
 
     assert problem == (
-        f"DicomAdapter > {section}: both url and passwordFile name a password; take it out of url"
+        f"DicomAdapter > {section}: both url and passwordFile contain a password; "
+        "take it out of url"
     )
 
 
@@ -167,7 +168,7 @@ def test_a_password_file_needs_a_server(load, password_file, section, body):
     problem = problem_of(load, **{section: body | {"passwordFile": str(password_file)}})
 
     assert problem == (
-        f"DicomAdapter > {section}: passwordFile needs the url of a server that asks for a password"
+        f"DicomAdapter > {section}: passwordFile needs the url of a server that requires a password"
     )
 
 

@@ -98,7 +98,7 @@ def test_a_stranger_in_the_spool_is_told(adapter: Adapter, whole: str) -> None:
     """What no role of the adapter has written."""
     (adapter.spool.instances / "00" / "notes.txt").write_text("x")
 
-    assert problems(adapter) == ["file: no role of the adapter has put it there"]
+    assert problems(adapter) == ["file: no role of the adapter created it"]
 
 
 STEPS: dict[str, Callable[[Adapter], None]] = {
@@ -114,7 +114,7 @@ STEPS: dict[str, Callable[[Adapter], None]] = {
         change_rows(adapter, schema.groups, state="reclaimed"),
         change_rows(adapter, schema.jobs, state="started"),
     ),
-    "job: it is at its end but still leased": lambda adapter: change_rows(
+    "job: it is finished but still leased": lambda adapter: change_rows(
         adapter, schema.jobs, lease_token="x", lease_until=LONG_AGO
     ),
     "job: its worker is gone and no other has taken it over": lambda adapter: change_rows(

@@ -145,7 +145,7 @@ _missing = problems.documented(HTTPStatus.NOT_FOUND)
 
 @_api.get("/studies", tags=["studies"])
 def list_studies(ledger: LedgerOf, limit: Limit = 100, after: After = None) -> Page[Study]:
-    """List the studies; the one that an instance was received for last comes first."""
+    """List the studies; the study of the newest instance comes first."""
     return queries.list_studies(ledger, limit=limit, after=after)
 
 

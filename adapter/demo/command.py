@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: the whole way once, on real DICOM files, with everything started for it.
+"""The demo: runs all stages once on real DICOM files, and starts everything that it needs.
 
-It ends well only if all of this is true: every file was stored, every group got its job, every job
-succeeded, every result arrived bit for bit, and spool and ledger account for each other.
+It succeeds only if every file was stored, every group got its job, every job succeeded, every
+result arrived bit for bit, and spool and ledger account for each other.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from adapter.terminal import console, print_table, say
 from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 from adapter.verify import verify
 
-#: A small real CT study of two series, which pydicom's wheel carries.
+#: A small real CT study of two series, from pydicom's wheel.
 DEFAULT_STUDY = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
 
 _START_SECONDS = 60.0
-#: Seconds without any change after which the demo gives up; its own dead worker's lease is shorter.
+#: Seconds without any change after which the demo gives up; the lease of a dead worker is shorter.
 _STALL_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 
 
 @dataclass
 class Sending:
-    """What the modality has been answered so far."""
+    """The responses that the modality has got so far."""
 
     total: int
     stored: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     def settle(self, _file: DicomFile, status: int | None, why: str) -> None:
-        """Count a file that was answered or given up."""
+        """Count a file with a response, or one that is given up."""
         if modality.is_stored(status):
             self.stored += 1
         else:
@@ -57,7 +57,7 @@ class Sending:
 
     @property
     def line(self) -> Line:
-        """How far it has come."""
+        """The progress of sending, for the display."""
         failed = sum(self.failures.values())
         text = f"{self.stored} of {count(self.total, 'instance')} acknowledged"
         return Line("received", f"{text}, {failed} refused" if failed else text)
@@ -69,14 +69,14 @@ def run(study: Path | None, *, keep: bool) -> None:
     Parameters
     ----------
     study : Path, optional
-        A folder (or file) of the user's own; several studies may be in it.
+        A folder (or file) of the user, with one or more studies.
     keep : bool
-        Whether the scratch folder stays.
+        Whether the scratch folder is kept.
 
     Raises
     ------
     AdapterError
-        If anything did not go as it must.
+        If anything failed.
     """
     begin = time.monotonic()
     found = _find(study)
@@ -97,14 +97,14 @@ def visit(stage: Scene, study: Path | None, *, stall_seconds: float) -> None:
     Parameters
     ----------
     study : Path, optional
-        A folder (or file) of the user's own; several studies may be in it.
+        A folder (or file) of the user, with one or more studies.
     stall_seconds : float, seconds
-        How long nothing at all may happen.
+        Time without any progress after which the demo gives up.
 
     Raises
     ------
     AdapterError
-        If anything did not go as it must.
+        If anything failed.
     """
     begin = time.monotonic()
     found = _find(study)
@@ -131,7 +131,7 @@ def _conclude(problems: list[str], begin: float) -> None:
 
 
 def _play(stage: Scene, found: Found) -> list[str]:
-    """Start everything, send, watch, and return what went wrong."""
+    """Start everything, send, watch, and return the failures."""
     settings = stage.settings
     say(f"Starting everything in {settings.data.parent} ...")
     say(
@@ -184,7 +184,7 @@ def _send_and_watch(
     problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
     if not over:
         lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
-        problems.append(f"nothing has moved for {stall_seconds:.0f} s: {lines}")
+        problems.append(f"no progress for {stall_seconds:.0f} s: {lines}")
     if quarantined := progress.quarantined - before.quarantined:
         problems.append(f"{count(quarantined, 'file')} went to quarantine")
     arrived = proof.digests(stage.received)
@@ -204,17 +204,17 @@ def _watch(
     before: DemoProgress,
     stall_seconds: float,
 ) -> tuple[DemoProgress, bool]:
-    """Show the progress until nothing more will happen, or nothing has happened for too long.
+    """Show the progress until everything is finished, or nothing has happened for too long.
 
     Returns
     -------
     tuple of DemoProgress and bool
-        How far it has come, and whether that is the end.
+        The last progress, and whether everything is finished.
     """
     changed, lines_before = time.monotonic(), [sending.line]
     with live_display() if console.is_terminal else plain_display() as show:
         while True:
-            over = sent.done()  # asked first: what it stored is then in what is read next
+            over = sent.done()  # before reading the ledger, which then has all that was stored
             progress = look(adapter, before.now)
             lines = [sending.line, *progress.lines()]
             show(lines)
@@ -233,7 +233,7 @@ def _print_timelines(progress: DemoProgress) -> None:
 
 
 def _judge(adapter: Adapter, progress: DemoProgress, arrived: Mapping[str, str]) -> list[str]:
-    """Return everything that is not as it must be with what became of the files."""
+    """Return every failure of groups, jobs, exports and results."""
     problems = []
     if len(progress.jobs) != len(progress.groups) or not progress.jobs:
         problems.append(f"{len(progress.groups)} groups have {len(progress.jobs)} jobs")
@@ -258,7 +258,7 @@ def _judge(adapter: Adapter, progress: DemoProgress, arrived: Mapping[str, str])
 
 
 def _last_words(work: Path) -> list[str]:
-    """Return what a pipeline that failed had to say at the end."""
+    """Return the last lines that a failed pipeline wrote to standard error."""
     try:
         lines = (work / "stderr.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the demo's studies have come: read from the ledger, told in five lines."""
+"""The progress of the demo's studies: read from the ledger, shown in five lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapter.ledger.queries.facts import ExportDetail, Group, JobFacts, Timeline
 from adapter.models import ExportState, GroupState, JobState
 from adapter.timeline import count
 
-#: A study may share a group with another one, and with it jobs and exports.
+#: A study may share a group, and so jobs and exports, with another study.
 F = TypeVar("F", Group, JobFacts, ExportDetail)
 
 _JOB_ENDS = {JobState.SUCCEEDED, JobState.PARKED, JobState.DISCARDED}
@@ -30,7 +30,7 @@ _EXPORT_ENDS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the display; `transient` changes all the time and is for live displays only."""
+    """One line of the display; `transient` changes constantly and is for live displays only."""
 
     name: str
     text: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class DemoProgress:
-    """What stands in the ledger and the spool at one moment.
+    """The state of ledger and spool at one moment.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class DemoProgress:
     now : datetime
         The ledger's time.
     since : datetime
-        Older groups, jobs and exports are none of this demo.
+        Older groups, jobs and exports do not belong to this demo.
     """
 
     timelines: list[Timeline]
@@ -79,12 +79,12 @@ class DemoProgress:
 
     @property
     def accounted(self) -> int:
-        """Acknowledged files whose fate is known."""
+        """Acknowledged files that are registered, discarded or in quarantine."""
         known = sum(line.registered + sum(line.discarded.values()) for line in self.timelines)
         return known + self.quarantined
 
     def is_over(self, acknowledged: int) -> bool:
-        """Return whether nothing more will happen by itself to what was acknowledged."""
+        """Return whether all acknowledged files are processed as far as possible."""
         return (
             not self.waiting
             and self.accounted >= acknowledged
@@ -94,7 +94,7 @@ class DemoProgress:
         )
 
     def lines(self) -> list[Line]:
-        """Return where groups, jobs and exports stand."""
+        """Return the states of groups, jobs and exports."""
         registered = sum(timeline.registered for timeline in self.timelines)
         series = sum(timeline.series for timeline in self.timelines)
         studies = count(len(self.timelines), "study").replace("studys", "studies")
@@ -122,7 +122,7 @@ class DemoProgress:
 
 
 def look(adapter: Adapter, since: datetime | None = None) -> DemoProgress:
-    """Read how far everything has come; without `since`, what begins from now on counts."""
+    """Read the progress; without `since`, only groups, jobs and exports from now on count."""
     now = datetime.fromtimestamp(adapter.ledger.now(), UTC)
     page = list_studies(adapter.ledger, limit=1000)
     timelines = [find_timeline(adapter.ledger, study.study_instance_uid) for study in page.items]

@@ -111,7 +111,7 @@ class Child:
             os.kill(self._process.pid, signal.SIGTERM)
 
     def await_end(self, deadline: float, hurry: threading.Event) -> None:
-        """Wait for the process to end; kill it at `deadline` (monotonic), or when `hurry` is set."""
+        """Wait for the process to end; kill it at `deadline` (monotonic) or when `hurry` is set."""
         process = self._process
         if process is None:
             return

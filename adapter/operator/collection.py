@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the custom resources of one kind: a copy, made anew at every start."""
+"""A copy of the custom resources of one kind, filled again at every start."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ log = get_logger(__name__)
 
 
 class ResourceCollection:
-    """The resources of one kind, as far as a watch has come.
+    """The resources of one kind, as of the last event of a watch.
 
     Parameters
     ----------
     kind : ResourceKind
-        Which.
+        The kind.
     changed : threading.Event
-        Set whenever there is something new to apply, for this kind or another.
+        Set when there is something new to apply, for this kind or another.
 
     Attributes
     ----------
     problem : str or None
-        Why what is known may be out of date.
+        Why the copy may be out of date.
     """
 
     def __init__(self, kind: ResourceKind, changed: threading.Event) -> None:
@@ -38,14 +38,14 @@ class ResourceCollection:
         self._news = False
 
     def replace(self, items: list[Any]) -> None:
-        """Take over a full list."""
+        """Replace the copy with a full list."""
         found = [resource for item in items if (resource := self._parse(item)) is not None]
         with self._lock:
             self._resources = {resource.name: resource for resource in found}
             self._notify()
 
     def take(self, event: WatchEvent) -> None:
-        """Take over an event of a watch."""
+        """Apply an event of a watch."""
         resource = self._parse(event.item)
         if resource is None:
             return
@@ -59,7 +59,7 @@ class ResourceCollection:
             self._notify()
 
     def note_status(self, item: Any) -> None:
-        """Take over what the server made of our patch, unless the watch has brought more."""
+        """Apply the server's answer to our patch, unless the watch has brought a newer version."""
         resource = self._parse(item)
         with self._lock:
             if resource is None or self._resources is None:

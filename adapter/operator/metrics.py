@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator counts: custom resources that are in force or not, and whether it can work."""
+"""The operator's metrics: custom resources that are in force or not, and whether it can work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 
 
 class OperatorCollector(Collector):
-    """The operator's own metrics; nothing waits for anything.
+    """The operator's own metrics; collecting them waits for nothing.
 
     Parameters
     ----------
     amounts : callable
         Returns, by name of a kind, how many of its resources are in force and how many are not.
     problem : callable
-        Returns what keeps the operator from its work; nothing if nothing does.
+        Returns the reasons why the operator cannot work; an empty list if it can.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Custom resources as they come from the API server: taken apart, not judged."""
+"""Custom resources as they come from the API server: parsed, not validated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Resource:
     Attributes
     ----------
     created : str
-        When, as the server writes it: sorted as text it is sorted by time.
+        Creation time as the server writes it: its order as text is the order in time.
     generation : int
         Grows with each change of the spec.
     being_deleted : bool
@@ -55,12 +55,12 @@ class Resource:
 
     @classmethod
     def parse(cls, kind: ResourceKind, item: Any) -> Self:
-        """Return the resource that an item of a list or an event holds.
+        """Return the resource in an item of a list or an event.
 
         Raises
         ------
         ValueError
-            If it is none.
+            If the item is not a resource.
         """
         try:
             metadata = item["metadata"]
@@ -80,10 +80,10 @@ class Resource:
 
     @property
     def owner(self) -> str:
-        """The owner, in the ledger, of what the resource describes."""
+        """The owner, in the ledger, of the entity that the resource describes."""
         return owners.of_resource(self.namespace, self.kind.name, self.name)
 
     @property
     def age_order(self) -> tuple[str, str]:
-        """Sorts resources by age; the same for every operator, also within one second."""
+        """A key that sorts resources by age, for every operator alike, also within one second."""
         return (self.created, self.uid)

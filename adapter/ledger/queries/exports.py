@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about exports: what each destination has confirmed, and what it has not."""
+"""Queries about exports: the files that each destination has confirmed, or not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def list_exports(
     limit : int
         Exports on the page.
     after : str, optional
-        The export that the page before ended with.
+        The last export of the previous page.
     """
     query = _exports()
     if state is not None:
@@ -58,13 +58,13 @@ def list_exports(
 
 
 def find_export(ledger: Ledger, export: str) -> ExportDetail | None:
-    """Return an export and its unconfirmed files, or None if there is none of that id."""
+    """Return an export and its unconfirmed files, or None if the id is unknown."""
     with ledger.read() as connection:
         return next(iter(exports_where(connection, exports.c.id == export)), None)
 
 
 def exports_where(connection: Connection, condition: ColumnElement[bool]) -> list[ExportDetail]:
-    """Return the exports that a condition holds for, oldest first, with their unconfirmed files."""
+    """Return the exports that meet a condition, oldest first, with their unconfirmed files."""
     rows = connection.execute(
         _exports().where(condition).order_by(exports.c.created_at, exports.c.destination)
     ).all()
@@ -77,7 +77,7 @@ def exports_where(connection: Connection, condition: ColumnElement[bool]) -> lis
 
 
 def of_job() -> ColumnElement[bool]:
-    """Return the condition, on `tasks` and `jobs`, that a task carries a job's results."""
+    """Return the SQL condition on `tasks` and `jobs` that a task has a job's results."""
     return or_(
         tasks.c.job_id == jobs.c.id,
         and_(tasks.c.remote, tasks.c.job_id == jobs.c.platform_job_id),
@@ -85,7 +85,7 @@ def of_job() -> ColumnElement[bool]:
 
 
 def hold_facts(row: Any) -> DestinationHold:
-    """Return a row of `holds` as facts."""
+    """Return a row of `holds` as a model."""
     return DestinationHold.model_validate(row._asdict())
 
 
@@ -151,7 +151,7 @@ def _counts(
 
 
 def _studies(connection: Connection, task_ids: Collection[str]) -> dict[str, list[str]]:
-    """Return the studies that each task's job worked on."""
+    """Return the studies of each task's job."""
     rows = connection.execute(
         select(tasks.c.id, jobs.c.group_id).join(jobs, of_job()).where(tasks.c.id.in_(task_ids))
     ).all()

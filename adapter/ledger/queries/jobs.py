@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about jobs."""
+"""Queries about jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def list_jobs(
     limit : int
         Jobs on the page.
     after : str, optional
-        The job that the page before ended with.
+        The last job of the previous page.
     """
     query = _jobs()
     if state is not None:
@@ -45,20 +45,20 @@ def list_jobs(
 
 
 def find_job(ledger: Ledger, job: str) -> JobFacts | None:
-    """Return a job, or None if there is none of that id."""
+    """Return a job, or None if the id is unknown."""
     with ledger.read() as connection:
         rows = connection.execute(_jobs().where(jobs.c.id == job)).all()
         return next(iter(_facts(connection, rows)), None)
 
 
 def jobs_where(connection: Connection, condition: ColumnElement[bool]) -> list[JobFacts]:
-    """Return the jobs that a condition holds for, oldest first."""
+    """Return the jobs that meet a condition, oldest first."""
     rows = connection.execute(_jobs().where(condition).order_by(jobs.c.created_at, jobs.c.name))
     return _facts(connection, rows.all())
 
 
 def studies_of_groups(connection: Connection, ids: Collection[str]) -> dict[str, list[str]]:
-    """Return the Study Instance UIDs in each of some groups."""
+    """Return the Study Instance UIDs of each group."""
     found: dict[str, list[str]] = defaultdict(list)
     rows = connection.execute(
         select(arrivals.c.group_id, arrivals.c.study_instance_uid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study's timeline: what came by which association, and what became of it, up to its exports."""
+"""A study's timeline, from its associations to its exports."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from adapter.ledger.queries.studies import summary
 from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
 from adapter.models import ArrivalState
 
-#: Events of one timeline, at the most.
+#: Most events of one timeline.
 _MOST_EVENTS = 10_000
 
 
 def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
-    """Return what happened to a study, or None if nothing of it was ever received.
+    """Return the timeline of a study, or None if no instance of it was ever received.
 
     Notes
     -----
-    A group that was not made by study may hold other studies too: its jobs and exports are shown
-    whole.  Results of a remote platform are found by the job id that the platform gave.
+    A group with another grouping value than the study may contain other studies too: its jobs and
+    exports are shown completely.  Results of a remote platform are found by the platform's job id.
     """
     with ledger.read() as connection:
         received = connection.execute(summary([study_instance_uid])).first()
@@ -68,7 +68,7 @@ def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
 
 
 def _parts(connection: Connection, study: str) -> Sequence[Any]:
-    """Count a study's arrivals by all that the timeline tells them apart by."""
+    """Count a study's arrivals by association, AE titles, state and reason."""
     columns = (
         arrivals.c.association,
         arrivals.c.calling_ae_title,
