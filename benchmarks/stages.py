@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way, measured: ``make bench-stages``.
+"""Measures all stages end to end: ``make bench-stages``.
 
 Studies are sent by DCMTK's storescu, received, grouped, run through a pipeline that copies them and
 sent on to DCMTK's storescp, with 1, 2 and 4 workers for each stage, on SQLite and on PostgreSQL.
@@ -30,10 +30,10 @@ from tests.support_postgresql import PostgreSQL, find_programs
 from tests.support_stack import Pacs, Stack, stored
 from tests.support_stages import encode, make_instance
 
-#: Seconds of quiet that close a group: the least there can be.
+#: Quiet time of a group in seconds: the minimum.
 QUIET = 5.0
 
-#: One process for each; the three stages whose work is a few statements share one.
+#: One process for each; the three stages with little work share one.
 WORKERS = (
     "worker:notification",
     "worker:grouping,submission,reclamation",
@@ -48,7 +48,7 @@ PIPELINE = {
 
 
 def write_studies(folder: Path, studies: int, instances: int, size: int) -> list[Path]:
-    """Write studies of instances of `size` bytes, a folder each."""
+    """Write studies of instances of `size` bytes, each in a folder."""
     folders = []
     for number in range(studies):
         uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
@@ -68,7 +68,7 @@ def write_studies(folder: Path, studies: int, instances: int, size: int) -> list
 
 
 def processor_seconds(root: int) -> float:
-    """Return the processor time of a process, of those below it, and of those it has reaped."""
+    """Return the processor time of a process, of its descendants, and of those it has reaped."""
     ticks, children = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -88,7 +88,7 @@ def processor_seconds(root: int) -> float:
 
 @contextmanager
 def adapter(folder: Path, url: str | None, workers: int) -> Iterator[tuple[list[Stack], Pacs]]:
-    """Give an adapter with so many workers for each stage, all running."""
+    """Provide a running adapter with so many workers for each stage."""
     pacs = Pacs(folder / "pacs")
     sections: dict[str, Any] = {
         "storage": {"temporary": str(folder / "spool"), "retentionSeconds": 86400},
@@ -126,7 +126,7 @@ def roles_of(hosts: list[Stack]) -> dict[str, list[int]]:
 
 
 def measure(folder: Path, url: str | None, server: int | None, args: Any, workers: int) -> str:
-    """Run the whole way once and return a row of the table."""
+    """Send everything through all stages once, and return a row of the table."""
     studies = write_studies(folder / "studies", args.studies, args.instances, args.size)
     total = args.studies * args.instances
     with adapter(folder, url, workers) as (hosts, _pacs):
@@ -156,7 +156,7 @@ def measure(folder: Path, url: str | None, server: int | None, args: Any, worker
 
 
 def machine_seconds() -> float:
-    """Return the processor time that the machine has spent on work, senders and PACS included."""
+    """Return the busy processor time of the machine, senders and PACS included."""
     user, nice, system, _idle, _wait, *rest = map(
         int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )

@@ -339,7 +339,7 @@ def test_the_notes_warn_of_an_open_load_balancer() -> None:
     loose = at("scp.service", {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"})
     notes = render(loose).notes
 
-    assert "open to whoever" in notes
+    assert "open to every client" in notes
     assert "a node's address instead of the sender's" in notes
     assert "WARNING: the DICOM port" not in case("hospital").notes
 
