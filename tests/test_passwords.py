@@ -119,9 +119,9 @@ def test_a_password_is_read_once_at_start(load, password_file):
     [
         (None, "No such file or directory"),
         (b" \n", "is empty; it must contain the password"),
-        (b"hushhush\nhushhush\n", "nothing else, in one line"),
-        (b"hushhush\xff", "nothing else, in one line of UTF-8"),
-        (b"hushhush" * 1000, "nothing else"),
+        (b"hushhush\nhushhush\n", "only the password, in one line"),
+        (b"hushhush\xff", "only the password, in one line of UTF-8"),
+        (b"hushhush" * 1000, "only the password"),
     ],
     ids=["missing", "empty", "two lines", "not UTF-8", "a whole book"],
 )
