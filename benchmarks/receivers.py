@@ -140,7 +140,7 @@ def await_listening(port: int, process: subprocess.Popen[bytes]) -> None:
     Raises
     ------
     RuntimeError
-        If the process ends first, or nobody does within half a minute.
+        If the process ends first, or the port is closed after half a minute.
     """
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:

@@ -148,7 +148,7 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
     process = receiver.start(folder, port, load.associations)
     try:
         await_listening(port, process)
-        send(sender, port, load, 4 * load.associations, file)  # so that everybody is awake
+        send(sender, port, load, 4 * load.associations, file)  # to warm up all processes
         time.sleep(1.0)  # and has done for once what the first instance makes it do
         watch = Watch(process.pid)
         instances, seconds, size, p50, p99 = send(sender, port, load, count, file)

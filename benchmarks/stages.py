@@ -69,19 +69,19 @@ def write_studies(folder: Path, studies: int, instances: int, size: int) -> list
 
 def processor_seconds(root: int) -> float:
     """Return the processor time of a process, of its descendants, and of those it has reaped."""
-    ticks, children = {}, {}
+    cpu_times, children = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+            cpu_times[int(entry.name)] = sum(map(int, fields[11:15]))
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     total, left = 0, [root]
     while left:
         pid = left.pop()
-        total += ticks.get(pid, 0)
+        total += cpu_times.get(pid, 0)
         left += children.get(pid, [])
     return total / os.sysconf("SC_CLK_TCK")
 

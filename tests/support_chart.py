@@ -104,7 +104,7 @@ def render(values: dict[str, Any] | None = None, **how: Any) -> Rendered:
 
 @cache
 def case(name: str) -> Rendered:
-    """Return a case rendered; it is shared, so nobody may change it."""
+    """Return a rendered case; it is shared, so tests must not change it."""
     return render(values_of(name))
 
 

@@ -155,7 +155,7 @@ def rows(adapter, table):
 
 
 def change(adapter, job, **values):
-    """Change a job's row behind everybody's back."""
+    """Change a job's row directly, without a verb."""
     with adapter.ledger.write() as connection:
         connection.execute(update(schema.jobs).where(schema.jobs.c.id == job).values(**values))
 

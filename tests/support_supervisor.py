@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapter.embedded.roles import Role
 
-#: Writes its id and when it is told to end into files, then lives until then.
+#: Writes its process id into a file, runs until SIGTERM, and records its time in another file.
 _PROGRAM = """
 import os, pathlib, signal, subprocess, sys, time
 name, folder, stubborn = sys.argv[1:]

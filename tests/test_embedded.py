@@ -246,7 +246,7 @@ def test_without_any_redis_it_is_said_what_to_do(tmp_path, monkeypatch):
 
 
 def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
-    """It wants the password of the data folder, which nobody else can read, and keeps an AOF."""
+    """It requires the password of the data folder, readable by the owner only, and keeps an AOF."""
     one = start(own_redis=True)
     assert one.wait_ready(20)
     port = free_settings.broker.port
@@ -366,7 +366,7 @@ def test_only_warnings_reach_the_terminal(tmp_path):
 
 
 def test_a_terminal_that_has_gone_ends_nothing(start, tmp_path):
-    """When nobody takes what the supervisor tells, it goes on supervising."""
+    """When the supervisor's terminal is closed, it goes on supervising."""
     one = start(make_role("api", tmp_path))
 
     def gone(_line):

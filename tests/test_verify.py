@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification: what spool and ledger disagree on is told, work in flight is not."""
+"""Verification: differences between spool and ledger are reported, work in progress is not."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_row_without_a_next_step_is_told(adapter: Adapter, whole: str, problem
 
 
 def test_work_in_flight_is_no_difference(adapter: Adapter, version: int) -> None:
-    """A file that has both its names is being registered, and is not told."""
+    """A file that has both its names is being registered, and is not reported."""
     group = add_group(adapter, version)
     arrival = add_arrival(adapter, version, 1, group_id=group)
     source = adapter.spool.instance_path(arrival)

@@ -33,7 +33,7 @@ class OperatorCollector(Collector):
         """Return the metrics, now."""
         resources = GaugeMetricFamily(
             "dicom_adapter_custom_resources",
-            "Custom resources, by kind and by whether what they say is in force.",
+            "Custom resources, by kind and by whether they are in force.",
             labels=["kind", "ready"],
         )
         for kind, (ready, unready) in self._amounts().items():
@@ -42,6 +42,6 @@ class OperatorCollector(Collector):
         yield resources
         yield GaugeMetricFamily(
             "dicom_adapter_operator_trouble",
-            "1 if the API server or the ledger keeps the operator from its work.",
+            "1 if a problem of the API server or the ledger stops the operator's work.",
             value=1 if self._problem() else 0,
         )

@@ -132,7 +132,7 @@ class Pipeline(Section):
     @model_validator(mode="after")
     def _says_where_results_go(self) -> Pipeline:
         if self.export and not self.destinations:
-            raise ValueError('name at least one destination, or say "export": false')
+            raise ValueError('name at least one destination, or set "export": false')
         if not self.export and self.destinations:
             raise ValueError('"export": false and destinations contradict each other')
         return self

@@ -30,11 +30,11 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
         to_come = _jobs_to_come(connection)
         files = _files_of_tasks(connection)
         young = _young_jobs(connection, adapter.settings.lag_seconds)
-    anew = _is_registered_anew(adapter, listing)
+    rebuilding = _is_rebuilding(adapter, listing)
     for kind, folders in (("results", set(listing.results)), ("work", listing.work)):
         for job in folders:
             row = known.get(job)
-            if row is None and not anew and job not in to_come:
+            if row is None and not rebuilding and job not in to_come:
                 problem = f"the ledger does not know the job that {kind}/ has a folder of"
                 remedy = "copy the folder elsewhere if it is needed, and delete it by hand"
                 yield Difference(kind, job, problem, remedy)
@@ -96,7 +96,7 @@ def _jobs_to_come(connection: Connection) -> set[str]:
     return {job for of_group in expected_jobs(connection, opened).values() for job in of_group}
 
 
-def _is_registered_anew(adapter: Adapter, listing: Listing) -> bool:
+def _is_rebuilding(adapter: Adapter, listing: Listing) -> bool:
     """Return whether a rebuild is still in progress: then no job counts as unknown yet."""
     both = listing.incoming.keys() & listing.instances.keys()
     return any(True for _ in without_row(adapter.ledger, both))

@@ -108,7 +108,7 @@ class Cluster:
         Parameters
         ----------
         acknowledged : set of str
-            SOP Instance UIDs, beside those of earlier tests.
+            SOP Instance UIDs, in addition to those of earlier tests.
         """
         self.acknowledged |= acknowledged
         registered = rows(self.adapter, arrivals, arrivals.c.state == "registered")
