@@ -197,7 +197,7 @@ def main() -> None:
         f"{args.size} bytes, {args.senders} senders\n"
     )
     print(
-        "| ledger | workers of each stage | received/s | seconds | whole way/s | processors busy "
+        "| ledger | workers of each stage | received/s | seconds | end to end/s | processors busy "
         "| processor time of an instance (ms) |\n|---|---|---|---|---|---|---|"
     )
     for ledger in args.ledger or ["sqlite", "postgresql"]:

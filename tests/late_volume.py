@@ -3,8 +3,8 @@
 
 It intercepts Python's calls of the operating system: it records every name that is created below
 the volume's folder, with its host and time.  On another host the name is invisible until the delay
-is over: it cannot be opened, listed, examined, linked from or deleted.  Creating the same name again
-fails, because the server decides that.
+is over: it cannot be opened, listed, examined, linked from or deleted.  Creating the same name
+again fails, because the server decides that.
 
 In child processes: give them `environment`.  Within one: `install`, and set `host` of what it
 returns to that on which the code runs that is called next.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real PostgreSQL server on loopback, of a test session's own, with a fresh database for a test.
 
-It is Debian's, separate from any cluster of the machine.  Its data is deleted afterwards, so it does
-not sync: a test of a power loss would need another one.
+It is Debian's, separate from any cluster of the machine.  Its data is deleted afterwards, so it
+does not sync: a test of a power loss would need another one.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @dcmtk
 def test_the_road_is_measured():
-    """`make bench-stages ARGS=--smoke` takes two studies down the whole way and prints a row."""
+    """`make bench-stages ARGS=--smoke` sends two studies through all stages and prints a row."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.stages", "--smoke"],
         cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,

@@ -103,7 +103,7 @@ def test_processes_that_start_at_once_share_one_sqlite_ledger(tmp_path: Path) ->
 def test_a_spool_that_another_made_meanwhile_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A role that looks for the spool before another creates it, and then creates it too, is safe."""
+    """A role that finds no spool, and creates it after another role did, changes nothing."""
     spool = Spool(tmp_path)
     spool.create()
     before = spool.id, spool.hash_key()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
+"""All stages in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_results_arrive_bit_identical(stack: Stack, tmp_path: Path) -> None:
 
 def test_no_patient_data_outside_the_spool(stack: Stack, tmp_path: Path) -> None:
     """Sentinels in every odd place are in no log, ledger, Redis, event, name or answer."""
-    # Given, beside all the studies before: values that are grouped by, that stand where a UID
+    # Given, in addition to all earlier studies: grouping values that are in the place of a UID
     # should, that cannot be parsed, that describe a job, and that a failing pipeline cries out
     by_name = {"groupBy": "0010,0010", "pipeline-leaky": "leaky"}
     version = stack.configure("Leaky", processor_settings=by_name)
