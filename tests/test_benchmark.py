@@ -33,7 +33,7 @@ def test_the_road_is_measured():
     [
         ("MB", ["### 3 MB, 1 association", "| this adapter | file and directory |"]),
         ("sending", ["| 16,384 | this adapter |", "| 131,072 | DCMTK storescu |"]),
-        ("beside", ["| beside notification, grouping and reclamation |", "instances waited;"]),
+        ("stages", ["| with notification, grouping and reclamation |", "instances waited;"]),
     ],
 )
 def test_the_benchmark_runs(tmp_path, load, lines):

@@ -58,7 +58,7 @@ def read_until(process, pattern):
 
 
 def test_the_demo_passes_and_leaves_nothing(tmp_path):
-    """All stages run once on a real study of two series; the result is checked, shown, cleaned up."""
+    """All stages run once on a real study of two series; the result is checked and cleaned up."""
     begin = time.monotonic()
     with program(tmp_path, "demo") as process:
         output, _ = process.communicate()

@@ -169,8 +169,8 @@ def test_results_arrive_bit_identical(stack: Stack, tmp_path: Path) -> None:
 
 def test_no_patient_data_outside_the_spool(stack: Stack, tmp_path: Path) -> None:
     """Sentinels in every odd place are in no log, ledger, Redis, event, name or answer."""
-    # Given, in addition to all earlier studies: grouping values that are in the place of a UID
-    # should, that cannot be parsed, that describe a job, and that a failing pipeline cries out
+    # Given, in addition to all earlier studies, sentinels in: a grouping value, the place of a UID,
+    # a value that cannot be parsed, a job's description, and the output of a failing pipeline
     by_name = {"groupBy": "0010,0010", "pipeline-leaky": "leaky"}
     version = stack.configure("Leaky", processor_settings=by_name)
     bad_uid = stack.configure("BadUid", processor_settings={"pipeline-chest": "chest"})
