@@ -128,7 +128,7 @@ def test_a_working_adapter_is_green(client: TestClient, adapter: Adapter) -> Non
     assert body["attention"]["parkedJobs"] == {"amount": 0, "size": 0}
 
 
-def test_the_api_beats_and_ticks_like_every_role(
+def test_the_api_has_a_heartbeat_and_polls_for_due_work(
     client: TestClient, adapter: Adapter, version: int, redis: Redis
 ) -> None:
     """The API's due-work poll finds work without a wake-up; its heartbeat is in the status."""

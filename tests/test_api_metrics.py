@@ -319,6 +319,6 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
     assert fresh.get() == 7
 
 
-def test_stages_are_asked_about_alike_by_the_tick_and_the_scaler(adapter: Adapter) -> None:
-    """What wakes a stage is what scales it: both ask the same questions."""
+def test_the_due_work_poll_and_the_scaler_use_the_same_conditions(adapter: Adapter) -> None:
+    """The conditions that wake a stage are those that scale it."""
     assert [stages.NOTIFICATION, *stages.due_questions(adapter.settings)] == list(STAGES)

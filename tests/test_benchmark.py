@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @dcmtk
-def test_the_road_is_measured():
+def test_the_stages_are_measured():
     """`make bench-stages ARGS=--smoke` sends two studies through all stages and prints a row."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.stages", "--smoke"],

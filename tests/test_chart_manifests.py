@@ -58,8 +58,8 @@ GIVEN = {
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def test_the_stages_are_those_of_the_road() -> None:
-    """The chart has a pool for every pipeline stage, and for nothing else."""
+def test_every_pipeline_stage_has_a_pool() -> None:
+    """The chart has a pool for every pipeline stage, and no other pools."""
     assert STAGES == ALL_STAGES
     for name in CASES:
         deployments = {pod.component for pod in case(name).pods()}

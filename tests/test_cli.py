@@ -179,8 +179,8 @@ def test_an_unknown_stage_is_refused(cli):
     assert "notification, grouping, submission, pipeline, export, reclamation" in err
 
 
-def test_every_command_of_the_road_is_there(cli):
-    """The help names every command, and each of those explains itself."""
+def test_every_command_is_there(cli):
+    """The help lists every command, and each command has its own help."""
     _, out, _ = cli("--help", data=None)
     for command in (
         *("check-config", "up", "demo", "scp", "worker", "api", "flower", "send", "status"),

@@ -87,8 +87,8 @@ def test_yamllint_has_nothing_to_say():
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_each_stage_of_the_road_has_a_worker():
-    """No stage is left out, and no worker serves what is none; each is named like its stage."""
+def test_each_stage_has_a_worker():
+    """Each stage has a worker of the same name, and there are no other workers."""
     workers = {
         name: service["command"][1:]
         for name, service in SERVICES.items()

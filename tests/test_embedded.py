@@ -245,7 +245,7 @@ def test_without_any_redis_it_is_said_what_to_do(tmp_path, monkeypatch):
         broker.find_server()
 
 
-def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
+def test_our_redis_is_locked_and_keeps_wake_ups(start, free_settings):
     """It requires the password of the data folder, readable by the owner only, and keeps an AOF."""
     one = start(own_redis=True)
     assert one.wait_ready(20)
@@ -264,7 +264,7 @@ def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
     assert secret.read_text().strip() not in arguments
 
 
-def test_a_killed_redis_keeps_its_bells(start, free_settings):
+def test_a_killed_redis_keeps_its_wake_ups(start, free_settings):
     """A wake-up that was sent is still there after Redis was killed and started again."""
     one = start(own_redis=True)
     assert one.wait_ready(20)

@@ -17,10 +17,10 @@ pytestmark = dcmtk
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_lost_bell_is_rung_again_within_ten_seconds(
+def test_a_lost_wake_up_is_replaced_within_ten_seconds(
     stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
 ) -> None:
-    """Redis emptied while a stage is away: when it is back, it is woken within ten seconds."""
+    """Redis is emptied while no worker of a stage runs: a new worker is woken within ten seconds."""
     others = "worker:" + ",".join(other for other in STAGES if other != stage)
     stack.start("redis", "scp", others)
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
