@@ -20,7 +20,7 @@ pytestmark = dcmtk
 def test_a_lost_wake_up_is_replaced_within_ten_seconds(
     stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
 ) -> None:
-    """Redis is emptied while no worker of a stage runs: a new worker is woken within ten seconds."""
+    """Redis is emptied while a stage has no worker: a new worker is woken within ten seconds."""
     others = "worker:" + ",".join(other for other in STAGES if other != stage)
     stack.start("redis", "scp", others)
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
