@@ -1,20 +1,20 @@
 # One image for every role: the role is the command, e.g. `docker run IMAGE worker export`.
 #
-# It is built in two stages, so that what only the build needs stays behind, and with nothing that
-# only BuildKit knows, so that any builder will do.  BASE may be any Debian with Python 3.11 or newer
-# and pip; both stages use the same one, because a virtual environment knows its interpreter.
+# It is built in two stages, so the final image has nothing that only the build needs.  It uses no
+# feature of BuildKit, so any builder works.  BASE may be any Debian with Python 3.11 or newer and
+# pip; both stages use the same one, because a virtual environment depends on its interpreter.
 
 ARG BASE=python:3.12-slim-bookworm
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS build
 
-# As pip reads it; for a mirror: --build-arg PIP_INDEX_URL=...  It stays behind with this stage.
+# Read by pip; for a mirror: --build-arg PIP_INDEX_URL=...  It is not in the final image.
 ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
-# The dependencies are a layer of their own: a change of the code does not fetch them again.
+# The dependencies are a separate layer: a change of the code does not download them again.
 COPY requirements.txt ./
 RUN python3 -m venv --without-pip /opt/dicom-adapter \
     && python3 -m pip --python /opt/dicom-adapter/bin/python3 install \
@@ -23,8 +23,8 @@ RUN python3 -m venv --without-pip /opt/dicom-adapter \
 COPY pyproject.toml README.md LICENSE celeryconfig.py ./
 COPY adapter adapter
 COPY workers workers
-# What only installs the project goes again, and what is left has to fit together.  The root folder is
-# read-only in use, so that everything is compiled here; it does not change, so that nobody need look.
+# Packages that only install the project are removed; `pip check` checks the others.  The root folder
+# is read-only in use, so everything is compiled here, with hashes that are never checked again.
 RUN python3 -m pip --python /opt/dicom-adapter/bin/python3 install \
         --quiet --no-compile --no-deps --no-build-isolation . \
     && python3 -m pip --python /opt/dicom-adapter/bin/python3 uninstall --quiet --yes \
@@ -47,8 +47,8 @@ LABEL org.opencontainers.image.title="DICOM adapter" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.created="${CREATED}"
 
-# The init reaps the orphans of pipelines and hands signals on to the role, and to it alone: a worker
-# that is told to stop ends its work first.
+# The init reaps the orphans of pipelines, and passes signals on to the role alone: a worker that gets
+# SIGTERM ends its work first.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini=0.19.* \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
@@ -69,13 +69,13 @@ ENV PATH=/opt/dicom-adapter/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
     DICOMADAPTER_DATA=/var/lib/dicom-adapter \
     DICOMADAPTER__STORAGE__TEMPORARY=/spool
 
-# All that is written, but for /tmp: the root folder may be read-only.
+# The only folders that are written, besides /tmp: the root folder may be read-only.
 VOLUME ["/var/lib/dicom-adapter", "/spool"]
 # DICOM, REST, Flower, metrics
 EXPOSE 11112 5000 5555 9090
 USER 10001:10001
 WORKDIR /tmp
 
-# `-s`: also where something else is process 1, as in a pod whose containers share their processes.
+# `-s`: works also if another program is process 1, as in a pod with a shared process namespace.
 ENTRYPOINT ["/usr/bin/tini", "-s", "--", "dicom-adapter"]
 CMD ["--help"]

@@ -26,7 +26,7 @@ help:  ## list the targets
 setup: $(RUN_STAMP)  ## make .venv with the locked run-time dependencies
 
 .PHONY: demo
-demo: $(RUN_STAMP)  ## run the whole way once on real DICOM files (STUDY=folder: on yours)
+demo: $(RUN_STAMP)  ## run all stages once on real DICOM files (STUDY=folder: on yours)
 	@$(BIN)/dicom-adapter demo $(if $(STUDY),--study "$(STUDY)")
 
 .PHONY: up
@@ -58,7 +58,7 @@ bench-road:
 	@echo "make bench-road is now make bench-stages" >&2; exit 2
 
 .PHONY: bench-stages
-bench-stages: $(DEV_STAMP) test-peers  ## measure the whole way with 1, 2 and 4 workers for each stage
+bench-stages: $(DEV_STAMP) test-peers  ## measure all stages end to end with 1, 2 and 4 workers for each stage
 	@$(BIN)/python -m benchmarks.stages $(ARGS)
 
 .PHONY: soak

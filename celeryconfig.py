@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline stages in order, a Celery queue for each, and how a wake-up is carried.
 
-A message is a wake-up ("this stage has work") and a hint, and may be lost at any moment.  What is
-due stands in the ledger.  The broker's address is not here: it
-belongs to one adapter and comes from its settings (see ``adapter.stages``).
+A message is a wake-up ("this stage has work").  It is a hint and may be lost at any moment: the
+ledger says what is due.  The broker's address is not here, because it belongs to one adapter and
+comes from its settings (see ``adapter.stages``).
 """
 
 from kombu import Queue
@@ -12,7 +12,7 @@ from kombu import Queue
 #: all three of the same name.
 STAGES = ("notification", "grouping", "submission", "pipeline", "export", "reclamation")
 
-# On the anonymous exchange a queue's own name is its address: no binding that could be lost.
+# On the default exchange the routing key is the queue's name: no binding can be lost.
 task_queues = [Queue(stage, routing_key=stage) for stage in STAGES]
 task_routes = {stage: {"queue": stage} for stage in STAGES}
 task_create_missing_queues = False  # a typo in a queue's name fails instead of vanishing
@@ -22,7 +22,7 @@ task_serializer = "json"
 accept_content = ["json"]
 task_ignore_result = True
 result_backend = None
-task_acks_late = False  # a lost wake-up costs seconds: the due-work poll wakes it again
+task_acks_late = False  # a lost wake-up costs seconds: the due-work poll repeats it
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
 
 worker_pool = "threads"  # stages wait for disks, peers and child processes
@@ -43,7 +43,7 @@ broker_transport_options = {
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    # A wake-up that cannot be delivered is given up at once: kombu's default tries for six seconds.
+    # A wake-up that cannot be delivered is dropped at once: kombu's default tries for six seconds.
     "max_retries": 1,
     "interval_start": 0,
     "interval_step": 0.1,

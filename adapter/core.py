@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One adapter: its settings, spool and ledger, opened together and sure to belong together."""
+"""One adapter: its settings, spool and ledger, opened together and checked to belong together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapter.ledger import Ledger
 from adapter.settings import Settings
 from adapter.spool import Spool
 
-#: Seconds between looks at the heartbeats of other hosts.
+#: Seconds between two reads of other hosts' heartbeats.
 _LOOK_SECONDS = 0.2
 
 
@@ -31,7 +31,7 @@ class Adapter:
         self.ledger.close()
 
     def storage_is_low(self) -> bool:
-        """Tell whether the spool's disk is above the watermark, read now."""
+        """Return whether the spool's disk is above the watermark, read now."""
         storage = self.settings.storage
         return self.spool.space(storage.watermark_percent, storage.reserve_space_gb).low
 
@@ -70,12 +70,12 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    """Return the ledger alone, as it stands; nothing is made, and nothing asked of it yet."""
+    """Return the ledger alone; nothing is created, and no connection is opened yet."""
     return Ledger(settings.database_url, settings.database.connections)
 
 
 def upgrade_ledger(settings: Settings) -> str | None:
-    """Bring the ledger's schema up to date, without a look at the spool; return its revision.
+    """Bring the ledger's schema up to date without opening the spool; return its revision.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def upgrade_ledger(settings: Settings) -> str | None:
 
 
 def _upgrade(settings: Settings, ledger: Ledger) -> None:
-    # The lock is for SQLite: two that make one file at once are in each other's way.
+    # The lock is for SQLite: two processes must not create the same file at once.
     with (settings.data / "open.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ledger.upgrade()
@@ -101,7 +101,7 @@ def _upgrade(settings: Settings, ledger: Ledger) -> None:
 def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
     """Make sure that spool and ledger belong together; tie them if both are new."""
     if ledger.spool_id is None:
-        # The spool first: another role may tie them, and receive, between the two questions.
+        # The spool is read first: another role may tie the two, and receive, between both reads.
         if spool.holds_instances() and ledger.spool_id is None and not rebuilding:
             raise SpoolError(
                 "the ledger is empty but the spool holds instances; if the ledger is lost for "
@@ -115,10 +115,11 @@ def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
 
 
 def _refuse_other_hosts(settings: Settings, spool: Spool) -> None:
-    """Make sure that no other host works on the spool if the ledger is SQLite: it has another one.
+    """Refuse a spool that another host works on if the ledger is SQLite.
 
-    A heartbeat counts if it is written again while we look: hosts' clocks may differ, and that of a
-    container which is gone is there for a while.
+    A file of SQLite cannot be shared: the other host has a ledger of its own.  A heartbeat counts
+    only if it is rewritten while we watch, because the hosts' clocks may differ, and because the
+    heartbeat of a container that is gone stays for a while.
     """
     if not settings.database_url.startswith("sqlite"):
         return
@@ -136,7 +137,7 @@ def _refuse_other_hosts(settings: Settings, spool: Spool) -> None:
 
 
 def _other_hosts(spool: Spool) -> dict[str, float]:
-    """Return the other hosts that seem to be at work, and when the last of each was heard of."""
+    """Return the other hosts that seem to be at work, and the time of each one's last heartbeat."""
     found: dict[str, float] = {}
     for beat in heartbeat.read_all(spool):
         host = str(beat.get("host"))

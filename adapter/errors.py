@@ -3,15 +3,15 @@
 
 ::
 
-    AdapterError                    its text is fit for a user and holds no PHI
+    AdapterError                    its text is meant for users and contains no PHI
     +-- TemporaryError              may pass: try again after `delay` seconds
     |   +-- NotYetVisible           a file that has a row is not seen on the shared volume yet
     +-- PermanentError              will not pass: park it, where an operator sees it
-    |   +-- UnreadableInstance      the bytes are no DICOM data set that can be registered
-    +-- ConfigurationError          bad settings or configuration: lists every problem with its path
+    |   +-- UnreadableInstance      the bytes are not a DICOM data set that can be registered
+    +-- ConfigurationError          invalid settings or configuration: every problem with its path
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
-    +-- SpoolError                  the spool cannot be used as it stands
-    +-- LedgerError                 the ledger cannot be used as it stands
+    +-- SpoolError                  the spool cannot be used in its present state
+    +-- LedgerError                 the ledger cannot be used in its present state
 
 A stage knows two kinds of failure: one that may pass and one that will not.
 """
@@ -80,7 +80,7 @@ class ConfigurationError(AdapterError):
 
 
 class LeaseLost(AdapterError):
-    """The lease on a row ran out and another worker may hold it."""
+    """The lease on a row ran out, and another worker may have claimed the row."""
 
 
 class SpoolError(AdapterError):

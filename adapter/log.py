@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logging: one line of JSON (or, on a terminal, of text) for each unit of work, and never PHI.
 
-Ids are bound once for an association or a task with ``structlog.contextvars``.  Control characters
-that a peer sends are escaped by the renderers, so that nobody can forge a line.
+Ids are bound once for an association or a task with ``structlog.contextvars``.  The renderers
+escape control characters that a peer sends, so a peer cannot forge a line.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def configure(*, json: bool | None = None, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Libraries log one line per message or request; only their warnings are news.
+    # Libraries log one line per message or request; only their warnings are of interest.
     for name in ("celery", "kombu", "uvicorn.access", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Their complaints quote what a peer sent: values of data elements, AE titles, UIDs.
+    # Their messages quote what a peer sent: values of data elements, AE titles, UIDs.
     for name in ("pydicom", "pynetdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     structlog.configure(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts: what the kernel says of the volume that a folder is on, and how late it shows new files.
+"""Mounts: the kernel's view of the volume that a folder is on, and how late it shows new files.
 
-A network file system's client keeps what it knows of a directory for a while: a name that another
-host has made is not there until then.  How long that may be stands in the mount's options, so that
-nobody has to be told.
+The client of a network file system caches directories: a name that another host has created
+becomes visible only when the cache expires.  The mount options say how long that takes, so no
+setting is needed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-#: File systems that hosts share and whose clients remember directories, and the longest they do
-#: by default (seconds): nfs(5) acdirmax, mount.cifs(8) acdirmax.
-REMEMBERING = {"nfs": 60.0, "nfs4": 60.0, "cifs": 1.0, "smb3": 1.0}
+#: Shared file systems whose clients cache directories, and the default maximum age of that cache
+#: (seconds): nfs(5) acdirmax, mount.cifs(8) acdirmax.
+CACHING = {"nfs": 60.0, "nfs4": 60.0, "cifs": 1.0, "smb3": 1.0}
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -43,13 +43,13 @@ class Mount:
 
     @property
     def lag_seconds(self) -> float:
-        """How many seconds late a name that another host made may be shown here."""
-        if self.kind not in REMEMBERING or "noac" in self.options:
+        """The delay in seconds after which a name created on another host is visible here."""
+        if self.kind not in CACHING or "noac" in self.options:
             return 0.0
         try:
             return float(self.options["acdirmax"])
         except (KeyError, ValueError):
-            return REMEMBERING[self.kind]
+            return CACHING[self.kind]
 
 
 def mount_of(folder: Path, mountinfo: Path = _MOUNTINFO) -> Mount:
@@ -58,7 +58,7 @@ def mount_of(folder: Path, mountinfo: Path = _MOUNTINFO) -> Mount:
     Parameters
     ----------
     folder : Path
-        It need not be there yet.
+        It need not exist yet.
     mountinfo : Path, optional
         The kernel's list (proc_pid_mountinfo(5)).
     """
@@ -67,7 +67,7 @@ def mount_of(folder: Path, mountinfo: Path = _MOUNTINFO) -> Mount:
     for line in mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         first, _, last = line.partition(" - ")
         point = Path(_plain(first.split()[4]))
-        # The last of several on one point is the one that is seen.
+        # Of several mounts on one point, the last one is visible.
         if resolved.is_relative_to(point) and len(point.parts) >= len(found.point.parts):
             kind, source, *more = last.split(" ")
             options = ",".join([first.split()[5], *more])

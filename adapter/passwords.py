@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passwords: read from files, put into URLs, and hidden before anybody sees a URL.
+"""Passwords: read from files, put into URLs, and hidden before a URL is shown.
 
-Containers get their secrets as files, so that neither the settings file nor the environment, which
-is inherited and shown, holds them.
+Containers get their secrets as files.  So no password stands in the settings file, or in the
+environment, which child processes inherit and tools display.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from urllib.parse import quote
 #: Longest password file that is read, in bytes.
 _LONGEST = 4096
 
-#: What stands in front of a URL that is one of several, as Sentinel's are: `a://x;a://y`.
+#: The separator between several URLs, as used for Sentinel: `a://x;a://y`.
 _NEXT = re.compile(r";(?=[a-z]+://)")
-#: A password before the host.  It may hold what should have been quoted, so the last @ ends it.
+#: A password before the host.  It may contain unquoted characters, so the last @ ends it.
 _BEFORE_HOST = re.compile(r"(://[^:@/?#]*:)(.+)(@)")
 _IN_QUERY = re.compile(r"([?&][^=&]*password[^=&]*=)([^&]+)()", re.IGNORECASE)
 _PARTS = re.compile(r"([^:]+://)(?:([^@/?#]*)@)?(.*)")
 
 
 def read(path: Path) -> str:
-    """Return the password that a file holds: its text without the white space around it.
+    """Return the password in a file: its text without leading and trailing white space.
 
     Raises
     ------
     ValueError
-        If it cannot be read or is no password; the text says why and names the file only.
+        If the file cannot be read or contains no password; the text names the file and the
+        reason only.
     """
     try:
         with path.open("rb") as file:
@@ -37,9 +38,9 @@ def read(path: Path) -> str:
         raise ValueError(f"{path}: {error.strerror}") from None
     password = content.decode("utf-8", errors="replace").strip()
     if not password:
-        raise ValueError(f"{path}: is empty; it has to hold the password")
+        raise ValueError(f"{path}: is empty; it must contain the password")
     if len(content) > _LONGEST or "\ufffd" in password or not password.isprintable():
-        raise ValueError(f"{path}: has to hold the password and nothing else, in one line of UTF-8")
+        raise ValueError(f"{path}: must contain only the password, in one line of UTF-8")
     return password
 
 
@@ -52,7 +53,7 @@ def hide(url: str) -> str:
 
 
 def stands_in(url: str) -> bool:
-    """Tell whether a URL names a password."""
+    """Return whether a URL names a password."""
     return hide(url) != url
 
 

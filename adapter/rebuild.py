@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rebuilding: an empty ledger is filled from a spool whose own ledger is lost.
+"""Rebuilding: fills an empty ledger from a spool whose ledger is lost.
 
 The spool alone can rebuild everything up to the groups: the configuration from the SCP's copy, and
-the instances by registering them anew.  Groups, jobs and exports then come about as before, under
-the same ids.  Results that had been published are taken as they are, not made again, and are sent
-again to their destinations.  What is lost: the history, parked and discarded decisions, receipts,
-and the bounds between the generations of a group.
+the instances by registering them again.  The stages then create groups, jobs and exports as
+before, with the same ids.  Published results are kept as they are, and are sent to their
+destinations again.  These are lost: the history, what was parked or discarded, receipts, and the
+limits between the generations of a group.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a rebuild found.
+    """The contents of a rebuilt ledger, counted.
 
     Attributes
     ----------
     configuration : int
         Versions of AE titles, sources and destinations.
     instances : int
-        Registered instances, to be registered anew.
+        Registered instances, to be registered again.
     incoming : int
-        Instances that had not been registered yet.
+        Instances that were not registered yet.
     quarantined : int
         Files in quarantine.
     """
@@ -61,7 +61,7 @@ def rebuild(settings: Settings) -> Rebuilt:
     AdapterError
         If the adapter runs.
     SpoolError
-        If the ledger is not empty, belongs to another spool, or the spool holds no copy of the
+        If the ledger is not empty or belongs to another spool, or if the spool has no copy of the
         configuration.
     """
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,14 +78,14 @@ def _rebuild(adapter: Adapter) -> Rebuilt:
     if _knows_arrivals(ledger):
         raise SpoolError(
             "this ledger is not empty: rebuilding is for a ledger that was lost; "
-            "`dicom-adapter verify` tells what is wrong with one that was not"
+            "`dicom-adapter verify` checks one that was not"
         )
-    time.sleep(adapter.settings.lag_seconds)  # until all that was written before is seen here
+    time.sleep(adapter.settings.lag_seconds)  # until this host sees everything written before
     saved = spool.read_configuration()
     if saved is None:
         raise SpoolError(
-            "the spool has no configuration.json, without which nobody knows what its instances "
-            "were accepted for; restore it from a backup"
+            "the spool has no configuration.json, so the configuration that its instances were "
+            "accepted under is unknown; restore the file from a backup"
         )
     incoming = {str(arrival) for arrival in spool.list_incoming()}
     instances = [a for a in map(str, spool.list_instances()) if a not in incoming]
@@ -116,7 +116,7 @@ def _enter_quarantined(ledger: Ledger, quarantined: Iterable[ArrivalId]) -> None
                     received_at=arrival.received_at,
                     registered_at=now(),
                     reason="rebuilt",
-                    message="it was in quarantine when the ledger was lost, and the reason with it",
+                    message="it was in quarantine when the ledger was lost; so is the reason",
                 )
             )
         events.record(connection, "ledger-rebuilt")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline stages: their Celery queues, wake-ups, and the poll that finds due work.
 
-A wake-up is a Celery message that says that a stage has work.  What is due stands in the ledger
-(and, for notification, in the spool's incoming/).  Nobody waits for a wake-up to be delivered: a
-broker that is away costs seconds of delay and nothing else.
+A wake-up is a Celery message that says that a stage has work.  The ledger says what is due (for
+notification, the spool's incoming/ does).  No code waits until a wake-up is delivered: a broker
+that is down costs seconds of delay and nothing else.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ NOTIFICATION, GROUPING, SUBMISSION, PIPELINE, EXPORT, RECLAMATION = STAGES
 #: The argument of a stage's task that names the row which a wake-up is about: a hint, ids only.
 SUBJECTS = {GROUPING: "group", SUBMISSION: "job", PIPELINE: "job", EXPORT: "export"}
 
-#: Wake-ups that may wait in a stage's queue before the poll adds none.
+#: Length of a stage's queue from which the poll adds no wake-up.
 SHORT_QUEUE = 1
-#: Wake-ups that may wait in a stage's queue before nobody adds any: enough to wake its workers, and
-#: few enough that those which come too late flood nothing.
+#: Length of a stage's queue from which no wake-up is added at all: enough to wake its workers, and
+#: few enough that wake-ups without work left are no burden.
 FULL_QUEUE = 16
 
 
 def password_file(settings: Settings) -> Path:
-    """Return the file that holds the password of our own Redis."""
+    """Return the password file of our own Redis."""
     return settings.data / "redis.password"
 
 
 def broker_url(settings: Settings) -> str:
-    """Return the URL of the broker, with its password: the setting's, or that of our own Redis."""
+    """Return the broker's URL with its password: from the settings, or of our own Redis."""
     if settings.broker.whole_url is not None:
         return settings.broker.whole_url
     try:
@@ -68,7 +68,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def due_questions(settings: Settings) -> queries.Questions:
-    """Return what makes work of the ledger due, by stage."""
+    """Return the conditions under which rows of the ledger are due, by stage."""
     lease = settings.workers.lease_seconds
     return {
         GROUPING: [(schema.groups, groups.close_due(lease))],
@@ -83,9 +83,10 @@ def due_questions(settings: Settings) -> queries.Questions:
 
 
 def due_stages(adapter: Adapter) -> list[str]:
-    """Return the stages that have due work which nobody holds, in stage order.
+    """Return the stages that have due work without a lease, in stage order.
 
-    One reading transaction, and one look into incoming/ for files whose wake-up seems lost.
+    It takes one reading transaction, and one listing of incoming/ for files whose wake-up seems
+    lost.
     """
     old = time.time() - adapter.settings.workers.due_work_poll_seconds
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
@@ -193,16 +194,16 @@ class StageQueues:
 
 
 class DueWorkPoll:
-    """A thread that looks for due work every second or so and wakes stages with a short queue.
+    """A thread that finds due work every second or so and wakes stages with a short queue.
 
-    Every worker and the API have one; any number may run.  A look writes nothing.
+    Every worker and the API run one; their number does not matter.  A poll writes nothing.
 
     Parameters
     ----------
     adapter : Adapter
-        Whose work it is.
+        The adapter whose ledger and spool are polled.
     queues : StageQueues
-        What to wake stages with.
+        The queues that the wake-ups go to.
     """
 
     def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
@@ -221,7 +222,7 @@ class DueWorkPoll:
         self._thread.join(timeout=10)
 
     def poll(self) -> list[str]:
-        """Look once, and return the stages that were woken."""
+        """Poll once, and return the stages that were woken."""
         due = due_stages(self._adapter)
         waiting = self._queues.lengths(due) if due else {}
         if waiting is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands speak: tables for people, JSON for programs, complaints to standard error."""
+"""Output of commands: tables for people, JSON for programs, errors to standard error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def print_page(
 
 
 def plain(value: Any) -> str:
-    """Return a value as it stands in a table."""
+    """Return a value as text for a table."""
     if value is None:
         return "-"
     if isinstance(value, bool):

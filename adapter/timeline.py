@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study's timeline as lines for people: when, about what, and what happened."""
+"""A study's timeline as lines of text: when, about what, and what happened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from adapter.ledger.queries.facts import Event, Export, Job, Timeline
+from adapter.ledger.queries.facts import EventFacts, ExportFacts, JobFacts, Timeline
 
 HEADINGS = ("time (UTC)", "of", "what happened")
 
@@ -27,7 +27,7 @@ def timeline_lines(timeline: Timeline) -> list[tuple[str, str, str]]:
     return [(f"{at:%H:%M:%S.%f}"[:12], of, what) for at, of, what in lines]
 
 
-def sentence(event: Event) -> str:
+def sentence(event: EventFacts) -> str:
     """Return an event in words: its kind, and its facts."""
     facts = ", ".join(
         f"{key.replace('_', ' ')} {_value(value)}"
@@ -38,14 +38,14 @@ def sentence(event: Event) -> str:
     return f"{kind}: {facts}" if facts else kind
 
 
-def job_line(job: Job) -> str:
-    """Return where a job stands, in words."""
+def job_line(job: JobFacts) -> str:
+    """Return the state of a job, in words."""
     words = [word for word in (job.outcome, job.message) if word and job.state != "succeeded"]
     return f"job {job.name} is {job.state}" + (f" ({': '.join(words)})" if words else "")
 
 
-def export_line(export: Export) -> str:
-    """Return where an export stands, in words."""
+def export_line(export: ExportFacts) -> str:
+    """Return the state of an export, in words."""
     hold = f"; on hold: {export.hold.reason}" if export.hold else ""
     reason = f" ({export.message})" if export.message and export.state != "succeeded" else ""
     return (
@@ -59,7 +59,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _of(event: Event) -> str:
+def _of(event: EventFacts) -> str:
     for name, value in (
         ("export", event.export_id),
         ("job", event.job_id),

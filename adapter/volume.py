@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes a volume: whether it can hold a spool, alone or between hosts.
+"""Checks a volume: whether a spool can be on it, for one host or for several.
 
-What the promise rests on is tried with files of a folder of its own, ``.check-<name>``, which is
-removed afterwards: names that appear whole, hard links, a sync that may be believed, locks that are
-not needed and clocks that agree.  With a peer, the same program on another host, it is also seen
-how late each shows what the other has made.
+It tries what the durability of the spool depends on, with files in a folder of its own,
+``.check-<name>``, which is removed afterwards: atomic renames, hard links, a sync that takes
+effect, and clocks that agree.  With a peer (the same program on another host) it also measures how
+late each host sees the other's new files.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from adapter.settings import Storage
 #: Files written to measure how long a sync takes, and bytes of each: a CT slice.
 _SYNCS, _SYNC_BYTES = 25, 524_288
 
-#: Seconds of difference between this host's clock and the volume's that still do no harm.
+#: Difference in seconds between this host's clock and the volume's that does no harm.
 _SKEW = 1.0
 
-#: Seconds between looks for what a peer has made, and between the things it makes.
+#: Seconds between two listings of the folder, and between two files that are created for the peer.
 _LOOK, _BEAT = 0.1, 0.5
 
 _SEES = "import os, sys; sys.exit(not os.path.exists(sys.argv[1]))"
@@ -41,16 +41,16 @@ _SEES = "import os, sys; sys.exit(not os.path.exists(sys.argv[1]))"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one probe found.
+    """The result of one probe.
 
     Attributes
     ----------
     probe : str
-        What was tried.
+        Name of the probe.
     result : str
-        ``good``, ``doubtful`` (works, but read why) or ``unusable``.
+        ``good``, ``doubtful`` (works, with the reservation in `found`) or ``unusable``.
     found : str
-        What was seen, for people.
+        The observation, in words.
     """
 
     probe: str
@@ -67,7 +67,7 @@ def check(folder: Path, storage: Storage) -> list[Finding]:
     Parameters
     ----------
     folder : Path
-        Where the spool is, or is to be; made if it is not there.
+        The folder of the spool, present or future; created if it does not exist.
     storage : Storage
         The settings of the spool, for its watermark.
     """
@@ -105,7 +105,7 @@ def _own_folder(folder: Path) -> Iterator[Path]:
 
 
 def _rename(place: Path) -> Finding:
-    """Replace a name: in one step, and the old content is never half there."""
+    """Replace a name: in one step, and the old content stays whole for its readers."""
     new, name = place / "new", place / "name"
     name.write_bytes(b"old")
     with name.open("rb") as before:
@@ -117,34 +117,34 @@ def _rename(place: Path) -> Finding:
 
 
 def _link(place: Path) -> Finding:
-    """Give a file a second name, as registration does before it takes the first away."""
+    """Give a file a second name, as registration does before it removes the first."""
     one, two = place / "one", place / "two"
     one.write_bytes(b"bytes")
     os.link(one, two)
     with suppress(FileExistsError):
         os.link(one, two)
-        return Finding("hard link", UNUSABLE, "a link replaces a name that is there")
+        return Finding("hard link", UNUSABLE, "a link replaces an existing name")
     if not two.samefile(one) or one.stat().st_nlink != 2:
         return Finding("hard link", UNUSABLE, "a link is a copy")
     one.unlink()
     if two.read_bytes() != b"bytes":
-        return Finding("hard link", UNUSABLE, "a file goes with the first of its names")
+        return Finding("hard link", UNUSABLE, "a file is deleted with the first of its names")
     return Finding("hard link", GOOD, "gives a file a second name, and replaces none")
 
 
 def _nameless(place: Path) -> Finding:
-    """Open a file without a name, as a receiver does where that is possible."""
+    """Open a file without a name, as a receiver does where the file system allows it."""
     try:
         os.close(os.open(place, os.O_WRONLY | os.O_TMPFILE, 0o600))
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
             raise
-        return Finding("nameless file", GOOD, "not known here: temporary names are used instead")
+        return Finding("nameless file", GOOD, "not supported: temporary names are used instead")
     return Finding("nameless file", GOOD, "a file gets its name when it is whole")
 
 
 def _folder_rename(place: Path) -> Finding:
-    """Rename a folder onto a name that can be taken once, as results are published."""
+    """Rename a folder to a name that can be taken only once, as results are published."""
     for name in ("first", "second"):
         (place / name).mkdir()
         (place / name / "result").write_bytes(b"1")
@@ -156,7 +156,7 @@ def _folder_rename(place: Path) -> Finding:
 
 
 def _visibility(place: Path) -> Finding:
-    """Ask another process of this host for a new name."""
+    """Look for a new name from another process of this host."""
     path = place / "seen"
     path.write_bytes(b"1")
     seen = subprocess.run([sys.executable, "-I", "-S", "-c", _SEES, str(path)], check=False)
@@ -166,7 +166,7 @@ def _visibility(place: Path) -> Finding:
 
 
 def _sync(place: Path) -> list[Finding]:
-    """Return how long it takes until bytes, and then their name, are durable."""
+    """Measure how long it takes until bytes, and then their name, are durable."""
     files, folders = [], []
     content = os.urandom(_SYNC_BYTES)
     for number in range(_SYNCS):
@@ -193,7 +193,7 @@ def _seconds(act: Callable[[], object]) -> float:
 
 
 def _clock(place: Path) -> Finding:
-    """Compare the volume's clock with the host's: ages of files are told by both."""
+    """Compare the volume's clock with the host's: the age of a file depends on both."""
     path = place / "clock"
     path.write_bytes(b"1")
     skew = path.stat().st_mtime - time.time()
@@ -214,7 +214,7 @@ def _space(folder: Path, storage: Storage) -> Finding:
 
 
 def _mount(mount: Mount, storage: Storage) -> list[Finding]:
-    """Judge what the kernel says of the mount; the options and their reasons are in the docs."""
+    """Judge the options of the mount; docs/operations.md has the reason for each."""
     found = [Finding("mount", GOOD, f"{mount.kind} at {mount.point} ({mount.source})")]
     has = mount.options
     if mount.kind in {"nfs", "nfs4"}:
@@ -225,7 +225,7 @@ def _mount(mount: Mount, storage: Storage) -> list[Finding]:
             words = f"local_lock={has['local_lock']}: other hosts do not see locks; use none"
             found.append(Finding("mount", DOUBTFUL, words))
         if not has.get("vers", "4.2").startswith("4") or has.get("vers") == "4.0":
-            words = f"NFS version {has['vers']}: use vers=4.1 or newer (sessions: once is once)"
+            words = f"NFS version {has['vers']}: use vers=4.1 or newer, which has sessions"
             found.append(Finding("mount", DOUBTFUL, words))
     elif mount.kind in {"tmpfs", "ramfs"}:
         words = f"{mount.kind} is memory: what is acknowledged is lost with the machine"
@@ -240,7 +240,7 @@ def _mount(mount: Mount, storage: Storage) -> list[Finding]:
 
 def _lag(mount: Mount, storage: Storage) -> Finding:
     lag = mount.lag_seconds if storage.lag_seconds is None else storage.lag_seconds
-    words = f"new files of other hosts are counted on after {lag:g} s (storage > lagSeconds)"
+    words = f"new files of other hosts are expected within {lag:g} s (storage > lagSeconds)"
     if lag < mount.lag_seconds:
         more = f"{words}, but the mount's options allow {mount.lag_seconds:g} s"
         return Finding("lag", UNUSABLE, f"{more}: studies would be split")
@@ -253,22 +253,22 @@ def _lag(mount: Mount, storage: Storage) -> Finding:
 
 
 def meet(folder: Path, word: str, wait_seconds: float, lag_seconds: float) -> list[Finding]:
-    """Find out with the same program on another host how late names are seen, and how clocks go.
+    """Measure with the same program on another host how late names appear, and compare clocks.
 
-    Each makes a file every half a second, named by its time, and looks for the other's.
+    Each creates a file every half second, named by its time, and looks for the other's files.
 
     Parameters
     ----------
     folder : Path
         The spool's folder.
     word : str
-        What both were given, so that they find each other.
+        The word that was given to both, by which they find each other.
     wait_seconds : float
-        How long to wait for the other, and how long to look at what it makes.
+        Seconds to wait for the other, and to watch its files.
     lag_seconds : float
-        How late new files are expected.
+        Seconds within which new files are expected.
     """
-    # In no folder of their own: that would itself be seen late.
+    # Not in a folder of their own: the folder itself would appear late.
     theirs = f".check-peer-{word}-"
     mine = f"{theirs}{socket.gethostname()}-{os.getpid()}@"
     delays: list[float] = []
@@ -286,7 +286,7 @@ def meet(folder: Path, word: str, wait_seconds: float, lag_seconds: float) -> li
                 if name.startswith(theirs) and not name.startswith(mine) and name not in seen:
                     seen.add(name)
                     made_at = float(name.rpartition("@")[2])
-                    if made_at >= began:  # else it was there before anybody looked
+                    if made_at >= began:  # else it was created before the measurement began
                         delays.append(time.time() - made_at)
             time.sleep(_LOOK)
     finally:
@@ -305,6 +305,6 @@ def _judge_peer(delays: list[float], wait_seconds: float, lag_seconds: float) ->
     if min(delays) < -_SKEW:
         return Finding("peer", DOUBTFUL, f"{words}: the hosts' clocks disagree; run NTP on both")
     if max(delays) > lag_seconds + _SKEW:
-        more = f"later than the {lag_seconds:g} s that are counted on; set storage > lagSeconds"
+        more = f"later than the expected {lag_seconds:g} s; set storage > lagSeconds"
         return Finding("peer", UNUSABLE, f"{words}, {more}")
     return Finding("peer", GOOD, words)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what the other stages costs the receiver, and how soon it has caught up.
+"""Measures how much the other stages slow down the receiver, and how soon they catch up.
 
-The stages beside the receiver are those that touch every instance: notification, grouping and
-reclamation, in a worker of lower CPU priority, as ``dicom-adapter up`` starts it.
+The other stages are those that process every instance: notification, grouping and reclamation, in a
+worker of lower CPU priority, as ``dicom-adapter up`` starts it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.receivers import Ours, await_listening, free_port
 
 STAGES = ("notification", "grouping", "reclamation")
 #: Seconds that the stages get to catch up.
-_PATIENCE = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 
 @contextmanager
@@ -39,10 +39,10 @@ def _running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def _await(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait for something, and return how many seconds it took."""
+def _await(check: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until a check is true, and return how many seconds it took."""
     began = time.monotonic()
-    while not condition():
+    while not check():
         if time.monotonic() > began + seconds:
             raise RuntimeError(f"{what} took too long")
         time.sleep(0.05)
@@ -50,21 +50,21 @@ def _await(condition: Callable[[], bool], seconds: float, what: str) -> float:
 
 
 def measure(
-    folder: Path, send: Callable[[int], float], *, beside: bool
+    folder: Path, send: Callable[[int], float], *, loaded: bool
 ) -> tuple[float, int, float]:
     """Send to a receiver, alone or with the other stages at work.
 
     Parameters
     ----------
     folder : Path
-        Where everything is; made here.
+        The folder of the adapter; created here.
     send : callable
-        Sends a burst to a port, and returns the instances each second.
+        Sends a burst to a port, and returns the instances per second.
 
     Returns
     -------
     tuple of float, int and float
-        Instances each second; how many waited at the end; seconds until none did.
+        Instances per second; number that waited at the end; seconds until none did.
     """
     folder.mkdir()
     port = free_port()
@@ -73,21 +73,21 @@ def measure(
         receiver = stack.enter_context(
             _running(Ours("", "", settings=settings).start(folder, port, 4))
         )
-        if beside:
-            _start_road(stack, folder)
+        if loaded:
+            _start_stages(stack, folder)
         await_listening(port, receiver)
         spool = Spool(folder / "data" / "spool")
-        send(port)  # so that everybody is awake
-        _await(lambda: not beside or not any(spool.list_incoming()), _PATIENCE, "waking up")
+        send(port)  # so all processes are warmed up
+        _await(lambda: not loaded or not any(spool.list_incoming()), _TIMEOUT_SECONDS, "waking up")
         rate = send(port)
-        if not beside:
+        if not loaded:
             return rate, 0, 0.0
         waiting = sum(1 for _ in spool.list_incoming())
-        drained = _await(lambda: not any(spool.list_incoming()), _PATIENCE, "the backlog")
+        drained = _await(lambda: not any(spool.list_incoming()), _TIMEOUT_SECONDS, "the backlog")
         return rate, waiting, drained
 
 
-def _start_road(stack: ExitStack, folder: Path) -> None:
+def _start_stages(stack: ExitStack, folder: Path) -> None:
     adapter = load_settings(config=folder / "appsettings.json")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     redis = [str(broker.find_server()), str(broker.prepare(adapter))]
@@ -100,16 +100,16 @@ def _start_road(stack: ExitStack, folder: Path) -> None:
 
 
 def report(folder: Path, send: Callable[[int], float], *, rounds: int) -> None:
-    """Measure in turn alone and beside the other stages, and print what came of it."""
+    """Measure in turn without and with the other stages, and print the results."""
     alone, together = [], []
     for turn in range(rounds):
-        alone.append(measure(folder / f"alone-{turn}", send, beside=False)[0])
-        together.append(measure(folder / f"loaded-{turn}", send, beside=True))
+        alone.append(measure(folder / f"alone-{turn}", send, loaded=False)[0])
+        together.append(measure(folder / f"loaded-{turn}", send, loaded=True))
     rates = statistics.median(rate for rate, _, _ in together)
-    print("\n### With the other stages beside it, CT, 4 associations, synced\n")
+    print("\n### With the other stages running, CT, 4 associations, synced\n")
     print("| | instances/s |\n|---|---|")
     print(f"| the receiver alone | {statistics.median(alone):,.0f} |")
-    print(f"| beside notification, grouping and reclamation | {rates:,.0f} |\n")
+    print(f"| with notification, grouping and reclamation | {rates:,.0f} |\n")
     waiting = statistics.median(count for _, count, _ in together)
     drained = statistics.median(seconds for _, _, seconds in together)
     print(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The receivers that are compared, each as it is started by hand; all as processes of their own."""
+"""The receivers that are compared, each started as a process, as a user would start it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AE_TITLE = "BENCH"
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -27,17 +27,17 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A receiver: how it is called, and what it has done by the time of its Success."""
+    """A receiver: its name, and what it has synced before it answers Success."""
 
     name: str
     syncs: str
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return True
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
-        """Start it; what it receives goes to `folder`."""
+        """Start it; it stores received instances in `folder`."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class Ours(Receiver):
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
-        """Start it with its defaults, but for who may send and how full the disk may be."""
+        """Start it with its defaults, except for the source and the watermark."""
         del associations
         scp = {
             "host": "127.0.0.1",
@@ -72,10 +72,10 @@ class Ours(Receiver):
 
 
 class Dcmtk(Receiver):
-    """DCMTK's storescp, with the switch that keeps Nagle's algorithm out of its answers."""
+    """DCMTK's storescp, with TCP_NODELAY, which disables Nagle's algorithm."""
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return shutil.which("storescp") is not None
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
@@ -85,10 +85,10 @@ class Dcmtk(Receiver):
 
 
 class Orthanc(Receiver):
-    """Orthanc as it comes."""
+    """Orthanc with its defaults."""
 
     def here(self) -> bool:
-        """Tell whether it is installed."""
+        """Return whether it is installed."""
         return shutil.which("Orthanc") is not None
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
@@ -111,7 +111,7 @@ class Orthanc(Receiver):
 
 
 class Pynetdicom(Receiver):
-    """pynetdicom's storescp as it comes."""
+    """pynetdicom's storescp with its defaults."""
 
     def start(self, folder: Path, port: int, associations: int) -> subprocess.Popen[bytes]:
         """Start it."""
@@ -135,12 +135,12 @@ def _quietly(command: list[str], folder: Path, **environment: str) -> subprocess
 
 
 def await_listening(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until somebody listens on a port.
+    """Wait until a port is open.
 
     Raises
     ------
     RuntimeError
-        If the process ends first, or nobody does within half a minute.
+        If the process ends first, or the port is closed after half a minute.
     """
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:

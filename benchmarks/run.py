@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures receivers against each other: ``make bench``, or with ``--smoke`` to see that it works.
+"""Compares receivers: ``make bench``, or with ``--smoke`` a quick check that it works.
 
-In each round every receiver has its turn, so that a machine whose speed drifts is as fast for one
-as for the other; the medians of the rounds are printed, as a table for docs/performance.md.
+In each round every receiver has its turn, so a machine whose speed drifts affects all alike.  The
+medians of the rounds are printed, as a table for docs/performance.md.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Load:
 
 @dataclass
 class Measurement:
-    """What one run of one receiver came to."""
+    """The result of one run of one receiver."""
 
     rate: float
     megabytes: float
@@ -131,7 +131,7 @@ def _memory(pid: int) -> float:
 
 
 def send(sender: Path, port: int, load: Load, count: int, file: Path, *more: str) -> list[float]:
-    """Run the sender and return its figures."""
+    """Run the sender and return its measurements."""
     arguments = ["127.0.0.1", str(port), AE_TITLE, "SENDER", str(load.associations), str(count)]
     done = subprocess.run(
         [str(sender), *arguments, str(file), *more], check=True, capture_output=True, text=True
@@ -148,7 +148,7 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
     process = receiver.start(folder, port, load.associations)
     try:
         await_listening(port, process)
-        send(sender, port, load, 4 * load.associations, file)  # so that everybody is awake
+        send(sender, port, load, 4 * load.associations, file)  # to warm up all processes
         time.sleep(1.0)  # and has done for once what the first instance makes it do
         watch = Watch(process.pid)
         instances, seconds, size, p50, p99 = send(sender, port, load, count, file)
@@ -169,10 +169,10 @@ def measure(receiver: Receiver, load: Load, sender: Path, file: Path, folder: Pa
 
 
 def put_to_rest(folder: Path) -> None:
-    """Let nobody pay for what was written before: write it out, and give its memory back.
+    """Sync everything that was written before, and drop its page cache, before the next run.
 
-    Only large files are deleted.  ext4 passes over inodes that were freed in the last minutes one
-    by one, so that whoever makes files near many of them is slow.
+    Only large files are deleted.  ext4 skips inodes that were freed in the last minutes one by one,
+    which slows down the creation of files near many of them.
     """
     os.sync()
     for path in folder.rglob("*"):
@@ -198,10 +198,10 @@ def sync_milliseconds(folder: Path) -> float:
 
 
 def disk_rate(folder: Path, load: Load) -> float:
-    """Return how many files each second the disk takes, written and synced with no network before.
+    """Return how many files per second the disk takes, written and synced without a network.
 
-    As many writers as there are associations, each in a directory of its own; what they do is
-    what the adapter does.
+    There are as many writers as associations, each in its own directory; they write like the
+    adapter.
     """
     data = memoryview(os.urandom(load.size))
     count = max(1, load.count // 4 // load.associations)
@@ -225,7 +225,7 @@ def disk_rate(folder: Path, load: Load) -> float:
 
 
 def machine() -> str:
-    """Return what the figures were measured on."""
+    """Return a description of the machine and the software."""
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")),
@@ -248,7 +248,7 @@ def rounded(rate: float) -> str:
 
 def report(
     load: Load,
-    figures: dict[str, list[Measurement]],
+    measurements: dict[str, list[Measurement]],
     syncs: dict[str, str],
     *,
     most: float,
@@ -265,7 +265,7 @@ def report(
     columns = ["receiver", "synced before Success", "instances/s", "MB/s", "CPU ms", "memory MB"]
     print("|", " | ".join([*columns, "p50 ms", "p99 ms"]), "|")
     print("|---" * 8 + "|")
-    for name, runs in figures.items():
+    for name, runs in measurements.items():
         middle = [
             statistics.median(getattr(run, field) for run in runs)
             for field in ("rate", "megabytes", "cpu", "memory", "p50", "p99")
@@ -283,10 +283,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny loads, one round: does it work?")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where everybody writes; a scratch folder")
-    parser.add_argument("--only", default="", help="receivers whose name holds this")
+    parser.add_argument("--folder", type=Path, help="where all receivers write; a scratch folder")
+    parser.add_argument("--only", default="", help="receivers whose name contains this")
     parser.add_argument(
-        "--load", default="", help="loads whose name holds this; also: sending, beside"
+        "--load", default="", help="loads whose name contains this; also: sending, stages"
     )
     options = parser.parse_args()
     rounds = 1 if options.smoke else options.rounds
@@ -304,19 +304,19 @@ def main() -> None:
             file = folder / f"{load.size}.dcm"
             if not file.exists():
                 make_file(file, load.size)
-            figures: dict[str, list[Measurement]] = {one.name: [] for one in receivers}
+            measurements: dict[str, list[Measurement]] = {one.name: [] for one in receivers}
             alone = send(sender, 0, load, load.count, file, "discard")
             disk = [disk_rate(folder / f"{number}-{turn}-disk", load) for turn in range(rounds)]
             for turn in range(rounds):
                 for place in range(len(receivers)):
-                    # Each turn begins with another: the first may be better or worse off.
+                    # Each turn begins with another receiver: the first place may be special.
                     receiver = receivers[(turn + place) % len(receivers)]
                     here = folder / f"{number}-{turn}-{place}"
-                    figures[receiver.name].append(measure(receiver, load, sender, file, here))
+                    measurements[receiver.name].append(measure(receiver, load, sender, file, here))
             syncs = {one.name: one.syncs for one in receivers}
             report(
                 load,
-                figures,
+                measurements,
                 syncs,
                 most=alone[0] / alone[1],
                 disk=statistics.median(disk),
@@ -326,16 +326,16 @@ def main() -> None:
 
 
 def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smoke: bool) -> None:
-    """Measure our sender, and our receiver with the other stages beside it."""
+    """Measure our sender, and our receiver while the other stages run."""
     ct = loads(smoke=smoke)[1]
     if wanted in "sending" and sending.here():
         sending.report(folder, size=ct.size, count=12 if smoke else 500, rounds=rounds)
-    if wanted in "beside":
-        file = folder / "beside.dcm"
+    if wanted in "stages":
+        file = folder / "stages.dcm"
         make_file(file, ct.size)
 
         def burst(port: int) -> float:
-            # Long enough for the stages to be at work meanwhile.
+            # Long enough that the stages are at work during the burst.
             instances, seconds, *_ = send(sender, port, ct, ct.count * 5, file)
             return instances / seconds
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures senders against each other: ours as the export stage uses it, and DCMTK's storescu.
+"""Compares senders: ours as the export stage uses it, and DCMTK's storescu.
 
 Both send the same files to the same receiver, DCMTK's storescp, which throws them away; so the
 receiver is as fast as it can be, and what differs is the senders.
@@ -23,25 +23,25 @@ from benchmarks.load import make_file
 from benchmarks.receivers import AE_TITLE, await_listening, free_port
 from workers.clients.store_scu import examine, store
 
-#: Lengths of PDU that the receiver takes: DCMTK's default, and the longest that it knows.
+#: PDU lengths that the receiver accepts: DCMTK's default, and its maximum.
 PDU_LENGTHS = (16_384, 131_072)
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What sending came to: seconds for all files, and CPU seconds of the sender."""
+    """The result of sending: seconds for all files, and CPU seconds of the sender."""
 
     seconds: float
     cpu: float
 
 
 def here() -> bool:
-    """Tell whether DCMTK is installed."""
+    """Return whether DCMTK is installed."""
     return shutil.which("storescp") is not None
 
 
 def ours(folder: Path, port: int) -> Sent:
-    """Send a folder as the export stage does, in this process: a worker lives long."""
+    """Send a folder as the export stage does, in this process, like a long-running worker."""
     began, cpu = time.perf_counter(), time.process_time()
     names = sorted(path.name for path in folder.iterdir())
     files = [examine(folder, name, at, tries=0, repeat=False) for at, name in enumerate(names)]
@@ -53,7 +53,7 @@ def ours(folder: Path, port: int) -> Sent:
 
 
 def storescu(folder: Path, port: int) -> Sent:
-    """Send a folder with storescu; what its start takes is left out."""
+    """Send a folder with storescu, without the time of its start."""
     everything, one = _storescu(folder, port), _storescu(next(folder.iterdir()), port)
     return Sent(everything.seconds - one.seconds, everything.cpu - one.cpu)
 

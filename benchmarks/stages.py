@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way, measured: ``make bench-stages``.
+"""Measures all stages end to end: ``make bench-stages``.
 
 Studies are sent by DCMTK's storescu, received, grouped, run through a pipeline that copies them and
 sent on to DCMTK's storescp, with 1, 2 and 4 workers for each stage, on SQLite and on PostgreSQL.
@@ -29,10 +29,10 @@ from tests.support_postgresql import PostgreSQL
 from tests.support_stack import Pacs, Stack, stored
 from tests.support_stages import encode, make_instance
 
-#: Seconds of quiet that close a group: the least there can be.
+#: Quiet time of a group in seconds: the minimum.
 QUIET = 5.0
 
-#: One process for each; the three stages whose work is a few statements share one.
+#: One process for each; the three stages with little work share one.
 WORKERS = (
     "worker:notification",
     "worker:grouping,submission,reclamation",
@@ -47,7 +47,7 @@ PIPELINE = {
 
 
 def write_studies(folder: Path, studies: int, instances: int, size: int) -> list[Path]:
-    """Write studies of instances of `size` bytes, a folder each."""
+    """Write studies of instances of `size` bytes, each in a folder."""
     folders = []
     for number in range(studies):
         uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
@@ -67,27 +67,27 @@ def write_studies(folder: Path, studies: int, instances: int, size: int) -> list
 
 
 def processor_seconds(root: int) -> float:
-    """Return the processor time of a process, of those below it, and of those it has reaped."""
-    ticks, children = {}, {}
+    """Return the processor time of a process, of its descendants, and of those it has reaped."""
+    cpu_times, children = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+            cpu_times[int(entry.name)] = sum(map(int, fields[11:15]))
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     total, left = 0, [root]
     while left:
         pid = left.pop()
-        total += ticks.get(pid, 0)
+        total += cpu_times.get(pid, 0)
         left += children.get(pid, [])
     return total / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def adapter(folder: Path, url: str | None, workers: int) -> Iterator[tuple[list[Stack], Pacs]]:
-    """Give an adapter with so many workers for each stage, all running."""
+    """Provide a running adapter with so many workers for each stage."""
     pacs = Pacs(folder / "pacs")
     sections: dict[str, Any] = {
         "storage": {"temporary": str(folder / "spool"), "retentionSeconds": 86400},
@@ -125,7 +125,7 @@ def roles_of(hosts: list[Stack]) -> dict[str, list[int]]:
 
 
 def measure(folder: Path, url: str | None, server: int | None, args: Any, workers: int) -> str:
-    """Run the whole way once and return a row of the table."""
+    """Send everything through all stages once, and return a row of the table."""
     studies = write_studies(folder / "studies", args.studies, args.instances, args.size)
     total = args.studies * args.instances
     with adapter(folder, url, workers) as (hosts, _pacs):
@@ -155,7 +155,7 @@ def measure(folder: Path, url: str | None, server: int | None, args: Any, worker
 
 
 def machine_seconds() -> float:
-    """Return the processor time that the machine has spent on work, senders and PACS included."""
+    """Return the busy processor time of the machine, senders and PACS included."""
     user, nice, system, _idle, _wait, *rest = map(
         int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )
@@ -196,7 +196,7 @@ def main() -> None:
         f"{args.size} bytes, {args.senders} senders\n"
     )
     print(
-        "| ledger | workers of each stage | received/s | seconds | whole way/s | processors busy "
+        "| ledger | workers of each stage | received/s | seconds | end to end/s | processors busy "
         "| processor time of an instance (ms) |\n|---|---|---|---|---|---|---|"
     )
     for ledger in args.ledger or ["sqlite", "postgresql"]:

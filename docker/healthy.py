@@ -1,23 +1,23 @@
 #!/opt/dicom-adapter/bin/python3 -IS
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whether a role in this container is well: ``healthy 9090/ready``, exit code 0 or 1.
+"""Checks the health of a role in this container: ``healthy 9090/ready``, exit code 0 or 1.
 
-Without a path, somebody who listens is well.
+Without a path, an open port is healthy.
 
-It is started every few seconds in every container, so that it imports next to nothing.
+It is started every few seconds in every container, so it imports very little.
 """
 
 import socket
 import sys
 
 #: Seconds that the role has to answer; the health check's own time-out is longer.
-_PATIENCE = 4.0
+_TIMEOUT_SECONDS = 4.0
 
 
 def main() -> None:
-    """Ask for the path, and end with what was answered."""
+    """Request the path, and exit with an error unless the answer is 200."""
     port, _, path = sys.argv[1].partition("/")
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=_PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=_TIMEOUT_SECONDS) as connection:
         if not path:
             return
         connection.sendall(f"GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))

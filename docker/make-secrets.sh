@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes the passwords that docker-compose.yml hands to its services, each once: `make compose-secrets`.
+# Creates the passwords for the services of docker-compose.yml, each once: `make compose-secrets`.
 #
-# The files have to be readable in containers by users that do not exist here, so that it is their
-# folder that keeps others out.
+# The files must be readable in containers by users that do not exist on the host.  So their folder
+# has the restrictive permissions.
 set -eu
 folder=${1:-$(dirname "$0")/secrets}
 umask 077

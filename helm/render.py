@@ -33,7 +33,7 @@ Schema = dict[str, Any]
 
 
 def main() -> None:
-    """Write both files anew."""
+    """Write both files again."""
     for path, text in (
         (CHART / "README.md", readme((CHART / "README.md").read_text(encoding="utf-8"))),
         (CHART / "values.schema.json", schema_text()),
@@ -67,7 +67,7 @@ def defaults() -> dict[str, Any]:
 
 
 def readme(text: str) -> str:
-    """Return the README with its table written anew."""
+    """Return the README with a new table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return "\n".join([before + BEGIN, "", *_table(), "", END + after])
@@ -149,7 +149,7 @@ _IMAGE = _closed(
 _RESOURCES = _closed({"requests": _MAP, "limits": _MAP, "claims": _OBJECTS})
 _STRATEGY = _closed({"type": _one_of("RollingUpdate", "Recreate"), "rollingUpdate": _MAP})
 
-#: What the values may say about any component.
+#: The values of every component.
 _COMPONENT: dict[str, Schema] = {
     "stopSeconds": _SECONDS,
     "preStopSeconds": _number(0, 3600),
@@ -180,7 +180,7 @@ _COMPONENT: dict[str, Schema] = {
 
 
 def _component(**more: Schema) -> Schema:
-    """Return the schema of a component: it may say what `defaults` says, and more."""
+    """Return the schema of a component: the keys of `defaults`, and more."""
     shared = {key: {"$ref": f"#/properties/defaults/properties/{key}"} for key in _COMPONENT}
     return _closed({"image": {"$ref": "#/properties/image"}, **shared, **more})
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A volume that shows new names late to other hosts, as a network file system's cache may.
 
-It puts itself between Python and the operating system: every name that is made below the volume's
-folder is noted with its host and time, and whoever is on another host does not see it until the
-delay is over: it cannot be opened, listed, looked at, linked from or deleted.  What would make such
-a name again finds that it is there, since the server decides that.
+It intercepts Python's calls of the operating system: it records every name that is created below
+the volume's folder, with its host and time.  On another host the name is invisible until the delay
+is over: it cannot be opened, listed, examined, linked from or deleted.  Creating the same name
+again fails, because the server decides that.
 
 In child processes: give them `environment`.  Within one: `install`, and set `host` of what it
 returns to that on which the code runs that is called next.
@@ -72,7 +72,7 @@ class LateVolume:
         return f"{self.journal}/{hashlib.sha1(name.encode()).hexdigest()}"
 
     def hides(self, name):
-        """Tell whether a name, or a folder on the way to it, is not to be seen on this host."""
+        """Return whether a name, or a folder on the way to it, is not to be seen on this host."""
         while name is not None and name != self.folder:
             with suppress(FileNotFoundError), _real_open(self._entry(name)) as entry:
                 host, _, made = entry.read().partition(" ")
@@ -89,7 +89,7 @@ class LateVolume:
         return name
 
     def make(self, path, dir_fd):
-        """Note a name that is made now, before anybody could see it."""
+        """Record a new name before another process can see it."""
         name = self.name(path, dir_fd)
         if name is None:
             return

@@ -104,7 +104,7 @@ def render(values: dict[str, Any] | None = None, **how: Any) -> Rendered:
 
 @cache
 def case(name: str) -> Rendered:
-    """Return a case rendered; it is shared, so nobody may change it."""
+    """Return a rendered case; it is shared, so tests must not change it."""
     return render(values_of(name))
 
 
@@ -122,7 +122,7 @@ class _Strict(yaml.CSafeLoader):
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
-    """Tell whether a label selector selects what has these labels."""
+    """Return whether a label selector selects what has these labels."""
     wanted = selector.get("matchLabels", {})
     for item in selector.get("matchExpressions", []):
         assert item["operator"] == "In"

@@ -16,7 +16,7 @@ from tests.support_scp import add_ae_title, add_source, incoming, leftovers, wit
 from tests.support_waiting import eventually
 from tests.support_wire import Caller
 
-#: Seconds; each is told apart from the others by its length.
+#: Seconds; each has a different length, so that a test shows which one was used.
 ARTIM, PDU, IDLE = 0.6, 0.9, 1.2
 
 

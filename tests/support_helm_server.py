@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _watch(self, resource: str) -> None:
-        """Tell what is there, and that this is all; nothing changes while somebody watches."""
+        """Send the present objects and the end of the watch; nothing changes during a watch."""
         items = [item for (of, _), item in self._owner.objects.items() if of == resource]
         events: list[Object] = [{"type": "ADDED", "object": item} for item in items]
         metadata = {

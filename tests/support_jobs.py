@@ -166,7 +166,7 @@ def rows(adapter, table):
 
 
 def change(adapter, job, **values):
-    """Change a job's row behind everybody's back."""
+    """Change a job's row directly, without a verb."""
     with adapter.ledger.write() as connection:
         connection.execute(update(schema.jobs).where(schema.jobs.c.id == job).values(**values))
 
@@ -177,7 +177,7 @@ def kinds(adapter, job):
 
 
 def gone(pid):
-    """Tell whether a process is no more (a zombie that waits for its parent is none)."""
+    """Return whether a process is no more (a zombie that waits for its parent is none)."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True

@@ -4,7 +4,7 @@
 It has what the operator relies on: one counter of versions and a log of events, list in pages and
 watch from a version, bookmarks, 410 once the log was compacted, ``timeoutSeconds``, the status as a
 subresource (a change of the spec raises the generation, one of the status does not), merge patches,
-the definitions' schemas, and a Role.  It can be told to fail.
+the definitions' schemas, and a Role.  Tests can make it fail.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._allow(verb, "/".join([plural, *rest[1:]]), namespace)
         fault = None if self._is_admin() else api.fault_for(verb)
         if fault and fault.code:
-            raise _Refusal(fault.code, "told to fail", fault.headers)
+            raise _Refusal(fault.code, "a fault of the test", fault.headers)
         if verb == "watch":
             self._watch(plural, query, fault)
         elif verb == "list":
@@ -499,7 +499,7 @@ def _serves(kubectl: Kubectl) -> bool:
 
 @contextmanager
 def some_cluster(folder: Path) -> Iterator[Kubectl]:
-    """Give a real cluster if there is one, else our own; its credentials for an operator beside."""
+    """Provide a real cluster if there is one, else our own, and credentials for an operator."""
     real = real_cluster(folder / "real")
     if real is not None:
         yield real

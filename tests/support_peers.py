@@ -263,11 +263,11 @@ class Conversation:
             time.sleep(pause)  # the peer's pace is what is tested
 
     def hold(self):
-        """Say nothing more, and keep the connection open until the other side closes it."""
+        """Send nothing more, and keep the connection open until the other side closes it."""
         with suppress(OSError):
             while self.socket.recv(65536):
                 pass
 
     def stop_reading(self):
-        """Say and read nothing more until the test ends."""
+        """Send and read nothing more until the test ends."""
         threading.Event().wait(20)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real PostgreSQL server on loopback, of a test session's own, with a fresh database for a test.
 
-It is Debian's, started beside whatever cluster the machine may have and never touching it.  What it
-holds is thrown away, so it does not sync: a test that kills the machine's power needs another one.
+It is Debian's, separate from any cluster of the machine.  Its data is deleted afterwards, so it
+does not sync: a test of a power loss would need another one.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class PostgreSQL:
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop a database, whoever is connected to it."""
+        """Drop a database, also while clients are connected to it."""
         self.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
     def stop(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PromQL, as far as it takes to tell what an expression names: metrics, labels and their values."""
+"""PromQL, as far as needed to find the names in an expression: metrics, labels, label values."""
 
 from __future__ import annotations
 

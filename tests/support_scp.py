@@ -109,7 +109,7 @@ def connect(scp: Scp) -> socket.socket:
 
 
 class Peer:
-    """A pynetdicom SCU that sends whatever it is told to, also what no honest one would.
+    """A pynetdicom SCU that sends whatever a test wants, valid or not.
 
     A rejection that comes very soon it may take for an abort: ask whether it is established.
     """

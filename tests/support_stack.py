@@ -35,7 +35,7 @@ START_SECONDS = 100.0
 
 
 def free_port() -> int:
-    """Return a TCP port of loopback that nobody listens on now."""
+    """Return a free TCP port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -191,7 +191,7 @@ class Stack:
         return version
 
     def _in_force(self, version: int) -> bool:
-        """Tell whether every receiving process has a version, and the copy beside the spool."""
+        """Return whether every receiving process, and the copy in the spool, has a version."""
         saved = self.adapter.spool.read_configuration()
         found = [
             beat["configuration_version"]

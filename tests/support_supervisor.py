@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapter.embedded.roles import Role
 
-#: Writes its id and when it is told to end into files, then lives until then.
+#: Writes its process id into a file, runs until SIGTERM, and records its time in another file.
 _PROGRAM = """
 import os, pathlib, signal, subprocess, sys, time
 name, folder, stubborn = sys.argv[1:]
@@ -39,7 +39,7 @@ def make_role(name, folder, *, stubborn=False, **values):
 
 
 def runs(pid):
-    """Tell whether a process is there and not a zombie."""
+    """Return whether a process is there and not a zombie."""
     return _state_and_parent(Path(f"/proc/{pid}"))[0] not in {"", "Z"}
 
 

@@ -125,7 +125,7 @@ def echo_response(message_id=1):
 
 
 class Caller:
-    """A peer that sends what it is told to, right or wrong, to a port; as a rule of this one."""
+    """A peer that sends any bytes, valid or not, to a port, by default the receiver's."""
 
     def __init__(self, port, receive_buffer=None, address="127.0.0.1"):
         self.socket = socket.socket()
@@ -152,7 +152,7 @@ class Caller:
                 self.socket.sendall(part)
 
     def delivered(self):
-        """Tell whether the other side's kernel has all that was sent (SIOCOUTQ, tcp(7))."""
+        """Return whether the other side's kernel has all that was sent (SIOCOUTQ, tcp(7))."""
         return fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) == bytes(4)
 
     def trickle(self, stream, pause):

@@ -128,7 +128,7 @@ def test_a_working_adapter_is_green(client: TestClient, adapter: Adapter) -> Non
     assert body["attention"]["parkedJobs"] == {"amount": 0, "size": 0}
 
 
-def test_the_api_beats_and_ticks_like_every_role(
+def test_the_api_has_a_heartbeat_and_polls_for_due_work(
     client: TestClient, adapter: Adapter, version: int, redis: Redis
 ) -> None:
     """The API's due-work poll finds work without a wake-up; its heartbeat is in the status."""
@@ -159,7 +159,7 @@ def test_the_receivers_associations_are_summed_up(client: TestClient, adapter: A
 def test_a_second_host_is_yellow_where_the_ledger_serves_one(
     client: TestClient, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hosts that started in the same moment did not see each other; it is told, and what to do."""
+    """Hosts that started at the same moment did not see each other; health reports the remedy."""
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     heartbeat.write(adapter.spool, "scp")
     monkeypatch.undo()
@@ -167,8 +167,8 @@ def test_a_second_host_is_yellow_where_the_ledger_serves_one(
 
     reasons = client.get("/health/status").json()["reasons"]
 
-    told = [reason for reason in reasons if "SQLite serves one host, and another, " in reason]
-    assert bool(told) is not adapter.ledger.is_shared
+    found = [reason for reason in reasons if "SQLite serves one host, and another, " in reason]
+    assert bool(found) is not adapter.ledger.is_shared
 
 
 def test_a_role_whose_processes_are_all_silent_is_yellow(
@@ -373,7 +373,7 @@ def test_a_ledger_of_a_release_that_left_this_one_behind_is_not_ready(
 
 
 @pytest.fixture
-def story(adapter: Adapter, version: int) -> dict[str, str]:
+def history(adapter: Adapter, version: int) -> dict[str, str]:
     """A study with a job and an export, and a second one."""
     group = add_group(adapter, version, state="submitted")
     add_arrival(adapter, version, 1, group_id=group)
@@ -383,7 +383,7 @@ def story(adapter: Adapter, version: int) -> dict[str, str]:
     return {"job": job, "export": export}
 
 
-def test_lists_come_in_pages(client: TestClient, story: dict[str, str]) -> None:
+def test_lists_come_in_pages(client: TestClient, history: dict[str, str]) -> None:
     """`limit` cuts a page, and its `next` leads on to the rest."""
     first = client.get("/api/studies", params={"limit": 1}).json()
     second = client.get("/api/studies", params={"limit": 1, "after": first["next"]}).json()
@@ -394,33 +394,35 @@ def test_lists_come_in_pages(client: TestClient, story: dict[str, str]) -> None:
 
 
 def test_a_study_is_told_from_association_to_export(
-    client: TestClient, story: dict[str, str]
+    client: TestClient, history: dict[str, str]
 ) -> None:
     """The timeline of a study is the one of the ledger's questions."""
     body = client.get(f"/api/studies/{STUDY}").json()
 
     assert [a["callingAeTitle"] for a in body["associations"]] == ["MODALITY"]
-    assert [j["id"] for j in body["jobs"]] == [story["job"]]
+    assert [j["id"] for j in body["jobs"]] == [history["job"]]
     assert [u["sopInstanceUID"] for u in body["exports"][0]["unconfirmed"]] == [f"{STUDY}.9.2"]
 
 
-def test_jobs_and_exports_are_filtered_and_shown(client: TestClient, story: dict[str, str]) -> None:
+def test_jobs_and_exports_are_filtered_and_shown(
+    client: TestClient, history: dict[str, str]
+) -> None:
     """State and destination narrow a list; one of them is shown by its id."""
 
     def ids(path: str, **params: str) -> list[str]:
         return [item["id"] for item in client.get(path, params=params).json()["items"]]
 
-    assert ids("/api/jobs", state="succeeded") == [story["job"]]
+    assert ids("/api/jobs", state="succeeded") == [history["job"]]
     assert ids("/api/jobs", state="parked") == []
-    assert ids("/api/exports", state="partial", destination="PACS") == [story["export"]]
+    assert ids("/api/exports", state="partial", destination="PACS") == [history["export"]]
     assert ids("/api/exports", destination="ARCHIVE") == []
-    assert client.get(f"/api/jobs/{story['job']}").json()["studies"] == [STUDY]
-    assert client.get(f"/api/exports/{story['export']}").json()["stored"] == 1
+    assert client.get(f"/api/jobs/{history['job']}").json()["studies"] == [STUDY]
+    assert client.get(f"/api/exports/{history['export']}").json()["stored"] == 1
 
 
 @pytest.mark.parametrize("path", ["/api/studies/1.9", "/api/jobs/1", "/api/exports/1", "/nothing"])
 def test_what_is_not_there_is_a_problem(client: TestClient, path: str) -> None:
-    """404 is told as RFC 9457 has it."""
+    """404 is answered with a problem document of RFC 9457."""
     answer = client.get(path)
 
     assert answer.headers["content-type"] == "application/problem+json"
@@ -428,7 +430,7 @@ def test_what_is_not_there_is_a_problem(client: TestClient, path: str) -> None:
 
 
 def test_a_wrong_parameter_is_named_and_not_repeated(client: TestClient) -> None:
-    """A value that is refused may be patient data that somebody mistyped: it is not sent back."""
+    """A refused value may be mistyped patient data: it is not in the answer."""
     answer = client.get("/api/jobs", params={"state": CANARY, "limit": 1001})
 
     assert answer.status_code == 422
@@ -507,7 +509,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None:
-    """It listens where the settings say, ends with 0 at a signal, and takes its heartbeat away."""
+    """It listens on the configured address, ends with 0 at a signal, and deletes its heartbeat."""
     port = free_port()
     code = "from adapter import api, settings; raise SystemExit(api.serve(settings.load()))"
     environment = {

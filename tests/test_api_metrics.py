@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API's metrics: what pools are scaled by, and what Prometheus is told of ledger and spool."""
+"""The API's metrics: those that pools are scaled by, and those of ledger and spool."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_reclamation_wakes_for_its_sweep(
 def test_without_the_ledger_there_is_no_number(
     client: TestClient, adapter: Adapter, opening: AdapterOpening
 ) -> None:
-    """A scaler is told that nothing is known, and so falls back; it is never told zero."""
+    """A scaler gets an error if nothing is known, and so falls back; it never gets zero."""
     with broken_ledger(adapter, opening):
         assert client.get("/scaling/export").status_code == 503
         assert client.get("/scaling/notification").status_code == 200
@@ -264,7 +264,7 @@ def test_what_is_away_is_told_and_its_figures_are_left_out(
 def test_no_name_that_nobody_configured_becomes_a_label(
     client: TestClient, adapter: Adapter, version: int
 ) -> None:
-    """A destination that is not configured, and a canary in the files, are in no figure."""
+    """A destination that is not configured, and a canary in the files, are in no metric."""
     hold = {"since": LONG_AGO, "until": time.time() + 60, "failures": 1, "reason": CANARY}
     add_row(adapter, schema.holds, destination=CANARY, **hold)
     add_arrival(adapter, version, 1, data=CANARY.encode(), state="quarantined", reason=CANARY)
@@ -299,8 +299,8 @@ def test_the_ledger_is_asked_once_however_many_ask(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks waits a moment; one thread hangs, however often it is asked."""
-    monkeypatch.setattr(metrics_module, "PATIENCE_SECONDS", 0.05)
+    """A caller waits a moment; only one thread hangs, whatever the number of callers."""
+    monkeypatch.setattr(metrics_module, "ANSWER_SECONDS", 0.05)
     hangs, asked = threading.Event(), []
 
     def find() -> int:
@@ -314,11 +314,11 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
             fresh.get()
     assert len(asked) == 1
 
-    monkeypatch.setattr(metrics_module, "PATIENCE_SECONDS", 10.0)
+    monkeypatch.setattr(metrics_module, "ANSWER_SECONDS", 10.0)
     hangs.set()
     assert fresh.get() == 7
 
 
-def test_stages_are_asked_about_alike_by_the_tick_and_the_scaler(adapter: Adapter) -> None:
-    """What wakes a stage is what scales it: both ask the same questions."""
+def test_the_due_work_poll_and_the_scaler_use_the_same_conditions(adapter: Adapter) -> None:
+    """The conditions that wake a stage are those that scale it."""
     assert [stages.NOTIFICATION, *stages.due_questions(adapter.settings)] == list(STAGES)

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.needs("dcmtk")
-def test_the_road_is_measured():
-    """`make bench-stages ARGS=--smoke` takes two studies down the whole way and prints a row."""
+def test_the_stages_are_measured():
+    """`make bench-stages ARGS=--smoke` sends two studies through all stages and prints a row."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.stages", "--smoke"],
         cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
@@ -30,7 +30,7 @@ def test_the_road_is_measured():
     [
         ("MB", ["### 3 MB, 1 association", "| this adapter | file and directory |"]),
         ("sending", ["| 16,384 | this adapter |", "| 131,072 | DCMTK storescu |"]),
-        ("beside", ["| beside notification, grouping and reclamation |", "instances waited;"]),
+        ("stages", ["| with notification, grouping and reclamation |", "instances waited;"]),
     ],
 )
 def test_the_benchmark_runs(tmp_path, load, lines):

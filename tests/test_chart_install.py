@@ -52,7 +52,7 @@ def first(server: HelmServer, kind: str) -> int:
 def needs(
     rendered: Rendered, given: AbstractSet[tuple[str, str]] = frozenset()
 ) -> set[tuple[str, str]]:
-    """Return what the migration refers to and nobody has given: plural and name."""
+    """Return the objects that the migration refers to and that do not exist: plural and name."""
     used = {(kind, name) for kind, name, _ in references(rendered.pod("migrate"))}
     return {(plural(kind), name) for kind, name in used - given}
 

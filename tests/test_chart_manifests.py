@@ -38,7 +38,7 @@ FOREIGN = {
     ("monitoring.coreos.com/v1", "PrometheusRule"),
 }
 
-#: Objects that the values of a case name, and that somebody else has made.
+#: Objects that the values of a case name, and that exist outside the chart.
 GIVEN = {
     "hospital": {
         ("Secret", "redis-credentials"),
@@ -58,8 +58,8 @@ GIVEN = {
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def test_the_stages_are_those_of_the_road() -> None:
-    """The chart has a pool for every pipeline stage, and for nothing else."""
+def test_every_pipeline_stage_has_a_pool() -> None:
+    """The chart has a pool for every pipeline stage, and no other pools."""
     assert STAGES == ALL_STAGES
     for name in CASES:
         deployments = {pod.component for pod in case(name).pods()}
@@ -90,7 +90,7 @@ def test_every_object_is_valid(name: str, release: str) -> None:
 
 
 def test_the_oldest_release_is_the_one_that_the_chart_asks_for() -> None:
-    """What is tested and what Chart.yaml admits are the same."""
+    """The tested versions of Kubernetes are those in Chart.yaml."""
     text = (CHART / "Chart.yaml").read_text(encoding="utf-8")
 
     assert f'kubeVersion: ">={OLDEST}.0-0"' in text
@@ -145,7 +145,7 @@ def commands() -> dict[str, Any]:
 
 
 def exists(arguments: list[str]) -> bool:
-    """Tell whether the command line takes these arguments."""
+    """Return whether the command line takes these arguments."""
     first, *rest = arguments
     command: Any = commands().get(first)
     if command is None:
@@ -160,7 +160,7 @@ def exists(arguments: list[str]) -> bool:
 
 @every_case
 def test_every_command_exists(name: str) -> None:
-    """What each container of the adapter runs is a command of ours, called as it wants to be."""
+    """Each container of the adapter runs an existing command, with valid arguments."""
     seen = set()
     for pod in case(name).pods():
         if pod.component in {"redis", "postgresql"}:
@@ -197,7 +197,7 @@ def test_what_is_referred_to_is_there(name: str) -> None:
         assert (kind, referred) in there
         if key is not None:
             assert key in there[kind, referred]["data"]
-    # And nothing lies about that nobody uses, or was given for nothing.
+    # And no object is unused.
     names = {(kind, referred) for kind, referred, _ in used}
     assert given <= names
     for kind in ("Secret", "ServiceAccount", "PersistentVolumeClaim"):
@@ -320,7 +320,7 @@ def test_open_work_gets_the_time_it_was_promised(name: str) -> None:
 
 
 def test_pods_of_a_component_spread_where_they_can() -> None:
-    """Over nodes and zones where that can be done; or as the values say, or not at all."""
+    """Over nodes and zones if possible; or as in the values, or not at all."""
     for pod in case("default").pods():
         if pod.owner["kind"] == "Deployment":
             over = pod.spec["topologySpreadConstraints"]
@@ -361,7 +361,7 @@ def test_a_stage_may_differ_in_everything() -> None:
     assert pipeline.main["image"] == "registry.example/imaging/lung-pipeline:7"
     assert export.main["image"].startswith("registry.example/imaging/dicom-adapter@sha256:")
     assert pipeline.main["resources"]["limits"]["nvidia.com/gpu"] == 1
-    # What it does not say for itself is the default's.
+    # Keys that it does not override have the default.
     assert pipeline.spec["priorityClassName"] == export.spec["priorityClassName"] == "imaging"
     assert pipeline.main["resources"]["requests"] == {"cpu": "1", "memory": "1Gi"}
     assert pipeline.spec["runtimeClassName"] == "nvidia"

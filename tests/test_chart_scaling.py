@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools scale by what the ledger says, and nobody else owns their replicas then."""
+"""Pools scale by the ledger's due work, and no other object then sets their replicas."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_large_installation_scales_the_stages_by_keda_and_the_receiver_by_asso
 
 
 def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
-    """Both triggers ask a route of the API that exists, for figures that it answers with."""
+    """Both triggers use an existing route of the API, and fields of its answer."""
     rendered = case("hospital")
     paths = create_app(AdapterOpening(settings_module.load())).openapi()
     metrics = paths["components"]["schemas"]["Scaling"]["properties"]
@@ -76,7 +76,7 @@ def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
 
 
 def test_scaled_objects_are_as_keda_wants_them() -> None:
-    """KEDA's kind is looked at by hand: its keys, their types, strings where it wants strings."""
+    """The keys and types of KEDA's kind are checked here, strings included."""
     known = {
         "scaleTargetRef": dict,
         "minReplicaCount": int,
@@ -137,7 +137,7 @@ def desired(item: dict[str, Any], metrics: dict[str, float]) -> int:
 def test_more_work_or_older_work_gets_more_workers(
     unfinished: int, oldest: float, replicas: int
 ) -> None:
-    """With the default targets the arithmetic gives what one would want, within the bounds."""
+    """With the default targets the arithmetic gives sensible numbers, within the bounds."""
     item = render(KEDA).find("ScaledObject", "-export")
 
     assert desired(item, {"unfinished": unfinished, "oldestSeconds": oldest}) == replicas

@@ -158,7 +158,7 @@ Flow = tuple[str, str, int]
 
 
 def peers(rendered: Rendered, rule: dict[str, Any], side: str) -> list[str]:
-    """Return who a rule names: components of the release, or everybody, or words for others."""
+    """Return the peers of a rule: components of the release, or all, or words for others."""
     if side not in rule:
         return ["anyone"]
     found = []
@@ -266,7 +266,7 @@ def test_what_one_side_sends_the_other_takes(name: str) -> None:
 
 
 def test_pipelines_go_nowhere_unless_they_are_let() -> None:
-    """The pool that runs other people's software reaches what the values say, and else nothing."""
+    """The pool that runs other people's software reaches only what the values allow."""
     rule = {"to": [{"ipBlock": {"cidr": "10.9.0.0/24"}}], "ports": [{"port": 8000}]}
     rendered = render({"networkPolicy": {"to": {"pipelines": [rule]}}})
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's values: what they may say, what becomes of it, and what is said about them."""
+"""The chart's values: their schema, their effect, and their documentation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ renderer = load_renderer()
 
 
 def at(path: str, value: Any) -> dict[str, Any]:
-    """Return values that say one thing."""
+    """Return values with one key."""
     for key in reversed(path.split(".")):
         value = {key: value}
     return value
@@ -69,7 +69,7 @@ def test_every_value_is_explained() -> None:
     assert len(explained) > 120
     for leaf in leaves(renderer.defaults()):
         paths = [".".join(leaf[:length]) for length in range(1, len(leaf) + 1)]
-        # A component may say all that `defaults` says, which is explained there.
+        # A component may override every key of `defaults`, which is explained there.
         general = f"defaults.{leaf[2] if leaf[0] == 'stages' else leaf[1]}" if leaf[1:] else ""
         assert {*paths, general} & explained.keys(), leaf
 
@@ -157,7 +157,7 @@ def test_every_role_can_read_its_settings(
 
 
 def test_the_values_settings_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What values say under `settings` is what the roles read, pipelines too."""
+    """The roles read the values under `settings`, pipelines too."""
     settings = settings_in(case("hospital"), "export", tmp_path, monkeypatch)
 
     assert settings.dicom.scp.maximum_number_of_associations == 50
@@ -335,11 +335,11 @@ def test_notes_say_where_things_are(name: str) -> None:
 
 
 def test_the_notes_warn_of_an_open_load_balancer() -> None:
-    """A load balancer that lets everybody in, or hides who sends, is worth a warning."""
+    """A load balancer without source ranges, or one that hides addresses, gives a warning."""
     loose = at("scp.service", {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"})
     notes = render(loose).notes
 
-    assert "open to whoever" in notes
+    assert "open to every client" in notes
     assert "a node's address instead of the sender's" in notes
     assert "WARNING: the DICOM port" not in case("hospital").notes
 

@@ -146,7 +146,7 @@ def test_two_hosts_measure_how_late_they_see_each_other(tmp_path: Path) -> None:
         assert output, complaints
         (peer,) = [finding for finding in json.loads(output) if finding["probe"] == "peer"]
         found[word].append((host.returncode, peer["result"]))
-        assert ("cannot hold a spool" in complaints) == (host.returncode == 1)
+        assert ("is not fit for a spool" in complaints) == (host.returncode == 1)
     assert found == {"hasty": [(1, UNUSABLE)] * 2, "patient": [(0, GOOD)] * 2}
     assert list(spool.iterdir()) == []
 

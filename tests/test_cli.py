@@ -81,7 +81,7 @@ def test_yaml_is_refused_with_what_replaces_it(cli, tmp_path):
 def test_yaml_that_was_left_behind_is_refused(cli, data):
     """A data folder of an old release, with app.yaml alone, is not taken for one without settings.
 
-    Once there is an appsettings.json, the old file harms nobody.
+    Next to an appsettings.json, the old file is ignored.
     """
     data.mkdir(parents=True, exist_ok=True)
     (data / "app.yaml").write_text("dicom:\n")
@@ -179,8 +179,8 @@ def test_an_unknown_stage_is_refused(cli):
     assert "notification, grouping, submission, pipeline, export, reclamation" in err
 
 
-def test_every_command_of_the_road_is_there(cli):
-    """The help names every command, and each of those explains itself."""
+def test_every_command_is_there(cli):
+    """The help lists every command, and each command has its own help."""
     _, out, _ = cli("--help", data=None)
     for command in (
         *("check-config", "up", "demo", "scp", "worker", "api", "flower", "send", "status"),
@@ -459,7 +459,7 @@ def test_echo_may_take_a_rejection_for_an_answer(cli, scp):
 
 
 @pytest.fixture
-def road(adapter):
+def history(adapter):
     """A study with a parked job and a parked export; the ids of both."""
     version = add_ae_title(adapter)
     group = add_group(adapter, version, state="closed")
@@ -472,8 +472,8 @@ def road(adapter):
     return {"job": parked, "done": done, "export": export}
 
 
-def test_a_studys_timeline_is_told(cli, road):
-    """`studies show` tells associations, jobs and exports, down to each unconfirmed file."""
+def test_a_studys_timeline_is_shown(cli, history):
+    """`studies show` lists associations, jobs and exports, down to each unconfirmed file."""
     code, out, _ = cli("studies", "show", STUDY)
 
     assert code == 0
@@ -486,61 +486,61 @@ def test_a_studys_timeline_is_told(cli, road):
     assert cli("studies", "show", "1.2.3")[0] == 1
 
 
-def test_lists_come_in_pages(cli, road):
+def test_lists_come_in_pages(cli, history):
     """A page ends with how to get the next one, and that one goes on."""
     _, first, _ = cli("jobs", "list", "--limit", "1")
     after = first.split("--after ")[1].split()[0]
 
     _, second, _ = cli("jobs", "list", "--limit", "1", "--after", after)
 
-    assert {road["job"] in first, road["job"] in second} == {True, False}
+    assert {history["job"] in first, history["job"] in second} == {True, False}
     items = json.loads(cli("jobs", "list", "--state", "parked", "--json")[1])["items"]
-    assert [item["id"] for item in items] == [road["job"]]
+    assert [item["id"] for item in items] == [history["job"]]
 
 
-def test_a_parked_job_is_retried(cli, adapter, road):
+def test_a_parked_job_is_retried(cli, adapter, history):
     """`jobs retry` lets a parked job go on where it stood; an ended one is refused."""
-    assert cli("jobs", "show", road["job"])[0] == 0
+    assert cli("jobs", "show", history["job"])[0] == 0
 
-    code, out, _ = cli("jobs", "retry", road["job"])
+    code, out, _ = cli("jobs", "retry", history["job"])
 
     assert code == 0
     assert "is created again" in out
-    assert find_job(adapter.ledger, road["job"]).state == "created"
-    code, _, err = cli("jobs", "retry", road["done"])
+    assert find_job(adapter.ledger, history["job"]).state == "created"
+    code, _, err = cli("jobs", "retry", history["done"])
     assert code == 1
     assert "only a parked job" in err
 
 
-def test_a_job_is_discarded(cli, adapter, road):
+def test_a_job_is_discarded(cli, adapter, history):
     """`jobs discard` gives a job up for good."""
-    assert cli("jobs", "discard", road["job"])[0] == 0
+    assert cli("jobs", "discard", history["job"])[0] == 0
 
-    assert find_job(adapter.ledger, road["job"]).state == "discarded"
+    assert find_job(adapter.ledger, history["job"]).state == "discarded"
 
 
 @pytest.mark.parametrize("by_destination", [True, False])
-def test_a_parked_export_is_retried(cli, adapter, road, by_destination):
+def test_a_parked_export_is_retried(cli, adapter, history, by_destination):
     """`exports retry` takes ids, or everything for a destination, but not neither."""
     assert cli("exports", "retry")[0] == 2
-    assert f"{STUDY}.9.2" in cli("exports", "show", road["export"])[1]
-    assert road["export"] in cli("exports", "list", "--destination", "PACS")[1]
+    assert f"{STUDY}.9.2" in cli("exports", "show", history["export"])[1]
+    assert history["export"] in cli("exports", "list", "--destination", "PACS")[1]
 
-    words = ["--destination", "PACS"] if by_destination else [road["export"]]
+    words = ["--destination", "PACS"] if by_destination else [history["export"]]
     code, out, _ = cli("exports", "retry", *words)
 
     assert code == 0
     assert "pending again" in out
-    assert find_export(adapter.ledger, road["export"]).state == "pending"
+    assert find_export(adapter.ledger, history["export"]).state == "pending"
 
 
 @pytest.mark.parametrize("by_destination", [True, False])
-def test_an_export_is_discarded(cli, adapter, road, by_destination):
+def test_an_export_is_discarded(cli, adapter, history, by_destination):
     """`exports discard` gives up for good the exports named, or all that wait for an operator."""
-    words = ["--destination", "PACS"] if by_destination else [road["export"]]
+    words = ["--destination", "PACS"] if by_destination else [history["export"]]
     assert cli("exports", "discard", *words)[0] == 0
 
-    assert find_export(adapter.ledger, road["export"]).state == "discarded"
+    assert find_export(adapter.ledger, history["export"]).state == "discarded"
 
 
 def test_quarantined_files_are_shown_and_discarded(cli, adapter):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dicom-adapter ledger`: the schema brought up to date, and what is wrong with a ledger told."""
+"""`dicom-adapter ledger`: upgrades the schema, and reports the problems of a ledger."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_ledger_is_upgraded_where_there_is_no_spool(cli: Cli, settings: Settin
 
 
 def test_sqlite_is_well(cli: Cli, adapter: Adapter) -> None:
-    """A ledger that is well is told as such, and the command ends with 0."""
+    """A healthy ledger is reported as such, and the command ends with 0."""
     code, found = checked(cli)
 
     assert code == 0
@@ -63,7 +63,7 @@ def test_sqlite_is_well(cli: Cli, adapter: Adapter) -> None:
 
 @pytest.mark.every_ledger("postgresql")
 def test_postgresql_is_well(cli: Cli, adapter: Adapter, durable: None) -> None:
-    """The server's release, its durability and its clock are told too."""
+    """The server's release, its durability and its clock are shown too."""
     code, found = checked(cli)
 
     assert (code, found["problems"]) == (0, [])
@@ -82,12 +82,12 @@ def test_a_server_that_does_not_sync_is_a_problem(cli: Cli, adapter: Adapter) ->
 
 
 def test_a_check_makes_nothing(cli: Cli, settings: Settings) -> None:
-    """A ledger that is not there yet is told, and not made."""
+    """A ledger that does not exist yet is reported, and not created."""
     code, found = checked(cli)
 
     assert code == 1
     assert found["reachable"] is False
-    assert found["problems"] == ["there is no ledger yet: the first start makes it"]
+    assert found["problems"] == ["there is no ledger yet: the first start creates it"]
     assert not settings.data.exists()
 
 
@@ -108,7 +108,7 @@ def test_a_database_without_a_schema_is_told(
 
 @pytest.mark.every_ledger("postgresql")
 def test_a_server_that_is_away_is_told_without_its_address(cli: Cli, adapter: Adapter) -> None:
-    """Nobody learns from the message where the database is, or a password."""
+    """The message contains neither the database's address nor a password."""
     adapter.close()
     with shut(adapter.ledger.url):
         code, out, err = cli("ledger", "check")

@@ -29,7 +29,7 @@ KILL_SECONDS = 5
 
 
 def run(tool, *arguments, **variables):
-    """Run a tool of the development environment as somebody who has set no variable of ours."""
+    """Run a tool of the development environment without any variable of the adapter."""
     known = ("DICOM_", "API_", "FLOWER_", "PIPELINE_", "REDIS_", "POSTGRES_", "COMPOSE_", "BASE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(known)}
     return subprocess.run(
@@ -87,8 +87,8 @@ def test_yamllint_has_nothing_to_say():
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_each_stage_of_the_road_has_a_worker():
-    """No stage is left out, and no worker serves what is none; each is named like its stage."""
+def test_each_stage_has_a_worker():
+    """Each stage has a worker of the same name, and there are no other workers."""
     workers = {
         name: service["command"][1:]
         for name, service in SERVICES.items()
@@ -177,7 +177,7 @@ def test_ports_are_published_on_loopback_unless_told_otherwise():
 
 
 def test_redis_and_the_ledger_are_on_a_network_of_their_own():
-    """Nobody reaches them but the adapter, and they reach nobody."""
+    """Only the adapter reaches them, and they reach no other network."""
     assert PROJECT["networks"]["state"]["internal"] is True
     for name in ("redis", "database"):
         assert list(SERVICES[name]["networks"]) == ["state"]
@@ -186,7 +186,7 @@ def test_redis_and_the_ledger_are_on_a_network_of_their_own():
 
 @each_service
 def test_start_waits_for_health(name):
-    """Who runs on has a health check; who waits for somebody's health waits for one that has."""
+    """Each running service has a health check; services wait only for services that have one."""
     service = SERVICES[name]
 
     assert ("test" in service["healthcheck"]) == (name not in ONE_SHOT)
@@ -204,7 +204,7 @@ def test_the_receiver_waits_for_the_schema_alone():
 
 @each_of_ours
 def test_who_is_told_to_stop_may_end_its_work(name):
-    """Docker's patience is longer than the adapter's own."""
+    """Docker's grace period is longer than the adapter's own."""
     if name == "demo-pacs":
         return
     settings = settings_module.load()
@@ -317,7 +317,7 @@ def test_every_variable_is_on_the_page():
 
 
 def test_every_service_is_on_the_page():
-    """The page tells what each container is."""
+    """The page describes each container."""
     page = (ROOT / "docs/compose.md").read_text(encoding="utf-8")
     table = page.partition("| service |")[2].partition("\n\n")[0]
 

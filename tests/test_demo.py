@@ -58,7 +58,7 @@ def read_until(process, pattern):
 
 
 def test_the_demo_passes_and_leaves_nothing(tmp_path):
-    """The whole way is run once on a real study of two series, proven, told, and cleaned up."""
+    """All stages run once on a real study of two series; the result is checked and cleaned up."""
     begin = time.monotonic()
     with program(tmp_path, "demo") as process:
         output, _ = process.communicate()
@@ -146,7 +146,7 @@ def test_a_study_without_dicom_is_refused_at_once(tmp_path):
 
 
 def test_the_demo_joins_an_adapter_that_runs(tmp_path):
-    """The whole way is run and proven each time anew; results of an earlier time do not count."""
+    """Each time all stages run and are checked again; results of an earlier run do not count."""
     # Given
     data, received, elsewhere = (tmp_path / name for name in ("data", "received", "elsewhere"))
     data.mkdir()

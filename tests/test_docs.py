@@ -17,7 +17,16 @@ from adapter import cli
 from adapter import settings as settings_module
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
-from adapter.models import AETitle, Destination, Source
+from adapter.models import (
+    AETitle,
+    ArrivalState,
+    Destination,
+    ExportState,
+    GroupState,
+    JobState,
+    ReportState,
+    Source,
+)
 from adapter.processors.ae_title import AETitleSettings
 from adapter.stages import STAGES
 
@@ -204,3 +213,53 @@ def test_every_row_of_conformance_is_a_test() -> None:
     assert len(rows) == 20 + 13
     for row in rows:
         assert re.search(rf'id="{row}["-]|def test_{row.lower()}_', "\n".join(tests)), row
+
+
+def test_every_state_and_stage_is_in_the_glossary() -> None:
+    """docs/glossary.md explains each state of each state machine, and each stage."""
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    states = glossary.partition("\n## States\n")[2].partition("\n## ")[0]
+    machines = {
+        "arrival": ArrivalState,
+        "group": GroupState,
+        "job": JobState,
+        "export": ExportState,
+        "report": ReportState,
+    }
+    written: dict[str, list[str]] = {}
+    of = ""
+    for row in re.findall(r"^\| (\w*) ?\| (`.*?`) \|", states, re.MULTILINE):
+        of = row[0] or of
+        written.setdefault(of, []).extend(re.findall(r"`(\w+)`", row[1]))
+    stages = glossary.partition("\n## Stages\n")[2]
+
+    assert written == {of: [str(state) for state in machine] for of, machine in machines.items()}
+    assert tuple(re.findall(r"^\| `(\w+)` \|", stages, re.MULTILINE)) == STAGES
+
+
+def test_the_glossary_is_linked_from_readme_and_architecture() -> None:
+    """A reader finds the glossary where the terms are first used."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    architecture = (DOCS / "architecture.md").read_text(encoding="utf-8")
+
+    assert "(docs/glossary.md)" in readme
+    assert "(glossary.md)" in architecture
+
+
+def test_docs_use_the_field_s_words() -> None:
+    """The former dialect is not in the docs either."""
+    pages = [*DOCS.rglob("*.md"), *(DOCS.parent / "helm").rglob("*.md"), *DOCS.parent.glob("*.md")]
+    jargon = re.compile(
+        r"\b(roads?|(door)?bells?|ticks?|rung|tally|seats|story|surroundings|poke|tether|verdicts?"
+        r"|unwanted)\b",
+        re.IGNORECASE,
+    )
+
+    found = {
+        f"{page.name}: {match[0]}"
+        for page in pages
+        for match in jargon.finditer(page.read_text(encoding="utf-8"))
+    }
+
+    assert len(pages) > 15
+    assert not found

@@ -25,7 +25,7 @@ from tests.support_waiting import eventually
 
 
 @pytest.fixture
-def told():
+def printed():
     return []
 
 
@@ -51,7 +51,7 @@ def free_settings(settings):
 
 
 @pytest.fixture
-def start(free_settings, monkeypatch, told):
+def start(free_settings, monkeypatch, printed):
     """Start a supervisor with small programs for roles; Redis only if asked for."""
     started = []
 
@@ -61,7 +61,7 @@ def start(free_settings, monkeypatch, told):
         if not own_redis:
             elsewhere = settings.broker.model_copy(update={"url": "redis://127.0.0.1:1/0"})
             settings = settings.model_copy(update={"broker": elsewhere})
-        one = Supervisor(settings, tell=told.append)
+        one = Supervisor(settings, print_line=printed.append)
         started.append(one)
         one.start()
         return one
@@ -71,8 +71,8 @@ def start(free_settings, monkeypatch, told):
         one.stop()
 
 
-def test_a_killed_role_is_started_again(start, tmp_path, told):
-    """A role that is killed runs again within seconds, and the operator is told in one line."""
+def test_a_killed_role_is_started_again(start, tmp_path, printed):
+    """A role that is killed runs again within seconds, and the operator is printed in one line."""
     # Given
     one = start(make_role("scp", tmp_path), make_role("api", tmp_path))
     assert one.wait_ready(20)
@@ -84,16 +84,16 @@ def test_a_killed_role_is_started_again(start, tmp_path, told):
     # Then
     eventually(lambda: one.pids["scp"] not in {None, before["scp"]} and not one.missing())
     assert one.pids["api"] == before["api"]
-    assert told == ["scp ended (killed by SIGKILL); starting it again in 0.5 s", "scp is back"]
+    assert printed == ["scp ended (killed by SIGKILL); starting it again in 0.5 s", "scp is back"]
 
 
-def test_the_back_off_grows(start, tmp_path, told):
+def test_the_back_off_grows(start, tmp_path, printed):
     """A role that ends at once is started again ever more slowly."""
     start(make_role("api", tmp_path / "there-is-no-such-folder"))
 
-    eventually(lambda: len(told) == 3)
+    eventually(lambda: len(printed) == 3)
 
-    assert [line.rpartition(" in ")[2] for line in told] == ["0.5 s", "1.0 s", "2.0 s"]
+    assert [line.rpartition(" in ")[2] for line in printed] == ["0.5 s", "1.0 s", "2.0 s"]
 
 
 def test_a_second_start_is_refused(start, tmp_path):
@@ -130,7 +130,7 @@ def test_roles_stop_in_order(start, tmp_path):
     assert not any(runs(pid) for pid in pids)
 
 
-def test_a_role_that_does_not_stop_is_killed(start, tmp_path, told):
+def test_a_role_that_does_not_stop_is_killed(start, tmp_path, printed):
     """Stopping takes no longer than a role's time, whatever the role and its children do."""
     one = start(make_role("deaf", tmp_path, stubborn=True, stop_seconds=0.3))
     assert one.wait_ready(20)
@@ -143,7 +143,7 @@ def test_a_role_that_does_not_stop_is_killed(start, tmp_path, told):
     assert time.monotonic() - begin < 5
     assert not runs(pid)
     eventually(lambda: not runs(child))
-    assert told == ["deaf has not stopped yet; killing it"]
+    assert printed == ["deaf has not stopped yet; killing it"]
 
 
 def test_roles_do_not_outlive_a_killed_supervisor(free_settings, tmp_path):
@@ -245,8 +245,8 @@ def test_without_any_redis_it_is_said_what_to_do(tmp_path, monkeypatch):
         broker.find_server()
 
 
-def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
-    """It wants the password of the data folder, which nobody else can read, and keeps an AOF."""
+def test_our_redis_is_locked_and_keeps_wake_ups(start, free_settings):
+    """It requires the password of the data folder, readable by the owner only, and keeps an AOF."""
     one = start(own_redis=True)
     assert one.wait_ready(20)
     port = free_settings.broker.port
@@ -264,7 +264,7 @@ def test_our_redis_is_locked_and_keeps_bells(start, free_settings):
     assert secret.read_text().strip() not in arguments
 
 
-def test_a_killed_redis_keeps_its_bells(start, free_settings):
+def test_a_killed_redis_keeps_its_wake_ups(start, free_settings):
     """A wake-up that was sent is still there after Redis was killed and started again."""
     one = start(own_redis=True)
     assert one.wait_ready(20)
@@ -303,7 +303,7 @@ def test_other_roles_wait_for_redis(start, tmp_path, monkeypatch):
 
 def test_a_taken_port_is_named_by_its_setting(start, free_settings, monkeypatch):
     """A port that another program has is named, with the setting to change."""
-    monkeypatch.setattr(ports, "_PATIENCE", 0.1)
+    monkeypatch.setattr(ports, "_WAIT_SECONDS", 0.1)
     with (
         socket.create_server(("127.0.0.1", free_settings.api.port)),
         pytest.raises(ConfigurationError, match=r"api > port: TCP port \d+ is in use"),
@@ -366,7 +366,7 @@ def test_only_warnings_reach_the_terminal(tmp_path):
 
 
 def test_a_terminal_that_has_gone_ends_nothing(start, tmp_path):
-    """When nobody takes what the supervisor tells, it goes on supervising."""
+    """When the supervisor's terminal is closed, it goes on supervising."""
     one = start(make_role("api", tmp_path))
 
     def gone(_line):

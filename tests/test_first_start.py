@@ -28,7 +28,7 @@ from tests.support_waiting import eventually
 
 STARTS = 4
 
-#: Opens an adapter as soon as a file is there, and tells what it found.
+#: Opens an adapter as soon as a file exists, and prints what it found.
 ROLE = """
 import json, sys, time
 from pathlib import Path
@@ -69,15 +69,15 @@ def start_at_once(tmp_path: Path, folders: list[Path], **environment: str) -> li
         assert role.stdout is not None
         assert role.stdout.readline() == "waits\n"
     go.touch()
-    told = [role.communicate(timeout=60)[0] for role in roles]
+    found = [role.communicate(timeout=60)[0] for role in roles]
     assert [role.returncode for role in roles] == [0] * len(roles)
-    return [json.loads(text) for text in told]
+    return [json.loads(text) for text in found]
 
 
 def test_hosts_that_start_at_once_share_one_spool_and_one_ledger(
     tmp_path: Path, empty_url: str
 ) -> None:
-    """On an empty shared volume and an empty database, nobody is left with an id of its own."""
+    """On an empty shared volume and an empty database, all roles end up with the same ids."""
     found = start_at_once(
         tmp_path,
         [tmp_path / f"host-{number}" for number in range(STARTS)],
@@ -103,7 +103,7 @@ def test_processes_that_start_at_once_share_one_sqlite_ledger(tmp_path: Path) ->
 def test_a_spool_that_another_made_meanwhile_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks before another has made the spool, and makes it after, changes nothing."""
+    """A role that finds no spool, and creates it after another role did, changes nothing."""
     spool = Spool(tmp_path)
     spool.create()
     before = spool.id, spool.hash_key()
@@ -215,7 +215,7 @@ def test_sqlite_is_refused_while_another_host_works_on_the_spool(
 def test_what_a_gone_host_left_behind_refuses_nobody(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container that was replaced a moment ago left a heartbeat that nobody writes any more."""
+    """The heartbeat of a container that was replaced a moment ago is no longer rewritten."""
     monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 1.0)
     adapter = open_adapter(settings)
     adapter.close()
@@ -243,7 +243,7 @@ def test_a_process_of_this_host_is_no_other_host(settings: Settings, adapter: Ad
     open_adapter(settings).close()
 
 
-# -- what a connection is told ---------------------------------------------------------------------
+# -- settings of a connection ----------------------------------------------------------------------
 
 
 @pytest.mark.every_ledger("postgresql")
@@ -276,7 +276,7 @@ def test_every_connection_is_durable_and_patient_within_bounds(
 
 @pytest.mark.every_ledger("postgresql")
 def test_a_server_that_only_reads_is_not_taken(adapter: Adapter, postgresql: PostgreSQL) -> None:
-    """After a failover nobody works on what the server that became the standby remembers."""
+    """After a failover no role works on the server that became the standby."""
     name = adapter.ledger.engine.url.database
     postgresql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     adapter.ledger.close()

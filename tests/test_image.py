@@ -72,14 +72,14 @@ def test_only_locked_packages_are_installed_and_no_index_is_named():
 
 
 def test_it_is_nobody_special_who_runs_behind_an_init():
-    """The user is a number, as Kubernetes wants to see it, and no shell stands before the role."""
+    """The user is a number, as Kubernetes requires, and the role runs without a shell."""
     assert arguments_of("USER") == ["10001:10001"]
     (entry,) = arguments_of("ENTRYPOINT")
     assert json.loads(entry) == ["/usr/bin/tini", "-s", "--", "dicom-adapter"]
 
 
 def test_all_that_is_written_is_on_volumes(monkeypatch):
-    """Data and spool are volumes, and the settings say so whatever file is mounted over ours."""
+    """Data and spool are volumes, also if another settings file is mounted over ours."""
     for name, value in environment().items():
         if name.startswith("DICOMADAPTER__"):
             monkeypatch.setenv(name, value)
@@ -163,7 +163,7 @@ def test_a_role_is_healthy_while_it_says_so(port):
 
 
 def test_a_role_that_does_not_answer_is_not_healthy():
-    """Nobody there, or nothing but silence and an end: neither is well, and neither a stack."""
+    """A closed port, or a connection without an answer, is unhealthy, and prints no stack."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         where = f"{server.getsockname()[1]}/ready"
 

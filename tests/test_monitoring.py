@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dashboard, alerts and their docs name what the roles tell: compared with real scrapes."""
+"""Dashboard, alerts and their docs name metrics that the roles expose: checked by real scrapes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TARGET_LABELS = {"namespace", "instance", "job", "pod"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
-    """What all roles tell, the SCP after an association."""
+    """The metrics of all roles, the SCP's after an association."""
     data = tmp_path_factory.mktemp("monitored") / "data"
     api = {"host": "127.0.0.1", "port": free_port()}
     stack = Stack(data, {}, api=api, metrics={"host": "127.0.0.1"})
@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
 
 
 def operators() -> Scrape:
-    """Return what an operator tells, which would need an API server to run."""
+    """Return the metrics of an operator, which would need an API server to run."""
     registry = CollectorRegistry()
     amounts = {kind.name: (1, 0) for kind in KINDS}
     registry.register(OperatorCollector(lambda: amounts, list))
@@ -92,10 +92,10 @@ def _is_ready(port: int, path: str) -> bool:
 
 
 def check(expression: str, served: Scrape) -> None:
-    """Fail if an expression names a metric, a label or a label's value that nobody tells."""
+    """Fail if an expression names a metric, a label or a label's value that no role exposes."""
     named = names(expression.replace("$namespace", ".*"))
     assert named.metrics, "it names no metric"
-    assert named.metrics <= served.names(), "no role tells such a metric"
+    assert named.metrics <= served.names(), "no role exposes such a metric"
     labels = {
         metric: {label for s in served.samples() if s.name == metric for label in s.labels}
         for metric in named.metrics
@@ -154,7 +154,7 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": f"{name}{{{inside}}}", "values": values}
 
 
-#: What is told, and who is alerted then: nobody at first, somebody when it has lasted.
+#: Series, and the labels of the alert that they raise: none at first, one after some time.
 CASES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
     "DicomAdapterNoWorker": (
         [
@@ -194,12 +194,12 @@ CASES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
 def test_an_alert_comes_when_it_should(name: str, tmp_path: Path) -> None:
     """Played to Prometheus' own rule tests: silent while all is well, one alert when it is not."""
     (rule,) = [rule for rule in ALERTS if rule["alert"] == name]
-    told, labels = CASES[name]
+    series, labels = CASES[name]
     file = tmp_path / "test.yaml"
     expected = {
         "promql_expr_test": [],
         "interval": "1m",
-        "input_series": told,
+        "input_series": series,
         "alert_rule_test": [
             {"eval_time": "9m", "alertname": name, "exp_alerts": []},
             {"eval_time": "30m", "alertname": name, "exp_alerts": [{"exp_labels": labels}]},
@@ -264,7 +264,7 @@ def test_the_dashboard_can_be_imported() -> None:
 
 
 def test_every_metric_is_on_the_page_with_its_labels(served: Scrape) -> None:
-    """What the roles tell stands in docs/operations.md, and nothing that they do not."""
+    """docs/operations.md lists the metrics of the roles, and no others."""
     written: dict[str, set[str]] = {}
     for line in re.findall(r"^\|( `dicom_adapter_.*)\|$", SECTION, re.MULTILINE):
         metrics, labels, meaning = (cell.strip() for cell in line.split("|"))
@@ -273,11 +273,11 @@ def test_every_metric_is_on_the_page_with_its_labels(served: Scrape) -> None:
             written[metric] = {label for label in labels.split(", ") if label}
             if metric.endswith(("_sum", "_count")):  # they share the buckets' line
                 written[metric].discard("le")
-    told: dict[str, set[str]] = {}
+    series: dict[str, set[str]] = {}
     for sample in served.samples():
-        told.setdefault(sample.name, set()).update(sample.labels)
+        series.setdefault(sample.name, set()).update(sample.labels)
 
-    assert written == told
+    assert written == series
 
 
 # -- the reader of PromQL itself -------------------------------------------------------------------

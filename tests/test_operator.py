@@ -198,7 +198,7 @@ def test_a_bad_edit_leaves_the_last_good_version_in_force(
     kubectl.edit("Source", "ct1", hostIp=["10.0.0.777"])
 
     message = kubectl.becomes("Source", "ct1", "Invalid")
-    assert message.endswith(f"version {version}, which it described before, stays in force")
+    assert message.endswith(f"its former version {version} stays in force")
     assert entities(adapter, EntityKind.SOURCE)["CT1"].version == version
     assert kubectl.get("Source", "ct1")["status"]["version"] == version
     assert operator.problem == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapter.ledger import owners
 from adapter.models import AETitle, Versioned
-from adapter.operator.plan import APPLIED, CONFLICT, INVALID, Reading, Verdict, make_plan, read
+from adapter.operator.plan import APPLIED, CONFLICT, INVALID, Readiness, Reading, make_plan, read
 from adapter.operator.resources import KINDS, Resource
 from adapter.operator.status import status_of
 from adapter.operator.watch import Backoff
@@ -164,9 +164,9 @@ def test_what_is_no_resource_is_refused(item: Any) -> None:
 
 
 def test_a_status_that_says_it_already_is_left_alone() -> None:
-    """The same verdict twice is one patch."""
-    verdict = Verdict(APPLIED, "in force as version 7", 7)
-    status = status_of(resource("x"), verdict, NOW)
+    """The same readiness twice is one patch."""
+    readiness = Readiness(APPLIED, "in force as version 7", 7)
+    status = status_of(resource("x"), readiness, NOW)
     assert status == {
         "observedGeneration": 3,
         "version": 7,
@@ -182,16 +182,16 @@ def test_a_status_that_says_it_already_is_left_alone() -> None:
         ],
     }
 
-    assert status_of(resource("x", status=status), verdict, NOW) is None
+    assert status_of(resource("x", status=status), readiness, NOW) is None
 
 
 def test_a_time_of_transition_is_kept_until_there_is_one() -> None:
     """Another message is no transition; another status is one."""
-    first = status_of(resource("x"), Verdict(INVALID, "one"), NOW)
+    first = status_of(resource("x"), Readiness(INVALID, "one"), NOW)
     later = NOW.replace(hour=5)
 
-    again = status_of(resource("x", status=first), Verdict(CONFLICT, "two"), later)
-    ready = status_of(resource("x", status=first), Verdict(APPLIED, "three", 1), later)
+    again = status_of(resource("x", status=first), Readiness(CONFLICT, "two"), later)
+    ready = status_of(resource("x", status=first), Readiness(APPLIED, "three", 1), later)
 
     assert again is not None
     assert again["conditions"][0]["lastTransitionTime"] == "2026-11-24T03:17:00Z"
@@ -204,7 +204,7 @@ def test_other_peoples_conditions_stay() -> None:
     other = {"type": "Reviewed", "status": "True"}
     status = {"conditions": [other, "nonsense"], "observedGeneration": 3}
 
-    written = status_of(resource("x", status=status), Verdict(APPLIED, "", 1), NOW)
+    written = status_of(resource("x", status=status), Readiness(APPLIED, "", 1), NOW)
 
     assert written is not None
     assert [item["type"] for item in written["conditions"]] == ["Reviewed", "Ready"]
@@ -213,7 +213,7 @@ def test_other_peoples_conditions_stay() -> None:
 @pytest.mark.parametrize("status", ["text", [], {"conditions": None}, {"conditions": [1]}])
 def test_a_status_that_makes_no_sense_is_written_anew(status: Any) -> None:
     """Whatever stands there, the status is right afterwards."""
-    assert status_of(resource("x", status=status), Verdict(APPLIED, "", 1), NOW) is not None
+    assert status_of(resource("x", status=status), Readiness(APPLIED, "", 1), NOW) is not None
 
 
 # -- when to come back ---------------------------------------------------------------------------

@@ -118,10 +118,10 @@ def test_a_password_is_read_once_at_start(load, password_file):
     ("content", "says"),
     [
         (None, "No such file or directory"),
-        (b" \n", "is empty; it has to hold the password"),
-        (b"hushhush\nhushhush\n", "nothing else, in one line"),
-        (b"hushhush\xff", "nothing else, in one line of UTF-8"),
-        (b"hushhush" * 1000, "nothing else"),
+        (b" \n", "is empty; it must contain the password"),
+        (b"hushhush\nhushhush\n", "only the password, in one line"),
+        (b"hushhush\xff", "only the password, in one line of UTF-8"),
+        (b"hushhush" * 1000, "only the password"),
     ],
     ids=["missing", "empty", "two lines", "not UTF-8", "a whole book"],
 )
@@ -154,7 +154,8 @@ def test_a_url_with_a_password_refuses_a_password_file(load, password_file, sect
     problem = problem_of(load, **{section: {"url": url, "passwordFile": str(password_file)}})
 
     assert problem == (
-        f"DicomAdapter > {section}: both url and passwordFile name a password; take it out of url"
+        f"DicomAdapter > {section}: both url and passwordFile contain a password; "
+        "take it out of url"
     )
 
 
@@ -167,7 +168,7 @@ def test_a_password_file_needs_a_server(load, password_file, section, body):
     problem = problem_of(load, **{section: body | {"passwordFile": str(password_file)}})
 
     assert problem == (
-        f"DicomAdapter > {section}: passwordFile needs the url of a server that asks for a password"
+        f"DicomAdapter > {section}: passwordFile needs the url of a server that requires a password"
     )
 
 

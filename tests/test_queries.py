@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger tells those who only read."""
+"""Queries of the ledger."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from adapter.scp.acceptance import (
 )
 from adapter.scp.configuration import Snapshot
 from adapter.scp.storage_classes import STANDARD
-from adapter.settings import Scp
+from adapter.settings import ScpSettings
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 RETIRED_US = "1.2.840.10008.5.1.4.1.1.6"
@@ -47,7 +47,9 @@ def judge(
     request = AssociationRequest(
         calling, called, peer, tuple(ProposedContext(*context) for context in contexts)
     )
-    return decide(request, configuration, Scp(**scp), active=active, storage_low=lambda: low)
+    return decide(
+        request, configuration, ScpSettings(**scp), active=active, storage_low=lambda: low
+    )
 
 
 @pytest.mark.parametrize(

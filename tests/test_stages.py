@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wake-ups: each reaches its stage and no other, and a broker that is away costs a moment."""
+"""Wake-ups: each reaches only its stage, and a broker that is down costs a moment."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.every_ledger
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    """A Redis of our own and nothing else."""
+    """Only our own Redis."""
     made = Stack(tmp_path / "data", {}).start("redis")
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_bell_reaches_its_stage_only(stack: Stack, stage: str) -> None:
+def test_a_wake_up_reaches_its_stage_only(stack: Stack, stage: str) -> None:
     """A stage's wake-up lands in that stage's queue and in no other, also after FLUSHALL."""
     queues = StageQueues(make_app(stack.settings))
     stack.redis().flushall()
@@ -49,7 +49,7 @@ def test_a_bell_reaches_its_stage_only(stack: Stack, stage: str) -> None:
 
 
 def test_a_broker_that_is_away_costs_a_moment(adapter: Adapter) -> None:
-    """Without Redis a wake-up is given up within a second, and nothing is raised."""
+    """Without Redis a wake-up is dropped within a second, and no exception is raised."""
     queues = StageQueues(make_app(adapter.settings))
     begin = time.monotonic()
 
@@ -76,8 +76,8 @@ def test_the_poll_wakes_for_due_work_and_floods_nothing(stack: Stack) -> None:
     assert queues.lengths([NOTIFICATION, GROUPING]) == {NOTIFICATION: 1, GROUPING: 0}
 
 
-def test_wake_ups_that_nobody_takes_are_bounded(stack: Stack) -> None:
-    """A stage whose workers are away gets so many wake-ups, and Flower no more of them later."""
+def test_wake_ups_without_workers_are_bounded(stack: Stack) -> None:
+    """A stage without workers gets a bounded number of wake-ups, so Flower shows no more later."""
     queues = StageQueues(make_app(stack.settings))
 
     for _ in range(2 * FULL_QUEUE):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification: what spool and ledger disagree on is told, work in flight is not."""
+"""Verification: differences between spool and ledger are reported, work in progress is not."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_stranger_in_the_spool_is_told(adapter: Adapter, whole: str) -> None:
     """What no role of the adapter has written."""
     (adapter.spool.instances / "00" / "notes.txt").write_text("x")
 
-    assert problems(adapter) == ["file: no role of the adapter has put it there"]
+    assert problems(adapter) == ["file: no role of the adapter created it"]
 
 
 STEPS: dict[str, Callable[[Adapter], None]] = {
@@ -114,7 +114,7 @@ STEPS: dict[str, Callable[[Adapter], None]] = {
         change_rows(adapter, schema.groups, state="reclaimed"),
         change_rows(adapter, schema.jobs, state="started"),
     ),
-    "job: it is at its end but still leased": lambda adapter: change_rows(
+    "job: it is finished but still leased": lambda adapter: change_rows(
         adapter, schema.jobs, lease_token="x", lease_until=LONG_AGO
     ),
     "job: its worker is gone and no other has taken it over": lambda adapter: change_rows(
@@ -142,7 +142,7 @@ def test_a_row_without_a_next_step_is_told(adapter: Adapter, whole: str, problem
 
 
 def test_work_in_flight_is_no_difference(adapter: Adapter, version: int) -> None:
-    """A file that has both its names is being registered, and is not told."""
+    """A file that has both its names is being registered, and is not reported."""
     group = add_group(adapter, version)
     arrival = add_arrival(adapter, version, 1, group_id=group)
     source = adapter.spool.instance_path(arrival)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""REST: health for machines, and what happened to a study for people.  It only reads.
+"""The REST API: health, metrics, and the timelines of studies.  It only reads.
 
 ::
 
-    server.py   the process: a socket, a signal, uvicorn
+    server.py    the process: a socket, a signal, uvicorn
     opening.py   the adapter, opened as soon as its ledger answers, and the due-work poll
-    app.py      the routes; problems.py, what goes wrong told as RFC 9457 has it
-    health.py   green, yellow or red, and why
-    metrics.py  the same in numbers, for Prometheus and for whoever scales the pools
+    app.py       the routes
+    problems.py  errors as problem documents (RFC 9457)
+    health.py    green, yellow or red, and why
+    metrics.py   metrics for Prometheus and for autoscaling
 
-It answers without a ledger too: `/health/live` and `/metrics` always, everything else with 503.
+Without a ledger it still answers: `/health/live` and `/metrics` as always, all other routes with
+503.
 """
 
 from adapter.api.server import serve

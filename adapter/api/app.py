@@ -16,11 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from adapter.api import health, problems
-from adapter.api.metrics import ApiCollector, Away, Metrics, Scaling
+from adapter.api.metrics import ApiCollector, ApiMetrics, Away, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
-from adapter.ledger.queries.facts import Export, ExportDetail, Job, Study, Timeline
+from adapter.ledger.queries.facts import ExportDetail, ExportFacts, JobFacts, Study, Timeline
 from adapter.metrics import RoleCollector
 from adapter.models import ExportState, JobState
 from adapter.stages import STAGES
@@ -29,7 +29,7 @@ F = TypeVar("F")
 
 
 def create_app(opening: AdapterOpening) -> FastAPI:
-    """Return the application that answers for one adapter."""
+    """Return the ASGI application of one adapter."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -41,11 +41,11 @@ def create_app(opening: AdapterOpening) -> FastAPI:
         title="dicom-adapter",
         description="A durable gateway between DICOM imaging and AI pipelines.",
         lifespan=lifespan,
-        # Their pages load scripts from elsewhere; a hospital's network does not.
+        # Their pages load scripts from the Internet, which a hospital's network blocks.
         docs_url=None,
         redoc_url=None,
     )
-    metrics = Metrics(opening)
+    metrics = ApiMetrics(opening)
     app.state.opening = opening
     app.state.metrics = metrics
     app.state.registry = CollectorRegistry()
@@ -67,14 +67,14 @@ def _ledger(request: Request) -> Ledger:
     return _opening(request).adapter.ledger
 
 
-def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
+def _metrics(request: Request) -> ApiMetrics:
+    metrics: ApiMetrics = request.app.state.metrics
     return metrics
 
 
 OpeningOf = Annotated[AdapterOpening, Depends(_opening)]
 LedgerOf = Annotated[Ledger, Depends(_ledger)]
-MetricsOf = Annotated[Metrics, Depends(_metrics)]
+MetricsOf = Annotated[ApiMetrics, Depends(_metrics)]
 Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Rows on a page.")]
 After = Annotated[str | None, Query(max_length=128, description="The `next` of the page before.")]
 
@@ -91,7 +91,7 @@ async def live() -> dict[str, str]:
 
 @_health.get("/ready", responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
 def ready(opening: OpeningOf) -> dict[str, str]:
-    """Tell whether ledger and spool are there, belong together and have this release's schema."""
+    """Return whether ledger and spool are there, belong together and have this release's schema."""
     if reasons := health.unready(opening):
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
     return {"status": "ready"}
@@ -99,7 +99,7 @@ def ready(opening: OpeningOf) -> dict[str, str]:
 
 @_health.get("/status", responses={503: {"model": health.Health, "description": "Red."}})
 def status(opening: OpeningOf, response: Response) -> health.Health:
-    """Tell how the adapter is: green, yellow or red (then with 503), and why."""
+    """Return the health of the adapter: green, yellow or red (then with 503), and why."""
     found = health.examine(opening)
     if found.status == "red":
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
@@ -113,7 +113,7 @@ _machines = APIRouter(tags=["metrics"])
 
 @_machines.get("/metrics", response_class=PlainTextResponse)
 def show_metrics(request: Request) -> Response:
-    """Tell the metrics of ledger, spool and broker in Prometheus' text format."""
+    """Return the metrics of ledger, spool and broker in Prometheus' text format."""
     text = generate_latest(request.app.state.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
@@ -123,7 +123,7 @@ def show_metrics(request: Request) -> Response:
     responses=problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def show_scaling(metrics: MetricsOf, stage: str) -> Scaling:
-    """Tell how much work there is for the workers of a stage, and for how long."""
+    """Return how much due work a stage has, and for how long the oldest has been due."""
     if stage not in STAGES:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"the stages are {', '.join(STAGES)}")
     try:
@@ -145,26 +145,26 @@ _missing = problems.documented(HTTPStatus.NOT_FOUND)
 
 @_api.get("/studies", tags=["studies"])
 def list_studies(ledger: LedgerOf, limit: Limit = 100, after: After = None) -> Page[Study]:
-    """List the studies; the one that an instance was received for last comes first."""
+    """List the studies; the study of the newest instance comes first."""
     return queries.list_studies(ledger, limit=limit, after=after)
 
 
 @_api.get("/studies/{study_instance_uid}", tags=["studies"], responses=_missing)
 def show_study(ledger: LedgerOf, study_instance_uid: str) -> Timeline:
-    """Tell what happened to a study, from its associations to its exports."""
+    """Return the timeline of a study, from its associations to its exports."""
     return _found(queries.find_timeline(ledger, study_instance_uid), "study")
 
 
 @_api.get("/jobs", tags=["jobs"])
 def list_jobs(
     ledger: LedgerOf, state: JobState | None = None, limit: Limit = 100, after: After = None
-) -> Page[Job]:
+) -> Page[JobFacts]:
     """List the jobs, newest first."""
     return queries.list_jobs(ledger, state=state, limit=limit, after=after)
 
 
 @_api.get("/jobs/{job_id}", tags=["jobs"], responses=_missing)
-def show_job(ledger: LedgerOf, job_id: str) -> Job:
+def show_job(ledger: LedgerOf, job_id: str) -> JobFacts:
     """Show a job."""
     return _found(queries.find_job(ledger, job_id), "job")
 
@@ -176,7 +176,7 @@ def list_exports(
     destination: Annotated[str | None, Query(max_length=64)] = None,
     limit: Limit = 100,
     after: After = None,
-) -> Page[Export]:
+) -> Page[ExportFacts]:
     """List the exports, newest first."""
     return queries.list_exports(
         ledger, state=state, destination=destination, limit=limit, after=after

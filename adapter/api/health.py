@@ -2,11 +2,12 @@
 """Health: what runs, what waits, what an operator has to look at; green, yellow or red, and why.
 
 =======  ==========================================================================================
-red      the ledger does not answer or has another schema, the spool is not there or not this
-         ledger's, or its disk is above the watermark: nothing is received or nothing moves on
+red      the ledger does not answer or has another schema, the spool is missing or belongs to
+         another ledger, or its disk is above the watermark: nothing is received or processed
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is away, a role that was there is silent, one says that it is in problem, or several
-         hosts work on a spool whose ledger serves one (those that started at once let each other)
+         Redis is down, all processes of a role are silent, a process reports a problem, or several
+         hosts work on a spool whose ledger serves one (hosts that start at the same moment do not
+         see each other)
 green    none of these
 =======  ==========================================================================================
 """
@@ -36,11 +37,11 @@ Colour = Literal["green", "yellow", "red"]
 
 
 class Process(Facts):
-    """One process of a role, as its heartbeat tells."""
+    """One process of a role, as its heartbeat reports it."""
 
     host: str
     pid: int
-    alive: bool = Field(description="Whether it was heard of lately.")
+    alive: bool = Field(description="Whether its last heartbeat is recent.")
     silent_seconds: float
     facts: dict[str, Any] = Field(description="What the role says about itself.")
 
@@ -54,7 +55,7 @@ class Disk(Facts):
 
 
 class Health(Facts):
-    """The state of the whole adapter; what cannot be known just now is null."""
+    """The state of the whole adapter; what is unknown at the moment is null."""
 
     status: Colour
     reasons: list[str] = Field(description="Why it is not green.")
@@ -69,7 +70,7 @@ class Health(Facts):
 
 
 def unready(opening: AdapterOpening) -> list[str]:
-    """Return what keeps the adapter from working; nothing if it is ready."""
+    """Return the reasons why the adapter cannot work; an empty list if it is ready."""
     try:
         adapter = opening.adapter
         problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
@@ -86,7 +87,7 @@ def unready(opening: AdapterOpening) -> list[str]:
 
 @dataclass
 class _Report:
-    """What is being found out."""
+    """The findings so far."""
 
     red: list[str] = field(default_factory=list)
     yellow: list[str] = field(default_factory=list)
@@ -97,11 +98,11 @@ class _Report:
 
 
 def examine(opening: AdapterOpening) -> Health:
-    """Find out how the adapter is."""
+    """Return the health of the adapter."""
     report = _Report(red=unready(opening))
     queues = opening.queues.lengths()
     if queues is None:
-        report.yellow.append("Redis is away: work goes on with some delay")
+        report.yellow.append("Redis is down: work goes on with some delay")
     with suppress(NotOpen):
         _look_at_spool(report, opening.adapter)
         _look_at_ledger(report, opening.adapter)
@@ -158,7 +159,7 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
         by_stage = queries.unfinished(adapter.ledger, adapter.settings)
         attention = queries.attention(adapter.ledger)
     except SQLAlchemyError:
-        return  # what `unready` says already
+        return  # `unready` has reported it
     by_stage[NOTIFICATION] = incoming(adapter.spool)
     report.unfinished = {stage: by_stage[stage] for stage in STAGES}
     quarantined = Kept(amount=attention.quarantined.amount, size=quarantined_bytes(adapter.spool))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of ledger, spool and broker, for Prometheus and for whoever scales the pools.
+"""The metrics of ledger, spool and broker, for Prometheus and for autoscaling.
 
-They are asked for in one place, here, and at most once in `FRESH_SECONDS` however many ask: every
-replica of every other role would ask the ledger the same.  They are found out by a thread of their
-own, so that a ledger that hangs holds up one thread, and the caller for a moment.
+Only the API collects them, because every replica of every other role would ask the ledger for the
+same numbers.  They are collected at most once in `FRESH_SECONDS`, whatever the number of callers,
+and by a thread of their own: a ledger that hangs blocks one thread, and a caller for
+`ANSWER_SECONDS` at most.
 """
 
 from __future__ import annotations
@@ -32,38 +33,38 @@ from adapter.models import EntityKind
 from adapter.settings import Settings
 from adapter.spool import Spool
 
-#: Seconds that metrics are kept before they are read again.
+#: Seconds that metrics are cached.
 FRESH_SECONDS = 3.0
-#: Seconds that whoever asks waits for them.
-PATIENCE_SECONDS = 5.0
-#: Destinations that are told apart; more are not told.
+#: Seconds that a caller waits for them.
+ANSWER_SECONDS = 5.0
+#: Most destinations that get a series of their own; the others get none.
 MOST_DESTINATIONS = 200
-#: The roles that beat.
+#: The roles that write heartbeats.
 ROLES = ("scp", "worker", "api", "operator")
 
 V = TypeVar("V")
 
 
 class Away(Exception):
-    """There are no metrics: what they are asked of does not answer."""
+    """There are no metrics: ledger, spool or broker does not answer."""
 
 
 class Scaling(Facts):
-    """The work that there is for the workers of one stage."""
+    """The due work of one stage."""
 
     stage: str
     unfinished: int = Field(
-        description="Work that could be done now or is being done; what waits for its time, a "
+        description="Work that could be done now or is being done; work that waits for a time, a "
         "destination or an operator is not counted."
     )
     oldest_seconds: float = Field(
-        description="How long work that nobody does has been due, in seconds; 0 if there is none."
+        description="Seconds for which the oldest unclaimed work has been due; 0 if there is none."
     )
 
 
 @dataclass(frozen=True)
 class LedgerMetrics:
-    """What the ledger tells."""
+    """Metrics of the ledger."""
 
     due: dict[str, Unfinished]
     unfinished: dict[str, Unfinished]
@@ -75,7 +76,7 @@ class LedgerMetrics:
 
 @dataclass(frozen=True)
 class SpoolMetrics:
-    """What the spool tells."""
+    """Metrics of the spool."""
 
     incoming: Unfinished
     quarantined_bytes: int
@@ -87,12 +88,12 @@ class SpoolMetrics:
 
 
 class Fresh(Generic[V]):
-    """Something that is found out when it is asked for, but not too often, and by one thread.
+    """A cached value that one thread at a time renews, when it is read and too old.
 
     Parameters
     ----------
     find : callable
-        Finds it out.
+        Returns the present value.
     """
 
     def __init__(self, find: Callable[[], V]) -> None:
@@ -102,31 +103,31 @@ class Fresh(Generic[V]):
         self._at = 0.0
 
     def get(self) -> V:
-        """Return it.
+        """Return the value.
 
         Raises
         ------
         Away
-            If it cannot be found out now.
+            If it cannot be determined now.
         """
         with self._lock:
             old = time.monotonic() > self._at + FRESH_SECONDS
             if self._found is None or (self._found.done() and old):
                 self._found = Future()
-                # A daemon, unlike an executor's: one that hangs must not hold up the end.
+                # A daemon, unlike an executor's: a thread that hangs must not delay the exit.
                 threading.Thread(
                     target=self._look, args=(self._found,), name="metrics", daemon=True
                 ).start()
             found = self._found
         try:
-            return found.result(PATIENCE_SECONDS)
+            return found.result(ANSWER_SECONDS)
         except (TimeoutError, NotOpen, SQLAlchemyError, SpoolError, OSError) as error:
             raise Away(type(error).__name__) from None
 
     def _look(self, found: Future[V]) -> None:
         try:
             value = self._find()
-        except Exception as error:  # noqa: BLE001 - raised again where it is asked for
+        except Exception as error:  # noqa: BLE001 - `get` raises it again
             self._at = time.monotonic()
             found.set_exception(error)
         else:
@@ -134,8 +135,8 @@ class Fresh(Generic[V]):
             found.set_result(value)
 
 
-class Metrics:
-    """What is told, for one adapter.
+class ApiMetrics:
+    """The API's metrics of one adapter.
 
     Parameters
     ----------
@@ -150,7 +151,7 @@ class Metrics:
         self.queues = Fresh(opening.queues.lengths)
 
     def scaling(self, stage: str) -> Scaling:
-        """Return the work that there is for a stage's workers.
+        """Return the due work of a stage.
 
         Raises
         ------
@@ -167,7 +168,7 @@ class Metrics:
 
 
 def read_ledger(adapter: Adapter) -> LedgerMetrics:
-    """Ask the ledger for everything that is told of it."""
+    """Read the ledger's metrics."""
     ledger, settings = adapter.ledger, adapter.settings
     lease = settings.workers.lease_seconds
     known = configuration.current(ledger, EntityKind.DESTINATION)
@@ -182,7 +183,7 @@ def read_ledger(adapter: Adapter) -> LedgerMetrics:
 
 
 def read_spool(spool: Spool, settings: Settings) -> SpoolMetrics:
-    """Ask the spool for everything that is told of it."""
+    """Read the spool's metrics."""
     storage = settings.storage
     space = spool.space(storage.watermark_percent, storage.reserve_space_gb)
     processes, workers = dict.fromkeys(ROLES, 0), dict.fromkeys(stages.STAGES, 0)
@@ -205,14 +206,14 @@ def read_spool(spool: Spool, settings: Settings) -> SpoolMetrics:
 
 
 def incoming(spool: Spool) -> Unfinished:
-    """Return what waits in incoming/ for its registration."""
+    """Return the files in incoming/ that wait for registration."""
     times = [arrival.received_at for arrival in spool.list_incoming()]
     age = max(0.0, time.time() - min(times)) if times else None
     return Unfinished(amount=len(times), oldest_seconds=age)
 
 
 def quarantined_bytes(spool: Spool) -> int:
-    """Return the bytes in quarantine/: the ledger knows a size only if the header was readable."""
+    """Return the bytes in quarantine/: the ledger lacks sizes of files with unreadable headers."""
     size = 0
     for arrival in spool.list_quarantine():
         with suppress(OSError):
@@ -221,19 +222,19 @@ def quarantined_bytes(spool: Spool) -> int:
 
 
 class ApiCollector(Collector):
-    """Exposes the metrics to Prometheus; those that cannot be had are left out.
+    """Exposes the metrics to Prometheus, without those that are not available.
 
     Parameters
     ----------
-    metrics : Metrics
-        What is told.
+    metrics : ApiMetrics
+        The metrics.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ApiMetrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics, as of a few seconds ago at most."""
+        """Return the metrics, which are a few seconds old at most."""
         spool = _or_none(self._metrics.spool)
         ledger = _or_none(self._metrics.ledger)
         queues = _or_none(self._metrics.queues)
@@ -261,8 +262,8 @@ def _spool(spool: SpoolMetrics) -> Iterator[Metric]:
     yield _gauge("spool_size_bytes", "Size of the spool's disk.", spool.size)
     yield _gauge("spool_free_bytes", "Free bytes of the spool's disk.", spool.free)
     yield _gauge("spool_reserved_bytes", "Free bytes at which nothing is received.", spool.reserved)
-    yield _family("processes", "Processes that were heard of lately.", "role", spool.processes)
-    yield _family("workers", "Workers that were heard of lately.", "stage", spool.workers)
+    yield _family("processes", "Processes with a recent heartbeat.", "role", spool.processes)
+    yield _family("workers", "Workers with a recent heartbeat.", "stage", spool.workers)
 
 
 def _ledger(ledger: LedgerMetrics) -> Iterator[Metric]:
@@ -275,7 +276,7 @@ def _ledger(ledger: LedgerMetrics) -> Iterator[Metric]:
     on_hold = {name: int(name.casefold() in held) for name in ledger.destinations}
     yield _family(
         "destination_on_hold",
-        "Whether a destination could not be reached and is waited for.",
+        "Whether a destination cannot be reached and its exports wait.",
         "destination",
         on_hold,
     )
@@ -290,7 +291,7 @@ def _work(ledger: LedgerMetrics | None, spool: SpoolMetrics | None) -> Iterator[
         (
             "due",
             "Work that could be done now or is being done.",
-            "Time for which work that nobody does has been due",
+            "Time for which the oldest unclaimed work has been due",
             due,
         ),
     ):
@@ -315,7 +316,7 @@ def _kept(ledger: LedgerMetrics | None, spool: SpoolMetrics | None) -> Iterator[
         sizes["quarantined"] = spool.quarantined_bytes
     amounts = {kind: one.amount for kind, one in kept.items()}
     yield _family("kept", "What waits for an operator's decision.", "kind", amounts)
-    yield _family("kept_bytes", "Bytes of the spool that it keeps.", "kind", sizes)
+    yield _family("kept_bytes", "Bytes of the spool that it occupies.", "kind", sizes)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

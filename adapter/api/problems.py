@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong, told as RFC 9457 has it: problem+json, without the text of any exception.
+"""Errors as problem documents (RFC 9457), without the text of any exception.
 
-An exception's text may quote values of data elements, addresses or statements; a problem says what
-the caller can know and do.
+An exception's text may quote values of data elements, addresses or statements.  A problem document
+says only what the caller may know and can do.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from adapter.log import get_logger
 
 log = get_logger(__name__)
 
-#: Seconds after which a caller should ask again when the ledger does not answer.
+#: Seconds after which a caller should repeat its request when the ledger does not answer.
 _RETRY_AFTER = "5"
 
 
 class Problem(BaseModel):
-    """An answer that is not what was asked for (RFC 9457)."""
+    """A problem document (RFC 9457)."""
 
     type: str = "about:blank"
     title: str = Field(description="The HTTP status in words.")
     status: int
-    detail: str | None = Field(None, description="What to know about this occurrence.")
+    detail: str | None = Field(None, description="Details of this occurrence.")
     errors: list[str] | None = Field(None, description="What is wrong with each parameter.")
 
 
 class ProblemResponse(JSONResponse):
-    """A response that carries a problem."""
+    """A response with a problem document."""
 
     media_type = "application/problem+json"
 
@@ -49,13 +49,13 @@ def respond(
     errors: list[str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> ProblemResponse:
-    """Return the response that tells a problem."""
+    """Return the response for a problem."""
     problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
     return ProblemResponse(problem.model_dump(exclude_none=True), status, headers)
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Return how OpenAPI describes the problems that a route may answer with."""
+    """Return the OpenAPI description of the problems that a route may answer with."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         int(status): {
@@ -68,7 +68,7 @@ def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Have an application tell every failure as a problem."""
+    """Make an application answer every failure with a problem document."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(NotOpen, _not_open)

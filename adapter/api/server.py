@@ -19,7 +19,7 @@ from adapter.settings import Settings
 
 log = get_logger(__name__)
 
-#: Seconds that requests under way get when the server is told to stop.
+#: Seconds that requests in progress get to finish when the server is stopped.
 _DRAIN_SECONDS = 5
 
 
@@ -29,7 +29,7 @@ def serve(settings: Settings) -> int:
     Raises
     ------
     ConfigurationError
-        If the address cannot be listened on.
+        If the API cannot listen on its address.
     """
     server = uvicorn.Server(
         uvicorn.Config(
@@ -60,7 +60,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """End the block at SIGTERM or SIGINT; uvicorn repeats a signal when it has stopped."""
+    """End the block at SIGTERM or SIGINT; uvicorn raises the signal again after it has stopped."""
 
     def leave(_number: int, _frame: object) -> NoReturn:
         raise SystemExit

@@ -2,11 +2,11 @@
 """The `dicom-adapter` command: one module for each family of commands.
 
 Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or settings.  A command prints
-tables for people, or with ``--json`` one JSON document; what went wrong goes to standard error, in
-words and without a stack.
+tables, or with ``--json`` one JSON document; errors go to standard error, in words and without a
+stack.
 
-What takes long to import (the SCP, FastAPI, pynetdicom) is imported by the commands that need it,
-so that the others answer at once.
+Modules that take long to import (the SCP, FastAPI, pynetdicom) are imported by the commands that
+need them, so the other commands start at once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def choose(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Choose the adapter that is meant (./data without either option)."""
+    """Select the adapter (./data without either option)."""
     ctx.obj = Which(data, config)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`check-spool`: tells whether a volume can hold a spool."""
+"""`check-spool`: checks whether a volume is fit for a spool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_spool(
     ] = 90.0,
     as_json: AsJson = False,
 ) -> None:
-    """Probe the volume of the spool; exit code 1 and the reason if it cannot be used."""
+    """Check the volume of the spool; exit code 1 and the reason if it cannot be used."""
     settings = settings_of(ctx)
     if peer is not None and not peer.isalnum():
         raise typer.BadParameter("letters and digits only", param_hint="--peer")
@@ -43,4 +43,4 @@ def check_spool(
         print_table(("probe", "result", "found"), rows, "")
     reasons = [f"{item.probe}: {item.found}" for item in findings if item.result == UNUSABLE]
     if reasons:
-        raise SpoolError(f"{folder} cannot hold a spool: {'; '.join(reasons)}")
+        raise SpoolError(f"{folder} is not fit for a spool: {'; '.join(reasons)}")

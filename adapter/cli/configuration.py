@@ -45,7 +45,7 @@ Overwrite = Annotated[
 ]
 Ignored = Annotated[
     list[str] | None,
-    typer.Option("--ignored-sop-class", metavar="UID", help="Acknowledged and dropped; repeat."),
+    typer.Option("--ignored-sop-class", metavar="UID", help="Acknowledged, dropped; repeatable."),
 ]
 Resend = Annotated[
     str | None, typer.Option(help="What the same instance sent again does: ignore or rerun.")
@@ -78,7 +78,7 @@ def _put(adapter: Adapter, kind: EntityKind, body: dict[str, Any], *, replace: b
 
 
 def _loose_ends(adapter: Adapter, ae_title: AETitle) -> list[str]:
-    """Return what an AE title refers to that is not there (yet)."""
+    """Return warnings about pipelines and destinations that do not exist (yet)."""
     present = configuration.current(adapter.ledger, EntityKind.DESTINATION)
     known = {item.entity.key for item in present}
     found = []
@@ -174,7 +174,7 @@ def set_ae_title(
     ignored: Ignored = None,
     resend: Resend = None,
 ) -> None:
-    """Change an AE title; what is not named stays."""
+    """Change an AE title; options that are not given leave their values."""
     change = _given(
         aeTitle=ae_title,
         processor=processor,
@@ -206,7 +206,7 @@ def show_ae_title(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False
 
 @ae_titles.command("remove")
 def remove_ae_title(ctx: typer.Context, name: KeyArgument) -> None:
-    """Remove an AE title; what was received for it goes on."""
+    """Remove an AE title; instances that were received for it are still processed."""
     _remove(ctx, EntityKind.AE_TITLE, name)
 
 
@@ -216,7 +216,7 @@ def add_source(
     ae_title: Annotated[str, typer.Argument(metavar="AET", help="The calling AE title.")],
     host_ip: Addresses,
 ) -> None:
-    """Let a calling AE title send from some addresses."""
+    """Add a source: a calling AE title, and the addresses that it may send from."""
     with opened(ctx, new=True) as adapter:
         body = {"aeTitle": ae_title, "hostIp": host_ip}
         _put(adapter, EntityKind.SOURCE, body, replace=False)
@@ -270,7 +270,7 @@ def set_destination(
     host: Annotated[str | None, typer.Option(help="Its address or host name.")] = None,
     port: Annotated[int | None, typer.Option(help="Its TCP port.")] = None,
 ) -> None:
-    """Change a destination; what is not named stays."""
+    """Change a destination; options that are not given leave their values."""
     with opened(ctx) as adapter:
         entity = _find(adapter, EntityKind.DESTINATION, name).entity
         body = entity.model_dump(mode="json", by_alias=True)
@@ -298,7 +298,7 @@ def remove_destination(ctx: typer.Context, name: KeyArgument) -> None:
 
 @destinations.command("echo")
 def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
-    """Send a C-ECHO to a destination, and say in plain words what came of it."""
+    """Send a C-ECHO to a destination, and show the outcome in plain words."""
     from adapter.echo import echo  # noqa: PLC0415 - see the package's docstring
 
     with opened(ctx) as adapter:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`demo`: the whole way once; `demo-sender` and `demo-pacs`: the same around a running adapter."""
+"""`demo`: all stages once; `demo-sender` and `demo-pacs`: the same with an adapter that runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapter.embedded.roles import local
 from adapter.embedded.supervisor import end_by_interrupt
 from adapter.errors import ConfigurationError
 
-#: TCP port of the demo's PACS where nothing else is said.
+#: Default TCP port of the demo's PACS.
 _PACS_PORT = 11113
 
 Study = Annotated[Path | None, typer.Option(exists=True, help="A folder of your own DICOM files.")]
@@ -23,7 +23,7 @@ def demo(
     study: Study = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
 ) -> None:
-    """Run the whole way once on real DICOM files, in a scratch folder."""
+    """Run all stages once on real DICOM files, in a scratch folder."""
     from adapter.demo import command  # noqa: PLC0415 - see the package's docstring
 
     end_by_interrupt()
@@ -42,19 +42,20 @@ def demo_sender(
     pacs: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="The PACS, as the adapter reaches it.")
     ] = f"127.0.0.1:{_PACS_PORT}",
-    patience: Annotated[
-        float, typer.Option(min=1, help="Seconds without any progress before it gives up.")
+    stall_seconds: Annotated[
+        float,
+        typer.Option("--patience", min=1, help="Seconds without any progress before it gives up."),
     ] = 120.0,
     study: Study = None,
 ) -> None:
-    """Send a study to an adapter that runs, and prove that its results reach `demo-pacs` whole."""
+    """Send a study to a running adapter, and check that its results reach `demo-pacs` unchanged."""
     from adapter.demo import command, scene  # noqa: PLC0415 - see the package's docstring
 
     settings = settings_of(ctx)
     receiver = settings.dicom.scp
     there = (local(receiver.host), receiver.port) if scp is None else _address("--scp", scp)
     stage = scene.join(settings, there, _address("--pacs", pacs), received)
-    command.visit(stage, study, patience=patience)
+    command.visit(stage, study, stall_seconds=stall_seconds)
 
 
 def demo_pacs(
@@ -62,7 +63,7 @@ def demo_pacs(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = _PACS_PORT,
 ) -> None:
-    """Play a PACS that takes everything and keeps it byte for byte; for demos only."""
+    """Act as a PACS that stores everything unchanged; for demos only."""
     from adapter.demo import pacs  # noqa: PLC0415 - see the package's docstring
 
     pacs.serve(host, port, folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`exports`: each task's way to each destination."""
+"""`exports`: a task's results, sent to one destination each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter.models import ExportState
 from adapter.terminal import print_json, print_page, print_table, say
 from adapter.timeline import count
 
-exports = typer.Typer(help="Each task's way to each destination.", no_args_is_help=True)
+exports = typer.Typer(help="Results of pipelines, sent to destinations.", no_args_is_help=True)
 
 Exports = Annotated[list[str] | None, typer.Argument(metavar="EXPORT...")]
 Everything = Annotated[
@@ -85,7 +85,7 @@ def show(
 
 @exports.command("retry")
 def retry(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
-    """Send what is not confirmed of parked or partial exports again, with all their tries."""
+    """Send the unconfirmed files of parked or partial exports again, with all tries."""
     _one_of(ids, destination)
     with opened(ctx) as adapter:
         for export in ids or []:
@@ -94,12 +94,12 @@ def retry(ctx: typer.Context, ids: Exports = None, destination: Everything = Non
         if destination:
             done = verbs.retry_destination(adapter.ledger, destination)
             say(f"{count(len(done), 'export')} to {destination} pending again")
-            say("What waits for it otherwise is tried now, too.")
+            say("Its waiting exports are tried now, too.")
 
 
 @exports.command("discard")
 def discard(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
-    """Give exports up for good; their files are reclaimed when nothing else needs them."""
+    """Give up exports for good; their files are deleted when nothing else needs them."""
     _one_of(ids, destination)
     with opened(ctx) as adapter:
         for export in ids or list(_waiting(adapter, str(destination))):

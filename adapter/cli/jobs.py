@@ -68,7 +68,7 @@ def show(ctx: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
 
 @jobs.command("retry")
 def retry(ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="JOB...")]) -> None:
-    """Let parked jobs go on where they stood, with all their tries."""
+    """Resume parked jobs in the state that they were parked in, with all tries."""
     with opened(ctx) as adapter:
         for job in ids:
             say(f"job {job} is {verbs.retry(adapter.ledger, job)} again")
@@ -78,7 +78,7 @@ def retry(ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="
 def discard(
     ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="JOB...")]
 ) -> None:
-    """Give jobs up for good; their files are reclaimed when nothing else needs them."""
+    """Give up jobs for good; their files are deleted when nothing else needs them."""
     with opened(ctx) as adapter:
         for job in ids:
             verbs.discard(adapter.ledger, job)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ledger`: bring its schema up to date, and see whether it is well."""
+"""`ledger`: upgrade its schema, and check its health."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adapter.ledger.health import LedgerHealth, examine
 from adapter.spool import Spool
 from adapter.terminal import print_json, say
 
-ledger = typer.Typer(help="The ledger's schema and condition.", no_args_is_help=True)
+ledger = typer.Typer(help="The ledger's schema and health.", no_args_is_help=True)
 
 
 @ledger.command()
 def upgrade(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Bring the ledger's schema up to date; needs no spool, and may run beside running roles."""
+    """Upgrade the ledger's schema; needs no spool, and may run while roles run."""
     revision = upgrade_ledger(settings_of(ctx))
     if as_json:
         print_json({"revision": revision})
@@ -29,7 +29,7 @@ def upgrade(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 @ledger.command()
 def check(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Check that the ledger answers, fits this release and the spool; exit code 1 if not."""
+    """Check that the ledger answers and fits this release and the spool; exit code 1 if not."""
     settings = settings_of(ctx)
     opened = open_ledger(settings)
     try:
@@ -56,7 +56,7 @@ def _tie(found: LedgerHealth, here: str | None) -> str:
     if found.spool is None:
         return "none yet"
     if here is None:
-        return "not seen from here"
+        return "not visible from here"
     return "this one" if here == found.spool else "another one"
 
 

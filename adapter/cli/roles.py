@@ -50,7 +50,7 @@ def _flat(node: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 
 
 def _doubts(settings: Settings) -> list[str]:
-    """Return what is legal but will hardly work."""
+    """Return warnings about settings that are valid but will hardly work."""
     doubts = [
         f"DicomAdapter > pipelines > {key} > command: there is no program {pipeline.command[0]!r}"
         for key, pipeline in settings.pipelines.items()
@@ -70,7 +70,7 @@ def up(ctx: typer.Context) -> None:
     """Run everything on this machine until Ctrl-C or SIGTERM."""
     settings = settings_of(ctx)
     end_by_interrupt()
-    supervisor = Supervisor(settings, tell=say)
+    supervisor = Supervisor(settings, print_line=say)
     try:
         supervisor.start()
         _introduce(settings, supervisor)
@@ -81,7 +81,7 @@ def up(ctx: typer.Context) -> None:
                 warn(f"{name} is not ready yet; see {supervisor.log_of(name).path}")
         while supervisor.running:
             time.sleep(1.0)
-        raise AdapterError("the supervisor has ended by itself; what it said last tells why")
+        raise AdapterError("the supervisor has ended by itself; its last lines say why")
     except KeyboardInterrupt:
         say("Stopping ...")
     finally:
@@ -124,7 +124,7 @@ def worker(
         known = ", ".join(STAGES)
         raise ConfigurationError([f"no stage {stage!r}; there are: {known}" for stage in unknown])
     settings = settings_of(ctx)
-    # Two workers of one name on one machine would be one to Celery.
+    # Celery treats two workers of the same name as one.
     name = "-".join([*stages, str(os.getpid())])
     number = concurrency or commands.concurrency(settings, stages)
     _become(settings, commands.worker_command(stages, number, name))
@@ -145,7 +145,7 @@ def operator(
         bool,
         typer.Option(
             "--release",
-            help="Hand what custom resources manage over to people, and end: for good.",
+            help="Hand everything that custom resources manage over to people, for good, and end.",
         ),
     ] = False,
 ) -> None:
@@ -163,14 +163,14 @@ def operator(
 
 
 def flower(ctx: typer.Context) -> None:
-    """Run Flower alone; who looks has to know its password."""
+    """Run Flower alone; its pages require the password."""
     settings = settings_of(ctx)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     _become(settings, commands.flower_command())
 
 
 def _become(settings: Settings, command: list[str]) -> None:
-    """Replace this process by another program for the same adapter."""
+    """Replace this process with another program for the same adapter."""
     sys.stdout.flush()
     environment = {**os.environ, **settings.environment}
     os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`studies`: what was received, and a study's timeline."""
+"""`studies`: the list of received studies, and a study's timeline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adapter.ledger.queries import find_timeline, list_studies
 from adapter.terminal import print_json, print_page, print_table, say
 from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 
-studies = typer.Typer(help="What was received, and what became of it.", no_args_is_help=True)
+studies = typer.Typer(help="Received studies and their timelines.", no_args_is_help=True)
 
 
 @studies.command("list")
 def list_(
     ctx: typer.Context, limit: Limit = 100, after: After = None, as_json: AsJson = False
 ) -> None:
-    """List the studies, the last received first."""
+    """List the studies, newest first."""
     with opened(ctx) as adapter:
         page = list_studies(adapter.ledger, limit=limit, after=after)
     columns = ("study", "last received", "AE titles", "series", "instances", "groups", "jobs")
@@ -50,7 +50,7 @@ def show(
     with opened(ctx) as adapter:
         timeline = find_timeline(adapter.ledger, uid)
     if timeline is None:
-        raise AdapterError(f"nothing of the study {uid} was received")
+        raise AdapterError(f"no instance of the study {uid} was received")
     if as_json:
         print_json(timeline.model_dump(mode="json", by_alias=True))
         return

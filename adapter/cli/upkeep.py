@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`status`, `verify` and `rebuild`: is everything well, and what if it is not."""
+"""`status`, `verify` and `rebuild`: check the adapter, and recover it."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def verify(
 
 
 def rebuild(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Fill an empty ledger from a spool that outlived its own; nothing may run meanwhile."""
+    """Fill an empty ledger from a spool whose ledger is lost; no role may run meanwhile."""
     rebuilt = rebuild_ledger(settings_of(ctx))
     if as_json:
         print_json(asdict(rebuilt))
         return
     say(f"{count(rebuilt.configuration, 'version')} of the configuration restored")
-    say(f"{count(rebuilt.instances, 'instance')} to be registered anew as soon as `up` runs")
-    say(f"{count(rebuilt.incoming, 'instance')} had not been registered yet")
+    say(f"{count(rebuilt.instances, 'instance')} to be registered again as soon as `up` runs")
+    say(f"{count(rebuilt.incoming, 'instance')} not registered yet")
     say(f"{count(rebuilt.quarantined, 'quarantined file')} entered")
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show what runs, what waits and what needs an operator; exit code 1 if health is red."""
+    """Show health, processes, waiting work and what needs an operator; exit code 1 if red."""
     health = _ask_health(ctx)
     if as_json:
         print_json(health)
@@ -71,9 +71,9 @@ def _ask_health(ctx: typer.Context) -> dict[str, Any]:
     try:
         health: dict[str, Any] = httpx.get(url, timeout=10, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
-        raise AdapterError(f"nobody answers at {url}: is the adapter running?") from None
+        raise AdapterError(f"no answer from {url}: is the adapter running?") from None
     if "status" not in health or "reasons" not in health:
-        raise AdapterError(f"what answers at {url} is not this adapter")
+        raise AdapterError(f"the answer from {url} is not this adapter's")
     return health
 
 
@@ -90,13 +90,13 @@ def _show(health: dict[str, Any]) -> None:
         for role, processes in health["services"].items()
         for process in processes
     ]
-    print_table(("role", "host", "process", "alive", "facts"), rows, "no role was heard of")
+    print_table(("role", "host", "process", "alive", "facts"), rows, "no role has a heartbeat")
     queues = health["queues"] or {}
     waiting = [
         (stage, work["amount"], _whole(work["oldestSeconds"]), queues.get(stage))
         for stage, work in (health["unfinished"] or {}).items()
     ]
-    print_table(("stage", "unfinished", "oldest (s)", "wake-ups"), waiting, "the ledger is away")
+    print_table(("stage", "unfinished", "oldest (s)", "wake-ups"), waiting, "the ledger is down")
     disk = health["disk"]
     if disk:
         say(f"disk: {disk['free'] / 1e9:.1f} GB of {disk['total'] / 1e9:.1f} GB free")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands have in common: which adapter they are about, opened for them."""
+"""Shared by all commands: selecting an adapter and opening it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from adapter.settings import Settings, load
 
 #: The option of every command that shows something.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-#: Those of every list that comes in pages.
+#: The options of every list in pages.
 Limit = Annotated[int, typer.Option(min=1, max=LARGEST_PAGE, help="Rows on a page.")]
 After = Annotated[str | None, typer.Option(help="Go on after the page that ended with this.")]
 
 
 @dataclass(frozen=True)
 class Which:
-    """What the options --data and --config say."""
+    """The options --data and --config."""
 
     data: Path | None
     config: Path | None
 
 
 def settings_of(ctx: typer.Context) -> Settings:
-    """Return the settings of the adapter that is meant.
+    """Return the settings of the selected adapter.
 
     Raises
     ------
     ConfigurationError
-        Listing every problem.
+        Lists every problem.
     """
     which = ctx.find_object(Which) or Which(None, None)
     return load(which.data, which.config)
@@ -45,23 +45,23 @@ def settings_of(ctx: typer.Context) -> Settings:
 
 @contextmanager
 def opened(ctx: typer.Context, *, new: bool = False) -> Iterator[Adapter]:
-    """Give the adapter that is meant.
+    """Open the selected adapter for a block.
 
     Parameters
     ----------
     new : bool
-        Whether the adapter may be made now; otherwise a mistyped folder is an error.
+        Whether the adapter may be created; otherwise a mistyped folder is an error.
 
     Raises
     ------
     AdapterError
-        If there is none, or it cannot be opened.
+        If there is no adapter, or it cannot be opened.
     """
     settings = settings_of(ctx)
     if not new and not (settings.spool_path / "id").exists():
         raise AdapterError(
-            f"there is no adapter in {settings.data} yet: `dicom-adapter up` makes one, and --data "
-            "or --config choose another"
+            f"there is no adapter in {settings.data} yet: `dicom-adapter up` creates one; --data "
+            "or --config select another"
         )
     adapter = open_adapter(settings)
     try:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way once, on real files: the demo, its modality, its pipeline and its PACS."""
+"""The demo: runs all stages once on real files, with a modality, a pipeline and a PACS."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: the whole way once, on real DICOM files, with everything started for it.
+"""The demo: runs all stages once on real DICOM files, and starts everything that it needs.
 
-It ends well only if all of this is true: every file was stored, every group got its job, every job
-succeeded, every result arrived bit for bit, and spool and ledger account for each other.
+It succeeds only if every file was stored, every group got its job, every job succeeded, every
+result arrived bit for bit, and spool and ledger account for each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapter.core import Adapter, open_adapter
 from adapter.demo import modality, proof, scene
 from adapter.demo.display import live_display, plain_display
 from adapter.demo.modality import DicomFile, Found
-from adapter.demo.progress import Line, Progress, look
+from adapter.demo.progress import DemoProgress, Line, look
 from adapter.demo.scene import Scene
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError
@@ -31,25 +31,25 @@ from adapter.terminal import console, print_table, say
 from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 from adapter.verify import verify
 
-#: A small real CT study of two series, which pydicom's wheel carries.
+#: A small real CT study of two series, from pydicom's wheel.
 DEFAULT_STUDY = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
 
 _START_SECONDS = 60.0
-#: Seconds without any change after which the demo gives up; its own dead worker's lease is shorter.
+#: Seconds without any change after which the demo gives up; the lease of a dead worker is shorter.
 _STALL_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 
 
 @dataclass
 class Sending:
-    """What the modality has been answered so far."""
+    """The responses that the modality has got so far."""
 
     total: int
     stored: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     def settle(self, _file: DicomFile, status: int | None, why: str) -> None:
-        """Count a file that was answered or given up."""
+        """Count a file with a response, or one that is given up."""
         if modality.is_stored(status):
             self.stored += 1
         else:
@@ -57,7 +57,7 @@ class Sending:
 
     @property
     def line(self) -> Line:
-        """How far it has come."""
+        """The progress of sending, for the display."""
         failed = sum(self.failures.values())
         text = f"{self.stored} of {count(self.total, 'instance')} acknowledged"
         return Line("received", f"{text}, {failed} refused" if failed else text)
@@ -69,14 +69,14 @@ def run(study: Path | None, *, keep: bool) -> None:
     Parameters
     ----------
     study : Path, optional
-        A folder (or file) of the user's own; several studies may be in it.
+        A folder (or file) of the user, with one or more studies.
     keep : bool
-        Whether the scratch folder stays.
+        Whether the scratch folder is kept.
 
     Raises
     ------
     AdapterError
-        If anything did not go as it must.
+        If anything failed.
     """
     begin = time.monotonic()
     found = _find(study)
@@ -91,26 +91,26 @@ def run(study: Path | None, *, keep: bool) -> None:
     _conclude(problems, begin)
 
 
-def visit(stage: Scene, study: Path | None, *, patience: float) -> None:
+def visit(stage: Scene, study: Path | None, *, stall_seconds: float) -> None:
     """Run the demo against an adapter that runs already.
 
     Parameters
     ----------
     study : Path, optional
-        A folder (or file) of the user's own; several studies may be in it.
-    patience : float, seconds
-        How long nothing at all may happen.
+        A folder (or file) of the user, with one or more studies.
+    stall_seconds : float, seconds
+        Time without any progress after which the demo gives up.
 
     Raises
     ------
     AdapterError
-        If anything did not go as it must.
+        If anything failed.
     """
     begin = time.monotonic()
     found = _find(study)
     adapter = open_adapter(stage.settings)
     try:
-        problems = _send_and_watch(stage, adapter, found, patience)
+        problems = _send_and_watch(stage, adapter, found, stall_seconds)
     finally:
         adapter.close()
     _conclude(problems, begin)
@@ -131,7 +131,7 @@ def _conclude(problems: list[str], begin: float) -> None:
 
 
 def _play(stage: Scene, found: Found) -> list[str]:
-    """Start everything, send, watch, and return what went wrong."""
+    """Start everything, send, watch, and return the failures."""
     settings = stage.settings
     say(f"Starting everything in {settings.data.parent} ...")
     say(
@@ -139,7 +139,7 @@ def _play(stage: Scene, found: Found) -> list[str]:
         "for this demo (by default 85 %, less 5 GB)"
     )
     with Supervisor(
-        settings, extra=[stage.pacs_role], tell=lambda line: say(f"  {line}")
+        settings, extra=[stage.pacs_role], print_line=lambda line: say(f"  {line}")
     ) as supervisor:
         begin = time.monotonic()
         if not supervisor.wait_ready(_START_SECONDS):
@@ -157,7 +157,9 @@ def _play(stage: Scene, found: Found) -> list[str]:
             say("Stopping ...")
 
 
-def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: float) -> list[str]:
+def _send_and_watch(
+    stage: Scene, adapter: Adapter, found: Found, stall_seconds: float
+) -> list[str]:
     if adapter.storage_is_low():
         return [f"the disk of {stage.settings.data} is full"]
     stage.register(adapter)
@@ -176,13 +178,13 @@ def _send_and_watch(stage: Scene, adapter: Adapter, found: Found, patience: floa
         sent = pool.submit(
             modality.send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
         )
-        progress, over = _watch(adapter, sending, sent, before, patience)
+        progress, over = _watch(adapter, sending, sent, before, stall_seconds)
         sent.result()
     _print_timelines(progress)
     problems = [f"{count(number, 'file')}: {why}" for why, number in sending.failures.items()]
     if not over:
         lines = "; ".join(f"{line.name}: {line.text}" for line in progress.lines())
-        problems.append(f"nothing has moved for {patience:.0f} s: {lines}")
+        problems.append(f"no progress for {stall_seconds:.0f} s: {lines}")
     if quarantined := progress.quarantined - before.quarantined:
         problems.append(f"{count(quarantined, 'file')} went to quarantine")
     arrived = proof.digests(stage.received)
@@ -196,38 +198,42 @@ def _counts(found: Found) -> str:
 
 
 def _watch(
-    adapter: Adapter, sending: Sending, sent: Future[None], before: Progress, patience: float
-) -> tuple[Progress, bool]:
-    """Show the progress until nothing more will happen, or nothing has happened for too long.
+    adapter: Adapter,
+    sending: Sending,
+    sent: Future[None],
+    before: DemoProgress,
+    stall_seconds: float,
+) -> tuple[DemoProgress, bool]:
+    """Show the progress until everything is finished, or nothing has happened for too long.
 
     Returns
     -------
-    tuple of Progress and bool
-        How far it has come, and whether that is the end.
+    tuple of DemoProgress and bool
+        The last progress, and whether everything is finished.
     """
     changed, lines_before = time.monotonic(), [sending.line]
     with live_display() if console.is_terminal else plain_display() as show:
         while True:
-            over = sent.done()  # asked first: what it stored is then in what is read next
+            over = sent.done()  # before reading the ledger, which then has all that was stored
             progress = look(adapter, before.now)
             lines = [sending.line, *progress.lines()]
             show(lines)
             if any(job.working for job in progress.jobs) or lines != lines_before:
                 changed, lines_before = time.monotonic(), lines
             over = over and progress.is_over(before.accounted + sending.stored)
-            if over or time.monotonic() - changed > patience:
+            if over or time.monotonic() - changed > stall_seconds:
                 return progress, over
             time.sleep(_LOOK_SECONDS)
 
 
-def _print_timelines(progress: Progress) -> None:
+def _print_timelines(progress: DemoProgress) -> None:
     for timeline in progress.timelines:
         say(f"Timeline of study {timeline.study_instance_uid}")
         print_table(HEADINGS, timeline_lines(timeline), "nothing happened")
 
 
-def _judge(adapter: Adapter, progress: Progress, arrived: Mapping[str, str]) -> list[str]:
-    """Return everything that is not as it must be with what became of the files."""
+def _judge(adapter: Adapter, progress: DemoProgress, arrived: Mapping[str, str]) -> list[str]:
+    """Return every failure of groups, jobs, exports and results."""
     problems = []
     if len(progress.jobs) != len(progress.groups) or not progress.jobs:
         problems.append(f"{len(progress.groups)} groups have {len(progress.jobs)} jobs")
@@ -252,7 +258,7 @@ def _judge(adapter: Adapter, progress: Progress, arrived: Mapping[str, str]) -> 
 
 
 def _last_words(work: Path) -> list[str]:
-    """Return what a pipeline that failed had to say at the end."""
+    """Return the last lines that a failed pipeline wrote to standard error."""
     try:
         lines = (work / "stderr.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

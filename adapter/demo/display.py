@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the demo shows its progress: in place on a terminal, elsewhere line by line."""
+"""The demo's progress display: in place on a terminal, elsewhere line by line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Show = Callable[[Sequence[Line]], None]
 
 @contextmanager
 def live_display() -> Iterator[Show]:
-    """Give a function that draws lines anew in place of the last ones."""
+    """Provide a function that redraws the lines in place."""
     with Live(console=console, refresh_per_second=8) as live:
 
         def show(lines: Sequence[Line]) -> None:
             table = Table.grid(padding=(0, 2))
             for line in lines:
                 table.add_row(
-                    f"  [bold]{line.name}[/]", plain(line.text), f"[dim]{line.ticking}[/]"
+                    f"  [bold]{line.name}[/]", plain(line.text), f"[dim]{line.transient}[/]"
                 )
             live.update(table)
 
@@ -33,7 +33,7 @@ def live_display() -> Iterator[Show]:
 
 @contextmanager
 def plain_display() -> Iterator[Show]:
-    """Give a function that prints the lines that changed."""
+    """Provide a function that prints the lines that changed."""
     shown: dict[str, str] = {}
 
     def show(lines: Sequence[Line]) -> None:

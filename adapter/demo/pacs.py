@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's PACS: a Storage SCP that keeps what it receives, byte for byte.
 
-A file is synced and has its name before Success is answered, so that nothing confirmed is lost when
-the process is killed.
+A file is synced and has its name before Success is answered, so a kill loses nothing confirmed.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example pipeline: a maximum intensity projection of every series, as new DICOM series.
 
-Run by the embedded platform as ``{python} -m adapter.demo.pipeline``.  It is told where its input
-and output are by DICOM_ADAPTER_INPUT and DICOM_ADAPTER_OUTPUT, or by two arguments, and knows
-nothing of the adapter: a pipeline of yours can be any program that does the same.
+The embedded platform runs it as ``{python} -m adapter.demo.pipeline``.  DICOM_ADAPTER_INPUT and
+DICOM_ADAPTER_OUTPUT, or two arguments, name its input and output folders.  It knows nothing else of
+the adapter: your pipeline can be any program with the same interface.
 
 The frames of a series are projected where they have the same size; each projection is a Secondary
 Capture image of 16 bits, in the units of its source (e.g. Hounsfield).  Its UIDs follow from the
-job's id and its source, so a run that is repeated makes the same instances.
+job's id and its source, so a repeated run creates the same instances.
 
-Exit codes: 0 well; 2 called wrongly; 3 nothing in the input has pixel data that can be read.
+Exit codes: 0 success; 2 wrong usage; 3 no readable pixel data in the input.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pydicom.valuerep import DSfloat
 
 from adapter.dicom import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-#: Attributes of the patient and the study that a derived image shares with its source; those of
-#: type 2 are there even if empty (PS3.3 sections C.7.1.1 and C.7.2.1).
+#: Attributes of the patient and the study that a derived image copies from its source; those of
+#: type 2 are present even if empty (PS3.3 sections C.7.1.1 and C.7.2.1).
 TYPE_2 = (
     "PatientName",
     "PatientID",
@@ -66,7 +66,7 @@ TYPE_3 = (
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 
-#: What pydicom raises where a data set is broken, or no decoder for its pixel data is installed.
+#: Exceptions of pydicom for a broken data set, or for pixel data without an installed decoder.
 _BROKEN = (
     AttributeError,
     EOFError,
@@ -84,7 +84,7 @@ _NOTHING_READABLE = 3
 
 @dataclass
 class Projection:
-    """The maximum over all frames of one size in one series, and what it was made from."""
+    """The maximum over all frames of one size in one series, and its source instances."""
 
     example: Dataset
     values: NDArray[np.float64]
@@ -92,14 +92,14 @@ class Projection:
     sources: dict[str, str] = field(default_factory=dict)
 
     def add(self, ds: Dataset, values: NDArray[np.float64], frames: int) -> None:
-        """Take one more instance into the projection."""
+        """Add an instance to the projection."""
         self.values = _brighter(ds, self.values, values)
         self.frames += frames
         self.sources[ds.SOPInstanceUID] = ds.SOPClassUID
 
 
 class LeftOut(Exception):
-    """An instance has no pixel data that can be read; the text says why."""
+    """An instance has no readable pixel data; the text says why."""
 
 
 def project(folder: Path) -> tuple[list[Projection], Counter[str]]:
@@ -155,7 +155,7 @@ def _project_frames(ds: Dataset) -> tuple[NDArray[np.float64], int]:
 
 
 def _inverted(ds: Dataset) -> bool:
-    """Tell whether the least value is the brightest (PS3.3 section C.7.6.3.1.2)."""
+    """Return whether the lowest value is the brightest (PS3.3 section C.7.6.3.1.2)."""
     return bool(ds.PhotometricInterpretation == "MONOCHROME1")
 
 
@@ -269,7 +269,7 @@ def main(arguments: list[str]) -> int:
     given = arguments or [os.environ["DICOM_ADAPTER_INPUT"], os.environ["DICOM_ADAPTER_OUTPUT"]]
     source, target = map(Path, given)
     job = uuid.UUID(os.environ.get("DICOM_ADAPTER_JOB_ID", str(uuid.NAMESPACE_OID)))
-    # What the sender wrote into the elements that are taken over is not ours to judge.
+    # Elements are copied as the sender wrote them, valid or not.
     with config.disable_value_validation():
         projections, left_out = project(source)
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))

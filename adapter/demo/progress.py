@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the demo's studies have come: read from the ledger, told in five lines."""
+"""The progress of the demo's studies: read from the ledger, shown in five lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TypeVar
 from adapter.core import Adapter
 from adapter.ledger import quarantine
 from adapter.ledger.queries import find_timeline, list_studies
-from adapter.ledger.queries.facts import ExportDetail, Group, Job, Timeline
+from adapter.ledger.queries.facts import ExportDetail, Group, JobFacts, Timeline
 from adapter.models import ExportState, GroupState, JobState
 from adapter.timeline import count
 
-#: A study may share a group with another one, and with it jobs and exports.
-F = TypeVar("F", Group, Job, ExportDetail)
+#: A study may share a group, and so jobs and exports, with another study.
+F = TypeVar("F", Group, JobFacts, ExportDetail)
 
 _JOB_ENDS = {JobState.SUCCEEDED, JobState.PARKED, JobState.DISCARDED}
 _EXPORT_ENDS = {
@@ -30,16 +30,16 @@ _EXPORT_ENDS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the display; `ticking` changes all the time and is for live displays only."""
+    """One line of the display; `transient` changes constantly and is for live displays only."""
 
     name: str
     text: str
-    ticking: str = ""
+    transient: str = ""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What stands in the ledger and the spool at one moment.
+class DemoProgress:
+    """The state of ledger and spool at one moment.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Progress:
     now : datetime
         The ledger's time.
     since : datetime
-        Older groups, jobs and exports are none of this demo.
+        Older groups, jobs and exports do not belong to this demo.
     """
 
     timelines: list[Timeline]
@@ -66,7 +66,7 @@ class Progress:
         return _unique(group for group in found if group.opened_at >= self.since)
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[JobFacts]:
         """The jobs, each once."""
         found = (job for timeline in self.timelines for job in timeline.jobs)
         return _unique(job for job in found if job.created_at >= self.since)
@@ -79,12 +79,12 @@ class Progress:
 
     @property
     def accounted(self) -> int:
-        """Acknowledged files whose fate is known."""
+        """Acknowledged files that are registered, discarded or in quarantine."""
         known = sum(line.registered + sum(line.discarded.values()) for line in self.timelines)
         return known + self.quarantined
 
     def is_over(self, acknowledged: int) -> bool:
-        """Tell whether nothing more will happen by itself to what was acknowledged."""
+        """Return whether all acknowledged files are processed as far as possible."""
         return (
             not self.waiting
             and self.accounted >= acknowledged
@@ -94,7 +94,7 @@ class Progress:
         )
 
     def lines(self) -> list[Line]:
-        """Return where groups, jobs and exports stand."""
+        """Return the states of groups, jobs and exports."""
         registered = sum(timeline.registered for timeline in self.timelines)
         series = sum(timeline.series for timeline in self.timelines)
         studies = count(len(self.timelines), "study").replace("studys", "studies")
@@ -107,8 +107,8 @@ class Progress:
             for group in self.groups
             if group.state == GroupState.OPEN
         ]
-        ticking = f"quiet time ends in {max(0.0, *left):.0f} s" if left else ""
-        found.append(Line("groups", _states(group.state for group in self.groups), ticking))
+        transient = f"quiet time ends in {max(0.0, *left):.0f} s" if left else ""
+        found.append(Line("groups", _states(group.state for group in self.groups), transient))
         running = sum(job.working for job in self.jobs)
         found.append(
             Line("jobs", _states(job.state for job in self.jobs), "at work" if running else "")
@@ -121,12 +121,12 @@ class Progress:
         return [*found, Line("exports", text)]
 
 
-def look(adapter: Adapter, since: datetime | None = None) -> Progress:
-    """Read how far everything has come; without `since`, what begins from now on counts."""
+def look(adapter: Adapter, since: datetime | None = None) -> DemoProgress:
+    """Read the progress; without `since`, only groups, jobs and exports from now on count."""
     now = datetime.fromtimestamp(adapter.ledger.now(), UTC)
     page = list_studies(adapter.ledger, limit=1000)
     timelines = [find_timeline(adapter.ledger, study.study_instance_uid) for study in page.items]
-    return Progress(
+    return DemoProgress(
         timelines=[timeline for timeline in timelines if timeline is not None],
         waiting=sum(1 for _ in adapter.spool.list_incoming()),
         quarantined=len(quarantine.list_quarantined(adapter.ledger, limit=1000).items),

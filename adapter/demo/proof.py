@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's proof: what the PACS received is, bit for bit, what the pipeline wrote."""
+"""The demo's proof: the PACS received, bit for bit, what the pipeline wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def published(ledger: Ledger, jobs: Collection[str]) -> dict[str, str]:
-    """Return the same of the files that pipelines wrote, as it was recorded before any was sent."""
+    """Return the same for the files that pipelines wrote, as recorded before they were sent."""
     query = select(task_files.c.sop_instance_uid, task_files.c.digest).select_from(
         task_files.join(tasks, task_files.c.task_id == tasks.c.id)
     )
@@ -39,7 +39,7 @@ def compare(written: Mapping[str, str], arrived: Mapping[str, str]) -> tuple[int
     Returns
     -------
     tuple of int and list of str
-        How many files are identical, and every difference.
+        The number of identical files, and every difference.
     """
     problems = [f"{uid}: the PACS has not received it" for uid in written.keys() - arrived.keys()]
     problems += [f"{uid}: no pipeline wrote it" for uid in arrived.keys() - written.keys()]

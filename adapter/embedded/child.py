@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A role's process: started, seen to be ready, started again when it ends, and stopped.
+"""A role's process: started, checked for readiness, restarted when it ends, and stopped.
 
 ::
 
@@ -25,7 +25,7 @@ from adapter.embedded.roles import Role
 
 BACK_OFF_SECONDS = 0.5
 LONGEST_BACK_OFF_SECONDS = 10.0
-#: A role that lived this long starts with the shortest back-off again.
+#: A role that ran this long restarts with the shortest back-off.
 STEADY_SECONDS = 30.0
 
 _LOOK_SECONDS = 0.05
@@ -41,27 +41,31 @@ class Child:
         What to run.
     log : RoleLog
         Where its output goes.
-    tell : callable
+    print_line : callable
         Takes a line for the operator.
     environment : mapping
-        The environment of the process, the role's own part apart.
+        The environment of the process, without the role's own part.
 
     Attributes
     ----------
     ready : bool
-        Whether the running process was seen at work.
+        Whether the running process has become ready.
     seen : bool
-        Whether any of its processes was.
+        Whether any of its processes has.
     """
 
     def __init__(
-        self, role: Role, log: RoleLog, tell: Callable[[str], None], environment: Mapping[str, str]
+        self,
+        role: Role,
+        log: RoleLog,
+        print_line: Callable[[str], None],
+        environment: Mapping[str, str],
     ) -> None:
         self.role = role
         self.log = log
         self.ready = False
         self.seen = False
-        self._tell = tell
+        self._print_line = print_line
         self._environment = {**environment, **role.environment}
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -75,7 +79,7 @@ class Child:
         return None if process is None else process.pid
 
     def look(self) -> None:
-        """Start the process if it is due, and note it if it is ready or has ended."""
+        """Start the process if it is due, and notice when it becomes ready or ends."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._due:
@@ -89,31 +93,31 @@ class Child:
             self._again(now, f"ended ({_how(code)})")
         elif not self.ready and self.role.ready(self._process.pid):
             if self.seen:
-                self._tell(f"{self.role.name} is back")
+                self._print_line(f"{self.role.name} is back")
             self.ready = self.seen = True
 
     def report(self) -> None:
-        """Pass on what its log says to an operator, and keep the log bounded."""
+        """Show warnings and errors of its log to the operator, and rotate the log."""
         lines = list(self.log.follow())
         for line in lines[:_LINES_AT_A_TIME]:
-            self._tell(f"{self.role.name}: {line}")
+            self._print_line(f"{self.role.name}: {line}")
         if len(lines) > _LINES_AT_A_TIME:
-            self._tell(f"{self.role.name}: ... and more in {self.log.path}")
+            self._print_line(f"{self.role.name}: ... and more in {self.log.path}")
         self.log.rotate()
 
     def terminate(self) -> None:
-        """Tell the process to end."""
+        """Send SIGTERM to the process."""
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGTERM)
 
     def await_end(self, deadline: float, hurry: threading.Event) -> None:
-        """Wait for the process to end; kill it at a time (monotonic), or when it has to hurry."""
+        """Wait for the process to end; kill it at `deadline` (monotonic) or when `hurry` is set."""
         process = self._process
         if process is None:
             return
         while self._reap(process) is None:
             if hurry.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
-                self._tell(f"{self.role.name} has not stopped yet; killing it")
+                self._print_line(f"{self.role.name} has not stopped yet; killing it")
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 self._process = None
@@ -129,7 +133,7 @@ class Child:
                     stdout=output,
                     stderr=output,
                     env=self._environment,
-                    # Ctrl-C is for the supervisor alone: it stops the roles in their order.
+                    # Only the supervisor gets Ctrl-C: it stops the roles in order.
                     start_new_session=True,
                 )
         except OSError as error:  # e.g. no memory for a process, or no space for its log
@@ -139,14 +143,14 @@ class Child:
 
     def _again(self, now: float, why: str) -> None:
         self._due = now + self._back_off
-        self._tell(f"{self.role.name} {why}; starting it again in {self._back_off:.1f} s")
+        self._print_line(f"{self.role.name} {why}; starting it again in {self._back_off:.1f} s")
         self._back_off = min(2 * self._back_off, LONGEST_BACK_OFF_SECONDS)
 
     def _reap(self, process: subprocess.Popen[bytes]) -> int | None:
-        """Return the code of a process that has ended, after killing what it left behind."""
+        """Return the exit code of a process that has ended, after killing its process group."""
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             return None
-        # Not waited for yet, so the number of its process group is still its own.
+        # It was not waited for yet, so its process group id cannot have been reused.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         self._process = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The roles' log files: bounded, and followed for what an operator should see on the terminal.
+"""The roles' log files: rotated, and followed for warnings and errors to show on the terminal.
 
-A role writes to its file by itself, so that neither a slow terminal nor a dead supervisor ever
-holds it up.  A full file is copied aside and emptied; lines written in that moment may be lost.
+A role writes to its file itself, so neither a slow terminal nor a dead supervisor can block it.  A
+full file is copied and emptied; lines written at that moment may be lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-#: Bytes after which a file is put aside, and how many of those are kept.
+#: Bytes after which a file is rotated, and the number of rotated files.
 FULL = 10_000_000
 KEPT = 3
 
@@ -29,7 +29,7 @@ class RoleLog:
     Parameters
     ----------
     path : Path
-        The file; older ones stand beside it with .1, .2, ...
+        The file; older ones are in the same folder, with .1, .2, ...
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class RoleLog:
         return self.path.open("ab")
 
     def follow(self) -> Iterator[str]:
-        """Yield a line for people for each warning or error since the last call."""
+        """Yield a line of text for each warning or error since the last call."""
         with suppress(OSError), self.path.open("rb") as file:
             file.seek(self._read)
             new = file.read(_READ)
@@ -54,7 +54,7 @@ class RoleLog:
             yield from filter(None, map(_for_people, lines))
 
     def rotate(self) -> None:
-        """Put the file aside when it is full, and start anew."""
+        """Copy the file and empty it, when it is full."""
         with suppress(OSError):
             if self.path.stat().st_size < FULL:
                 return
@@ -62,13 +62,13 @@ class RoleLog:
                 with suppress(FileNotFoundError):
                     self._aside(number).replace(self._aside(number + 1))
             shutil.copyfile(self.path, self._aside(1))
-            # Its writers append, so they go on at the new end.
+            # Its writers append, so they continue at the new end.
             with self.path.open("r+b") as file:
                 file.truncate(0)
             self._read, self._rest = 0, b""
 
     def tail(self, lines: int = 5) -> list[str]:
-        """Return the last lines, to show why a role would not start."""
+        """Return the last lines, to show why a role does not start."""
         with suppress(OSError), self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - 8192))
             return file.read().decode("utf-8", "replace").splitlines()[-lines:]
@@ -90,5 +90,5 @@ def _for_people(line: bytes) -> str | None:
         return None
     facts = [f"{key}={value}" for key, value in entry.items() if key not in _QUIET_KEYS]
     text = " ".join([f"{entry['level']}:", str(entry.get("event", "")), *facts])
-    # A peer's text may be in it: nothing of it may steer the terminal.
+    # It may contain a peer's text, which must not control the terminal.
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])

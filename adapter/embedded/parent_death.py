@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a program that cannot outlive its supervisor: ``parent_death.py PARENT NICE PROGRAM ...``.
 
-Run as a script, with nothing of the adapter imported: the kernel is asked to send SIGTERM when the
-parent dies, even by SIGKILL, and the program then takes this process over.  A script, and not a
+It runs as a script and imports nothing of the adapter.  It asks the kernel for the parent-death
+signal, SIGTERM when the parent dies, even by SIGKILL; then the program replaces it.  It is not a
 `preexec_fn`, because Python must not run between fork and exec of a process that has threads.
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
     """Tie this process to its parent and become the program."""
     parent, nice, *command = sys.argv[1:]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before it could be tied to
+    if os.getppid() != int(parent):  # the parent died before the signal was set
         sys.exit(1)
     os.nice(int(nice))
     signal.signal(

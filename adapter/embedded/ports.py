@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP ports: whether those that the roles need are free, said by the name of their setting."""
+"""TCP ports: checks that the roles' ports are free; errors name the setting of a port."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapter.embedded.roles import metrics_ports
 from adapter.errors import ConfigurationError
 from adapter.settings import Settings
 
-#: Seconds that the roles of a supervisor that was killed get to let go of their ports.
-_PATIENCE = 10.0
+#: Seconds that the roles of a killed supervisor get to close their ports.
+_WAIT_SECONDS = 10.0
 
 
 def listening(settings: Settings) -> dict[str, tuple[str, int]]:
-    """Return where the roles on this machine listen: host and port, by the port's setting."""
+    """Return the host and port of each listening role on this machine, by the port's setting."""
     found = {"dicom > scp > port": (settings.dicom.scp.host, settings.dicom.scp.port)}
     if settings.broker.url is None:
         found["broker > port"] = ("127.0.0.1", settings.broker.port)
@@ -30,13 +30,13 @@ def listening(settings: Settings) -> dict[str, tuple[str, int]]:
     return found
 
 
-def check_free(settings: Settings, tell: Callable[[str], None], stopping: Event) -> None:
-    """Wait a moment for every port that is needed, and complain about those still taken.
+def check_free(settings: Settings, print_line: Callable[[str], None], stopping: Event) -> None:
+    """Wait a moment until every port is free, and raise an error for those still in use.
 
     Raises
     ------
     ConfigurationError
-        Naming the setting of each port that is taken, asked for twice, or may not be opened.
+        Names the setting of each port that is in use, configured twice, or cannot be opened.
     """
     needed = listening(settings)
     twice = [
@@ -46,13 +46,13 @@ def check_free(settings: Settings, tell: Callable[[str], None], stopping: Event)
     ]
     if twice:
         raise ConfigurationError(twice)
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _WAIT_SECONDS
     waited = False
     while problems := [text for name, at in needed.items() if (text := _problem(name, *at))]:
         if time.monotonic() > end or stopping.is_set():
             raise ConfigurationError(problems)
         if not waited:
-            tell("waiting for a TCP port that is still in use ...")
+            print_line("waiting for a TCP port that is still in use ...")
             waited = True
         stopping.wait(0.5)
 

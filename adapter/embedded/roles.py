@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The roles of one machine: what each is started as, and how it is seen to be ready.
+"""The roles of one machine: the command of each, and how to check that it is ready.
 
 The commands are those that run the same role alone (`dicom-adapter scp` and so on).
 """
@@ -21,15 +21,15 @@ from adapter.settings import Settings
 from adapter.spool import Spool
 from adapter.stages import EXPORT, GROUPING, NOTIFICATION, PIPELINE, RECLAMATION, SUBMISSION
 
-#: How much the other stages steps back for the SCP (nice(2)).
+#: Niceness of the workers, which gives the SCP priority (nice(2)).
 BACKGROUND = 5
 REDIS = "redis"
-#: The stages whose work is short, run by one process together.
+#: The stages with short work, which share one process.
 SHORT_STAGES = (NOTIFICATION, GROUPING, SUBMISSION, RECLAMATION)
 #: The workers, and the stages of each.
 WORKERS = {"short": SHORT_STAGES, "pipeline": (PIPELINE,), "export": (EXPORT,)}
 
-#: Open work gets this long when everything is stopped: together less than 30 s (Redis: 2 s).
+#: Seconds that open work gets when everything stops: less than 30 s together (Redis: 2 s).
 _SCP_STOP_SECONDS = 6.0
 _WORKER_STOP_SECONDS = 18.0
 
@@ -45,9 +45,9 @@ class Role:
     command : sequence of str
         Program (its full path) and arguments.
     ready : callable
-        Tells, given its process id, whether the role does its work; asked again until it does.
+        Returns, given its process id, whether the role does its work; called until it is true.
     stop_turn : int
-        Roles of a smaller number are stopped, and waited for, before those of a greater one.
+        Order of stopping: roles with a smaller number end before the next ones are stopped.
     stop_seconds : float
         Seconds between SIGTERM and SIGKILL.
     nice : int
@@ -55,7 +55,7 @@ class Role:
     environment : mapping
         Added to the environment of the supervisor.
     unready : callable, optional
-        Called when a process ended that had not become ready.
+        Called when a process ends before it is ready.
     """
 
     name: str
@@ -84,7 +84,7 @@ def worker_command(stages: Sequence[str], concurrency: int, name: str) -> list[s
 
 
 def concurrency(settings: Settings, stages: Sequence[str]) -> int:
-    """Return how many tasks a worker for these stages runs at once, by the settings."""
+    """Return the number of tasks that a worker for these stages runs at once."""
     numbers = {
         PIPELINE: settings.workers.pipeline_concurrency,
         EXPORT: settings.dicom.scu.maximum_number_of_associations,
@@ -95,7 +95,7 @@ def concurrency(settings: Settings, stages: Sequence[str]) -> int:
 
 
 def flower_password_file(settings: Settings) -> Path:
-    """Return the file that holds Flower's password: the setting's, or that of the data folder."""
+    """Return Flower's password file: from the settings, or the one in the data folder."""
     return settings.flower.password_file or settings.data / "flower.password"
 
 
@@ -105,7 +105,7 @@ def flower_command() -> list[str]:
 
 
 def flower_environment(settings: Settings) -> dict[str, str]:
-    """Return how Flower is configured; its password must not stand among its arguments."""
+    """Return Flower's configuration; as environment, because arguments must not show a password."""
     flower = settings.flower
     password = flower.password or broker.secret(flower_password_file(settings))
     return {
@@ -130,7 +130,7 @@ def redis_role(settings: Settings) -> Role:
 
 
 def roles(settings: Settings) -> list[Role]:
-    """Return the roles of one machine, Redis apart."""
+    """Return the roles of one machine, without Redis."""
     found = [
         Role(
             "scp",
@@ -138,7 +138,7 @@ def roles(settings: Settings) -> list[Role]:
             lambda _pid: accepts(settings.dicom.scp.host, settings.dicom.scp.port),
             stop_turn=0,
             stop_seconds=_SCP_STOP_SECONDS + 1,
-            environment=_patience(settings, _SCP_STOP_SECONDS) | _metrics(settings, "scp"),
+            environment=_stop_limit(settings, _SCP_STOP_SECONDS) | _metrics(settings, "scp"),
         )
     ]
     found += [
@@ -148,7 +148,7 @@ def roles(settings: Settings) -> list[Role]:
             partial(_beats, Spool(settings.spool_path)),
             stop_seconds=_WORKER_STOP_SECONDS + 1,
             nice=BACKGROUND,
-            environment=_patience(settings, _WORKER_STOP_SECONDS) | _metrics(settings, name),
+            environment=_stop_limit(settings, _WORKER_STOP_SECONDS) | _metrics(settings, name),
         )
         for name, stages in WORKERS.items()
     ]
@@ -173,14 +173,14 @@ def roles(settings: Settings) -> list[Role]:
     return found
 
 
-def _patience(settings: Settings, seconds: float) -> dict[str, str]:
-    """Return the environment that shortens how long a role waits for its open work."""
+def _stop_limit(settings: Settings, seconds: float) -> dict[str, str]:
+    """Return the environment that limits how long a role waits for its open work."""
     seconds = min(seconds, settings.workers.stop_seconds)
     return {"DICOMADAPTER__WORKERS__STOP_SECONDS": str(seconds)}
 
 
 def metrics_ports(settings: Settings) -> dict[str, int]:
-    """Return the port of each role's metrics and probes: the setting's and those after it."""
+    """Return the port of each role's metrics and probes: the configured port and the next ones."""
     port = settings.metrics.port
     if port is None:
         return {}
@@ -193,12 +193,12 @@ def _metrics(settings: Settings, role: str) -> dict[str, str]:
 
 
 def local(host: str) -> str:
-    """Return the address by which a role that listens on `host` is reached from this machine."""
+    """Return the address at which this machine reaches a role that listens on `host`."""
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def accepts(host: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
+    """Return whether a TCP connection is accepted."""
     try:
         socket.create_connection((local(host), port), timeout=_TRY_SECONDS).close()
     except OSError:

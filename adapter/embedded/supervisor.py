@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor: starts everything on this machine, keeps it running, and stops it in order.
 
-All processes are started by one thread, because the kernel ends them with the thread that started
-them (see `adapter.embedded.parent_death`).  What the roles know is in the ledger and the spool, so
-that a restart is the normal path and needs no hand-over.
+One thread starts all processes, because the kernel ends them together with the thread that started
+them (see `adapter.embedded.parent_death`).  All state of the roles is in the ledger and the spool,
+so a restart needs no hand-over.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Supervisor:
     Parameters
     ----------
     settings : Settings
-        Which adapter; the roles read the same settings again, from the file and the environment.
+        The adapter's settings; the roles read them again, from the file and the environment.
     extra : sequence of Role
-        Further roles, e.g. a demo's PACS.
-    tell : callable
+        Further roles, e.g. the PACS of the demo.
+    print_line : callable
         Takes a line for the operator; called from a thread of the supervisor's own.
     """
 
@@ -47,12 +47,12 @@ class Supervisor:
         settings: Settings,
         *,
         extra: Sequence[Role] = (),
-        tell: Callable[[str], None] = print,
+        print_line: Callable[[str], None] = print,
     ) -> None:
         self.logs = settings.data / "logs"
         self._settings = settings
         self._extra = extra
-        self._terminal = tell
+        self._terminal = print_line
         self._children: list[Child] = []
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
@@ -68,16 +68,16 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int | None]:
-        """The roles by name, and the process id of each that runs."""
+        """The process id of each role by name; None while it does not run."""
         return {child.role.name: child.pid for child in self._children}
 
     @property
     def running(self) -> bool:
-        """Whether the supervisor is at work."""
+        """Whether the supervisor runs."""
         return self._thread.is_alive()
 
     def missing(self) -> list[str]:
-        """Return the names of the roles that are not seen at work."""
+        """Return the names of the roles that are not ready."""
         return [child.role.name for child in self._children if not child.ready]
 
     def log_of(self, name: str) -> RoleLog:
@@ -85,19 +85,19 @@ class Supervisor:
         return next(child.log for child in self._children if child.role.name == name)
 
     def start(self) -> None:
-        """Make sure that everything may start, and begin to start it.
+        """Check that everything can start, and begin to start it.
 
         Raises
         ------
         AdapterError
-            If another supervisor runs this adapter, a port is taken, there is no Redis server, or
+            If another supervisor runs this adapter, a port is in use, there is no Redis server, or
             spool and ledger do not belong together.
         """
         settings = self._settings
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = only_one(settings.data / "up.lock")
         try:
-            ports.check_free(settings, self._tell, self._stopping)
+            ports.check_free(settings, self._print_line, self._stopping)
             open_adapter(settings).close()
             everything = [redis_role(settings)] if settings.broker.url is None else []
             everything += [*roles(settings), *self._extra]
@@ -106,13 +106,13 @@ class Supervisor:
             raise
         environment = {**os.environ, **settings.environment}
         self._children = [
-            Child(role, RoleLog(self.logs / f"{role.name}.log"), self._tell, environment)
+            Child(role, RoleLog(self.logs / f"{role.name}.log"), self._print_line, environment)
             for role in everything
         ]
         self._thread.start()
 
     def wait_ready(self, timeout: float) -> bool:
-        """Wait until every role was seen at work; False if `timeout` (seconds) passes before."""
+        """Wait until every role is ready; return False after `timeout` seconds."""
         end = time.monotonic() + timeout
         while self.missing():
             if time.monotonic() > end or not self.running or self._stopping.wait(_LOOK_SECONDS):
@@ -122,7 +122,7 @@ class Supervisor:
     def stop(self) -> None:
         """Stop everything in order, the SCP first and Redis last, and wait for the end.
 
-        Interrupted (a second Ctrl-C), it kills what is left: nothing acknowledged is lost by that.
+        A second Ctrl-C kills the remaining roles: that loses nothing acknowledged.
         """
         self._stopping.set()
         try:
@@ -133,8 +133,8 @@ class Supervisor:
         if self._lock is not None:
             self._lock.close()
 
-    def _tell(self, line: str) -> None:
-        """Tell the operator; a terminal that has gone ends nothing."""
+    def _print_line(self, line: str) -> None:
+        """Show a line to the operator; a closed terminal does not end the supervisor."""
         with suppress(OSError, ValueError):
             self._terminal(line)
 
@@ -169,18 +169,18 @@ class Supervisor:
 
 
 def end_by_interrupt() -> None:
-    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: by KeyboardInterrupt."""
+    """Make SIGTERM and SIGHUP end this program as Ctrl-C does: by KeyboardInterrupt."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
 
 def only_one(path: Path) -> IO[str]:
-    """Take the lock that says that a supervisor runs this adapter, and return it.
+    """Take the lock of this adapter's supervisor, and return it.
 
     Raises
     ------
     AdapterError
-        If another one holds it.
+        If another supervisor has it.
     """
     lock = path.open("a+", encoding="ascii")
     try:

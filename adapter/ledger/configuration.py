@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dynamic configuration: AE titles, sources and destinations as versioned rows.
 
-A change makes a new version; a deletion leaves a tombstone.  An arrival names the version of the AE
-title that it was accepted under, and that version stays readable.
+A change writes a new version; a deletion leaves a tombstone.  An arrival names the version of the
+AE title that it was accepted under, and that version stays readable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COUNT_ON = text(
     "FROM configuration"
 )
 
-#: Versions that the SCP's copy keeps for a rebuild.
+#: Versions in the SCP's copy, for a rebuild.
 _HISTORY = 2000
 
 
@@ -53,14 +53,14 @@ def parse(kind: EntityKind, body: dict[str, Any]) -> Entity:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Several changes of one kind of entity, to be made at once.
+    """Several changes of one kind of entity, made in one transaction.
 
     Attributes
     ----------
     puts : sequence of (Entity, str)
-        What is added or replaced, each with its owner.
+        Entities to add or replace, each with its owner.
     removals : sequence of str
-        Names of what is deleted.
+        Names of the entities to delete.
     """
 
     puts: Sequence[tuple[Entity, str]] = ()
@@ -80,8 +80,8 @@ def put(
     Raises
     ------
     ConfigurationError
-        If it exists and `replace` is false, if it does not exist and `replace` is true, if it is
-        somebody else's, or if another AE title entry has the same AE title.
+        If it exists and `replace` is false, if it does not exist and `replace` is true, if it has
+        another owner, or if another AE title entry has the same AE title.
     """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
@@ -102,12 +102,12 @@ def put(
 def remove(
     ledger: Ledger, kind: EntityKind, key: str, *, owner: str = owners.PEOPLE
 ) -> Versioned[Entity]:
-    """Delete an entity, leaving a tombstone, and return what it was.
+    """Delete an entity, leaving a tombstone, and return it.
 
     Raises
     ------
     ConfigurationError
-        If there is none of that name, or it is somebody else's.
+        If there is no entity of that name, or it has another owner.
     """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
@@ -122,16 +122,16 @@ def remove(
 def change(
     ledger: Ledger, kind: EntityKind, decide: Callable[[list[Versioned[Any]]], Changes]
 ) -> list[Versioned[Any]]:
-    """Make several changes at once, or none, and return what is in force then.
+    """Make several changes at once, or none, and return the entities in force afterwards.
 
     Parameters
     ----------
     ledger : Ledger
-        Where.
+        The ledger.
     kind : EntityKind
-        Of what.
+        The kind of the entities.
     decide : callable
-        Says what to change, given what is in force just then; that it may is its business.
+        Returns the changes, given the entities in force; it must respect their owners itself.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def find(ledger: Ledger, kind: EntityKind, key: str) -> Versioned[Any] | None:
 
 
 def ae_title_version(connection: Connection, version: int) -> AETitle | None:
-    """Return an AE title as it stood in a version, in force or not; None if it never was."""
+    """Return one version of an AE title, in force or not; None if that version does not exist."""
     table = configuration
     row = connection.execute(
         select(table.c.body).where(
@@ -197,7 +197,7 @@ def latest_version(ledger: Ledger) -> int:
 
 
 def snapshot(ledger: Ledger) -> dict[str, Any]:
-    """Return the configuration as the SCP's copy beside the spool keeps it.
+    """Return the configuration in the form of the SCP's copy in the spool.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def snapshot(ledger: Ledger) -> dict[str, Any]:
 
 
 def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
-    """Write a snapshot's rows into a ledger that has none, and return how many there were."""
+    """Write a snapshot's rows into a ledger without configuration, and return their number."""
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
         if connection.execute(select(func.count()).select_from(configuration)).scalar_one():
@@ -222,7 +222,7 @@ def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
         rows = saved["rows"]
         if rows:
             connection.execute(insert(configuration), rows)
-            if connection.dialect.name == "postgresql":  # SQLite counts on by itself
+            if connection.dialect.name == "postgresql":  # SQLite continues the sequence itself
                 connection.execute(_COUNT_ON)
     return len(rows)
 

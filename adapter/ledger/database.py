@@ -14,10 +14,10 @@ from adapter.errors import SpoolError
 from adapter.ledger import locks, revisions, schema
 from adapter.ledger.engines import make_engine
 
-#: Connections that a process has to PostgreSQL, at the most.
+#: Maximum number of a process's connections to PostgreSQL.
 CONNECTIONS = 10
 
-#: The fact in `meta` that says which spool it belongs to.
+#: The name in `meta` of the id of the spool that the ledger belongs to.
 SPOOL = "spool"
 
 
@@ -29,29 +29,29 @@ class Ledger:
     url : str
         ``sqlite:///...`` on a local disk, or ``postgresql+psycopg://...``.
     connections : int
-        Connections to PostgreSQL, at the most.
+        Maximum number of connections to PostgreSQL.
     """
 
     def __init__(self, url: str, connections: int = CONNECTIONS) -> None:
         self.url = url
         self.engine = make_engine(url, connections)
-        #: whether hosts can share it: SQLite's locks hold on one only
+        #: whether several hosts can share it: SQLite's locks work on one host only
         self.is_shared = self.engine.dialect.name == "postgresql"
         self._reading: dict[str, Any] = {}
         if self.is_shared:
-            # All of a transaction's questions are answered as of one moment, as on SQLite.
+            # All queries of a transaction see one snapshot, as on SQLite.
             self._reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a connection in a transaction that writes: committed at the end, or not at all."""
+        """Provide a connection in a writing transaction, which commits at the end of the block."""
         connection = self.engine.connect().execution_options(adapter_writes=True)
         with connection, connection.begin():
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection in a transaction that only reads."""
+        """Provide a connection in a read-only transaction."""
         connection = self.engine.connect().execution_options(**self._reading)
         with connection, connection.begin():
             yield connection
@@ -61,7 +61,7 @@ class Ledger:
         self.engine.dispose()
 
     def exists(self) -> bool:
-        """Tell whether there is something to connect to; SQLite would make it."""
+        """Return whether the database exists; connecting to SQLite would create it."""
         database = self.engine.url.database
         return self.is_shared or (database is not None and Path(database).is_file())
 
@@ -73,31 +73,31 @@ class Ledger:
     # -- schema and identity -----------------------------------------------------------------
 
     def upgrade(self) -> None:
-        """Bring the schema up to date, once however many do so; one beyond stays as it is.
+        """Upgrade the schema, once for all processes; a newer schema is left as it is.
 
         Raises
         ------
         LedgerError
-            If a newer release has left this one behind.
+            If a newer release has made the schema unusable for this one.
         """
-        if not self.is_usable():  # so that a start takes no lock that it does not need
+        if not self.is_usable():  # so a start takes no lock that it does not need
             with self.write() as connection:
                 revisions.upgrade(connection)
 
     def is_usable(self) -> bool:
-        """Tell whether the schema is the one that this code was written for, or one beyond."""
+        """Return whether the schema is this release's, or a newer one that it can use."""
         with self.read() as connection:
             return revisions.is_usable(connection)
 
     @property
     def revision(self) -> str | None:
-        """The schema's revision; None if there is none yet."""
+        """The schema's revision; None without a schema."""
         with self.read() as connection:
             return revisions.current(connection)
 
     @property
     def spool_id(self) -> str | None:
-        """The id of the spool that the ledger belongs to; None while it belongs to none."""
+        """The id of the spool that the ledger belongs to; None before `adopt_spool`."""
         with self.read() as connection:
             return revisions.fact(connection, SPOOL)
 
@@ -107,7 +107,7 @@ class Ledger:
         Raises
         ------
         SpoolError
-            If it is tied to another one.
+            If the ledger belongs to another spool.
         """
         with self.write() as connection:
             locks.hold(connection, locks.Kind.MIGRATIONS)

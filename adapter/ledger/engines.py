@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines: how the ledger's connections are opened, durably and with bounded patience.
+"""Engines: the ledger's connections, with durable commits and time-outs.
 
-SQLite is told what it must never forget; PostgreSQL too, whatever the server's own defaults are, so
-that a transaction which is committed is on disk, and one whose client is gone ends by itself.
+Both databases are configured for each connection, whatever the server's defaults: a committed
+transaction is on disk, and a transaction whose client is gone ends by itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 BUSY_SECONDS = 30
 #: Seconds that a transaction waits for a free connection of its process.
 POOL_SECONDS = 30
-#: What is raised while the ledger cannot be used for now: it is away, fails over, or is overloaded.
+#: Exceptions while the ledger cannot be used: it is down, fails over, or is overloaded.
 AWAY = (OperationalError, InterfaceError, InternalError, NoConnectionFree)
 
-#: How a connection to PostgreSQL is made, and how it is noticed that nobody is at its other end.
-#: A server that only reads, as after a failover, is not taken.
+#: Connection parameters of PostgreSQL, with the time-outs that detect a dead peer.  A read-only
+#: server, as after a failover, is not accepted.
 _CONNECT = {
     "application_name": "dicom-adapter",
-    "client_encoding": "utf8",  # a database that has none would answer in bytes
+    "client_encoding": "utf8",  # a database without an encoding would answer in bytes
     "connect_timeout": 10,  # seconds
     "keepalives_idle": 10,  # seconds
     "keepalives_interval": 5,  # seconds
@@ -33,14 +33,14 @@ _CONNECT = {
     "target_session_attrs": "read-write",
 }
 
-#: What holds for each of PostgreSQL's sessions (milliseconds).
+#: Settings of each PostgreSQL session (milliseconds).
 _SESSION = {
     "statement_timeout": "300000",
     "lock_timeout": str(BUSY_SECONDS * 1000),
     "idle_in_transaction_session_timeout": "60000",
 }
 
-# `remote_apply` promises more than `on`.
+# `remote_apply` is stronger than `on`.
 _DURABLE = """
 SELECT set_config('synchronous_commit', 'on', false)
 WHERE current_setting('synchronous_commit') <> 'remote_apply'
@@ -55,7 +55,7 @@ def make_engine(url: str, connections: int) -> Engine:
     url : str
         The ledger's SQLAlchemy URL.
     connections : int
-        Connections to PostgreSQL at the most; SQLite's cost nothing.
+        Maximum number of connections to PostgreSQL; those to SQLite are not limited.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -93,7 +93,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        # sqlite3 must not open transactions of its own: BEGIN is emitted below.
+        # sqlite3 must not open transactions itself: BEGIN is sent below.
         connection.isolation_level = None
         for pragma in (
             f"busy_timeout = {BUSY_SECONDS * 1000}",

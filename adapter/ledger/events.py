@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events: what happened, for a study's timeline.  Written in the transaction that made it so."""
+"""Events, for a study's timeline.  Each is written in the transaction that it describes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def record(
     at: float | None = None,
     **detail: Any,
 ) -> None:
-    """Record one event; `detail` holds UIDs, AE titles, counts, sizes and states only."""
+    """Record one event; `detail` contains UIDs, AE titles, counts, sizes and states only."""
     connection.execute(
         insert(events).values(
             at=now() if at is None else at,

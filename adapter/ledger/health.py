@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LedgerHealth: what can be told of the ledger as it stands, and what is wrong.  Reads only."""
+"""The health of the ledger: schema, durability, clock, and problems.  Reads only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from adapter.ledger import revisions
 from adapter.ledger.database import SPOOL, Ledger
 from adapter.ledger.schema import now
 
-#: Seconds that the clocks of the ledger and of a host may differ.
+#: Largest difference, in seconds, between the clocks of the ledger and of a host.
 CLOCK_SECONDS = 2.0
 
-#: PostgreSQL's settings that keep what was committed, and the values that do.
+#: PostgreSQL's settings that make commits durable, and their durable values.
 _DURABLE = {"fsync": {"on"}, "synchronous_commit": {"on", "remote_apply"}}
 
 
 @dataclass
 class LedgerHealth:
-    """A ledger as it stands.
+    """The state of a ledger.
 
     Attributes
     ----------
@@ -31,17 +31,17 @@ class LedgerHealth:
     server : str, optional
         The database's version.
     revision : str, optional
-        The schema's; None if there is none yet.
+        The schema's revision; None without a schema.
     expected : str
-        The revision that this release was written for.
+        The revision of this release.
     spool : str, optional
-        The id of the spool that it belongs to; None if it belongs to none yet.
+        The id of the spool that the ledger belongs to; None before it belongs to one.
     durability : dict
-        PostgreSQL's settings that say how durable a commit is.
+        PostgreSQL's settings that make a commit durable, with their values.
     clock_ahead_seconds : float, optional
         The ledger's clock minus this host's.
     problems : list of str
-        What is wrong, and what to do; none if all is well.
+        Each problem, and what to do about it.
     """
 
     database: str
@@ -56,7 +56,7 @@ class LedgerHealth:
 
 
 def examine(ledger: Ledger) -> LedgerHealth:
-    """Find out how a ledger is, whatever state it is in."""
+    """Return the state of a ledger, usable or not."""
     found = LedgerHealth(make_url(ledger.url).get_backend_name(), revisions.newest())
     try:
         if ledger.exists():
@@ -64,7 +64,7 @@ def examine(ledger: Ledger) -> LedgerHealth:
             with ledger.read() as connection:
                 _look(connection, found)
         else:
-            found.problems.append("there is no ledger yet: the first start makes it")
+            found.problems.append("there is no ledger yet: the first start creates it")
     except SQLAlchemyError as error:
         # Its text may quote the address: the type says enough.
         found.problems.append(
@@ -81,7 +81,7 @@ def _look(connection: Connection, found: LedgerHealth) -> None:
     if abs(found.clock_ahead_seconds) > CLOCK_SECONDS:
         found.problems.append(
             f"the ledger's clock and this host's differ by {abs(found.clock_ahead_seconds):.1f} s: "
-            "let NTP set both; quiet times of groups count from one to the other"
+            "let NTP set both; the quiet times of groups depend on both clocks"
         )
     if found.database == "postgresql":
         found.server = str(connection.execute(text("SHOW server_version")).scalar_one())
@@ -90,7 +90,7 @@ def _look(connection: Connection, found: LedgerHealth) -> None:
             found.durability[name] = value
             if value not in good:
                 found.problems.append(
-                    f"the server's {name} is {value}: what the ledger has committed may be lost; "
+                    f"the server's {name} is {value}: committed transactions may be lost; "
                     "set it to on"
                 )
     else:
@@ -106,7 +106,7 @@ def _look(connection: Connection, found: LedgerHealth) -> None:
             + (
                 f"older than {found.expected}: run `dicom-adapter ledger upgrade`"
                 if known
-                else "of a newer release that this one cannot work beside: use that release"
+                else "of a newer release that is incompatible with this one: use that release"
             )
         )
     found.spool = revisions.fact(connection, SPOOL)

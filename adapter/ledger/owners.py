@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns an entity of the configuration: people, or a custom resource of Kubernetes.
+"""The owner of an entity of the configuration: people, or a custom resource of Kubernetes.
 
-What a custom resource manages is changed there and nowhere else; else the next look at the resource
-would undo it.
+An entity that a custom resource manages is changed only there, because the operator would undo any
+other change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from adapter.errors import ConfigurationError
 from adapter.models import EntityKind
 
-#: The owner of what people enter, by command line or REST.
+#: The owner of entities that people enter, by command line or REST.
 PEOPLE = "operator"
 
 _SCHEME = "kubernetes:"
@@ -20,17 +20,17 @@ GROUP = "dicom.adapter.io"
 
 
 def of_resource(namespace: str, kind: str, name: str) -> str:
-    """Return the owner that a custom resource is: ``kubernetes:imaging/ClaraAeTitle/ct``."""
+    """Return the owner for a custom resource: ``kubernetes:imaging/ClaraAeTitle/ct``."""
     return f"{of_namespace(namespace)}{kind}/{name}"
 
 
 def of_namespace(namespace: str) -> str:
-    """Return what the owners of a namespace's custom resources begin with."""
+    """Return the common prefix of the owners for a namespace's custom resources."""
     return f"{_SCHEME}{namespace}/"
 
 
 def is_resource(owner: str) -> bool:
-    """Tell whether an owner is a custom resource."""
+    """Return whether an owner is a custom resource."""
     return owner.startswith(_SCHEME)
 
 
@@ -43,12 +43,12 @@ def describe(owner: str) -> str:
 
 
 def check(kind: EntityKind, key: str, owner: str, actor: str) -> None:
-    """See that `actor` may change what `owner` owns.
+    """Check that `actor` may change an entity of `owner`.
 
     Raises
     ------
     ConfigurationError
-        If not, saying where to change it instead.
+        If not; the text says where to change it instead.
     """
     if owner == actor:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payload: the instances that a job is about, and where they came from.  Reads only."""
+"""Payload: the instances of a job, and their origin.  Reads only."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class GroupFile:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a job's instances came from.
+    """The origin of a job's instances.
 
     Attributes
     ----------
     called_ae_title : str
         The AE title that they were sent to.
     ae_title : AETitle or None
-        Its configuration, of the version that the group was opened with.
+        Its configuration, in the version that the group was opened with.
     generation : int
-        Which group of its key it is: 1 for the first, more for late instances.
+        Number of the group among those of its key: 1 for the first, more for late instances.
     earlier_jobs : tuple of str
-        The jobs of the same pipeline for the generations before.
+        The jobs of the same pipeline for earlier generations.
     """
 
     called_ae_title: str
@@ -57,7 +57,7 @@ def files_of(ledger: Ledger, job: Job) -> list[GroupFile]:
 
 
 def origin_of(ledger: Ledger, job: Job) -> Origin:
-    """Return where a job's instances came from."""
+    """Return the origin of a job's instances."""
     with ledger.read() as connection:
         group = connection.execute(select(groups).where(groups.c.id == job.group_id)).one()
         earlier = connection.execute(

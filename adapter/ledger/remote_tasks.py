@@ -35,7 +35,7 @@ from adapter.ledger.database import Ledger
 from adapter.ledger.leases import due
 from adapter.ledger.schema import exports, now, task_files, tasks
 from adapter.models import ExportState, Priority, ReportState, export_id
-from adapter.settings import ResultsService, ScuExport
+from adapter.settings import ResultsServiceSettings, ScuExport
 
 #: The longest a report legally waits (seconds).
 LONGEST_WAIT = 7 * 86400.0
@@ -98,7 +98,7 @@ def deliver(
     deliveries: Sequence[Delivery],
     *,
     agent: str,
-    service: ResultsService,
+    service: ResultsServiceSettings,
     policy: ScuExport,
 ) -> int:
     """Take in tasks that a Results Service names as pending; done twice it is done once.
@@ -193,7 +193,7 @@ def _deliver_again(
     connection: Connection,
     delivery: Delivery,
     row: Row[Any],
-    service: ResultsService,
+    service: ResultsServiceSettings,
     policy: ScuExport,
 ) -> int:
     """Take in a task that is known; 1 if it is to be tried again."""
@@ -360,7 +360,7 @@ def taken(ledger: Ledger, report: Report) -> None:
             )
 
 
-def not_taken(ledger: Ledger, report: Report, service: ResultsService) -> None:
+def not_taken(ledger: Ledger, report: Report, service: ResultsServiceSettings) -> None:
     """Keep a report that was not taken, to be repeated."""
     with ledger.write() as connection:
         connection.execute(
@@ -368,7 +368,7 @@ def not_taken(ledger: Ledger, report: Report, service: ResultsService) -> None:
         )
 
 
-def _report_again(connection: Connection, row: Row[Any], service: ResultsService) -> None:
+def _report_again(connection: Connection, row: Row[Any], service: ResultsServiceSettings) -> None:
     connection.execute(
         update(tasks)
         .where(tasks.c.id == row.id)
@@ -376,7 +376,7 @@ def _report_again(connection: Connection, row: Row[Any], service: ResultsService
     )
 
 
-def _later(service: ResultsService, failures: int) -> dict[str, Any]:
+def _later(service: ResultsServiceSettings, failures: int) -> dict[str, Any]:
     delay = service.report_minimum_seconds * 2 ** min(failures, _DOUBLINGS)
     return {
         "report_due_at": now() + min(delay, service.report_maximum_seconds),

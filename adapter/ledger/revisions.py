@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revisions: the schema's versions, applied once however many processes start at once.
+"""Revisions: the schema's versions, applied once by all processes that start at the same time.
 
-Revisions only add.  So the release before keeps working on a schema that was upgraded under it, and
-a ledger at a revision that this code has never heard of is one that a newer release has upgraded:
-it is used as it is, unless its fact `needs` names a revision which this code does not know either.
-A release that takes away what older ones use writes that fact, and so stops them.
+Revisions only add.  So the previous release keeps working on an upgraded schema.  A ledger at a
+revision that this code does not know was upgraded by a newer release; it is used as it is, unless
+the row `needs` of `meta` names a revision that this code does not know either.  A release that
+removes something that older ones use writes that row, which stops them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from adapter.errors import LedgerError
 from adapter.ledger import locks
 from adapter.ledger.schema import meta
 
-#: The fact in `meta` that names the oldest revision whose code may still use the ledger.
+#: The name in `meta` of the oldest revision whose code may still use the ledger.
 NEEDS = "needs"
 
-#: How long a start waits for others that upgrade (milliseconds).
-_PATIENCE = "300000"
+#: Milliseconds that a start waits for another process's upgrade.
+_LOCK_TIMEOUT = "300000"
 
 
 def config() -> Config:
@@ -36,7 +36,7 @@ def config() -> Config:
 
 
 def newest() -> str:
-    """Return the revision that this code was written for."""
+    """Return the newest revision that this code has."""
     head = ScriptDirectory.from_config(config()).get_current_head()
     assert head is not None
     return head
@@ -48,26 +48,26 @@ def known() -> set[str]:
 
 
 def current(connection: Connection) -> str | None:
-    """Return the revision that the ledger is at; None if it has no schema yet."""
+    """Return the ledger's revision; None if it has no schema yet."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def is_usable(connection: Connection) -> bool:
-    """Tell whether the schema is the one that this code was written for, or one beyond."""
+    """Return whether the schema is this release's, or a newer one that it can use."""
     at = current(connection)
     return at == newest() or (at is not None and at not in known() and _is_allowed(connection))
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema up to date, in a transaction that writes; one beyond stays as it is.
+    """Upgrade the schema in a writing transaction; a newer schema is left as it is.
 
     Raises
     ------
     LedgerError
-        If a newer release has left this one behind.
+        If a newer release has made the schema unusable for this one.
     """
     if connection.dialect.name == "postgresql":
-        for setting, value in (("lock_timeout", _PATIENCE), ("statement_timeout", "0")):
+        for setting, value in (("lock_timeout", _LOCK_TIMEOUT), ("statement_timeout", "0")):
             connection.execute(text(f"SET LOCAL {setting} = {value}"))
     locks.hold(connection, locks.Kind.MIGRATIONS)
     at = current(connection)
@@ -77,13 +77,13 @@ def upgrade(connection: Connection) -> None:
         command.upgrade(configured, "head")
     elif not _is_allowed(connection):
         raise LedgerError(
-            f"the ledger is at revision {at}, of a newer release that this one cannot work beside; "
-            "start that release"
+            f"the ledger is at revision {at}, of a newer release that is incompatible with this "
+            "one; start that release"
         )
 
 
 def fact(connection: Connection, name: str) -> str | None:
-    """Return one of the facts in `meta`; None if it is not there."""
+    """Return a value of `meta`; None if it is not set."""
     return connection.execute(select(meta.c.value).where(meta.c.name == name)).scalar()
 
 

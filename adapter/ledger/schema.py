@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's tables: every fact that must not be lost, beside the bytes themselves.
+"""The ledger's tables: every fact that must not be lost.  The bytes themselves are in the spool.
 
-Times are seconds since 1970 (UTC) by the database's clock, but `received_at` is the SCP's.
-A row that is being worked on carries a lease: a token, an expiry, and how often it ran out.  No
-column holds patient data: UIDs, AE titles, counts, sizes, states and hashes only.
+Times are seconds since 1970 (UTC) by the database's clock; only `received_at` is the SCP's.  A row
+that a worker has claimed carries a lease: a token, an expiry, and the number of earlier expiries.
+No column contains patient data: UIDs, AE titles, counts, sizes, states and hashes only.
 
 ========================  =====================================================================
 table                     a row is
@@ -11,12 +11,12 @@ table                     a row is
 meta                      a fact about the ledger itself
 configuration             one version of an AE title, a source or a destination
 arrivals                  an acknowledged file, and the instance that it is
-groups                    the instances of one grouping value, gathered for one set of jobs
+groups                    the instances of one grouping value, collected for one set of jobs
 jobs                      one pipeline's work on one group
-tasks, task_files         results to send, as the Results Service names them, and their files
-exports, receipts         a task's way to one destination, and what became of each file there
-holds                     a destination that cannot be reached
-events                    something that happened, for a study's timeline
+tasks, task_files         results to send (the Results Service's term), and their files
+exports, receipts         a task for one destination, and the outcome of each file there
+holds                     a destination hold (circuit breaker): it cannot be reached, exports wait
+events                    an entry of a study's timeline
 ========================  =====================================================================
 """
 
@@ -55,7 +55,7 @@ metadata = MetaData(
 class now(expression.FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
     """The database's clock: seconds since 1970, UTC, to the millisecond at least.
 
-    One and the same all through a statement, so that an index can be searched by it.
+    It is constant within a statement, so an index can be searched by it.
     """
 
     type = Double()
@@ -120,7 +120,7 @@ groups = Table(
     Column("state", String(16), nullable=False),
     Column("opened_at", Double, nullable=False),
     Column("newest_at", Double, nullable=False),
-    #: when the quiet time ends, when the maximum wait ends, and when to look next
+    #: when the quiet time ends, when the maximum wait ends, and when to check next
     Column("due_at", Double, nullable=False),
     Column("maximum_at", Double, nullable=False),
     Column("look_at", Double, nullable=False),
@@ -163,7 +163,7 @@ arrivals = Table(
     #: why it is discarded or quarantined: a code, and a sentence for people
     Column("reason", String(32)),
     Column("message", String(500)),
-    #: when its file was deleted; NULL means that the file is there
+    #: when its file was deleted; NULL while the file exists
     Column("deleted_at", Double),
     Column("attempts", Integer, nullable=False, server_default="0"),
     *_lease(),
@@ -172,7 +172,7 @@ arrivals = Table(
     Index("ix_arrivals_study", "study_instance_uid", "id"),
     Index("ix_arrivals_state_deleted_at", "state", "deleted_at"),
 )
-# A group holds one instance of a UID, whoever registers.
+# A group has one instance of a SOP Instance UID, however many workers register.
 Index(
     "uq_arrivals_instance_of_group",
     arrivals.c.group_id,
@@ -193,7 +193,7 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("retry_delay", Double, nullable=False),  # seconds between runs (jobRetryDelay)
     Column("state", String(16), nullable=False),
-    Column("parked_in", String(16)),  # where it stood when it was parked
+    Column("parked_in", String(16)),  # its state when it was parked
     Column("outcome", String(32)),  # of the last try: succeeded, exit-code, timed-out, ...
     Column("message", String(500)),
     Column("exit_code", Integer),
@@ -249,7 +249,7 @@ exports = Table(
     Column("priority", Integer, nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("due_at", Double, nullable=False),
-    Column("waiting_since", Double),  # since when an unreachable destination holds it up
+    Column("waiting_since", Double),  # since when it waits for an unreachable destination
     Column("failed", Boolean, nullable=False),  # the last try was over the failure threshold
     Column("reason", String(32)),
     Column("message", String(500)),

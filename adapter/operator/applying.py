@@ -20,7 +20,7 @@ from adapter.ledger import configuration
 from adapter.ledger.configuration import Changes
 from adapter.log import get_logger
 from adapter.models import Versioned
-from adapter.operator.collection import Collection
+from adapter.operator.collection import ResourceCollection
 from adapter.operator.plan import judge, make_plan, read
 from adapter.operator.resources import Resource
 from adapter.operator.status import StatusWriter
@@ -42,7 +42,7 @@ class Applying:
         Whose ledger.
     namespace : str
         Whose resources.
-    collections : sequence of Collection
+    collections : sequence of ResourceCollection
         What the resources say.
     writer : StatusWriter
         Who tells the resources what came of them.
@@ -64,7 +64,7 @@ class Applying:
         adapter: Adapter,
         *,
         namespace: str,
-        collections: Sequence[Collection],
+        collections: Sequence[ResourceCollection],
         writer: StatusWriter,
         changed: threading.Event,
         stop: threading.Event,
@@ -78,7 +78,7 @@ class Applying:
         self._writer = writer
         self._stop = stop
         self._version = -1
-        self._due: set[Collection] = set()
+        self._due: set[ResourceCollection] = set()
         self.thread = threading.Thread(target=self._run, name="operator-apply", daemon=True)
 
     def _run(self) -> None:
@@ -113,7 +113,7 @@ class Applying:
             self._due.discard(collection)
         self._version = version
 
-    def _apply(self, collection: Collection, resources: list[Resource]) -> None:
+    def _apply(self, collection: ResourceCollection, resources: list[Resource]) -> None:
         kind, ledger = collection.kind.entity, self._adapter.ledger
         readings = [read(resource) for resource in resources]
         current = configuration.current(ledger, kind)
@@ -131,10 +131,10 @@ class Applying:
                 removed=plan.removals,
             )
             plan = make_plan(readings, current, self._namespace)
-        verdicts = [(reading.resource, judge(plan, reading, current)) for reading in readings]
-        ready = sum(verdict.ready for _, verdict in verdicts)
-        self.amounts[collection.kind.name] = (ready, len(verdicts) - ready)
-        self._writer.want(collection, verdicts)
+        outcomes = [(reading.resource, judge(plan, reading, current)) for reading in readings]
+        ready = sum(readiness.ready for _, readiness in outcomes)
+        self.amounts[collection.kind.name] = (ready, len(outcomes) - ready)
+        self._writer.want(collection, outcomes)
 
     def _complain(self, text: str) -> None:
         if text != self.problem:

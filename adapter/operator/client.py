@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API server: list, watch, and patch the status of custom resources, and nothing else.
 
-The service account's token is read anew for each request, because Kubernetes replaces it hourly.
-Everything a server may send is bounded: lists come in pages, lines have a longest length.
+The service account's token is read again for each request, because Kubernetes replaces it hourly.
+Everything that a server may send is bounded: lists come in pages, lines have a maximum length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import httpx
 
 from adapter.errors import ConfigurationError, TemporaryError
-from adapter.operator.resources import GROUP, VERSION, Kind
+from adapter.operator.resources import GROUP, VERSION, ResourceKind
 from adapter.settings import Settings
 
 #: Resources in one page of a list.
@@ -29,14 +29,14 @@ _PAGE = 250
 #: Longest answer, and longest line of a watch, in bytes; an object has at most 1.5 MB in etcd.
 _LONGEST = 16_000_000
 _LONGEST_LINE = 4_000_000
-#: Pages of one list; far more resources than an adapter can have a use for.
+#: Pages of one list; far more resources than an adapter needs.
 _MOST_PAGES = 100
-#: Seconds without a sign of life after which a connection counts as dead: probes, then the answer.
+#: TCP keep-alive: seconds of silence before the first probe, between probes, and their number.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
 class Gone(TemporaryError):
-    """The server no longer knows the version that was asked for: list anew."""
+    """The server no longer knows the requested version: list again."""
 
 
 class Missing(TemporaryError):
@@ -44,10 +44,10 @@ class Missing(TemporaryError):
 
 
 class RequestBroken(TemporaryError):
-    """A watch sent what cannot be read."""
+    """A watch sent something unreadable."""
 
 
-class Event(NamedTuple):
+class WatchEvent(NamedTuple):
     """One event of a watch.
 
     Attributes
@@ -57,7 +57,7 @@ class Event(NamedTuple):
     item : dict
         The resource; of a bookmark, only its version.
     version : str
-        From where to watch on.
+        The version to continue the watch from.
     """
 
     type: str
@@ -71,12 +71,12 @@ class Client:
     Parameters
     ----------
     settings : Settings
-        Where it is, and with which credentials.
+        Its address and credentials.
 
     Raises
     ------
     ConfigurationError
-        If there is no server or no namespace to be found.
+        If no server or no namespace is configured or found.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -123,7 +123,7 @@ class Client:
                     stream.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
-    def list(self, kind: Kind) -> tuple[list[Any], str]:
+    def list(self, kind: ResourceKind) -> tuple[list[Any], str]:
         """Return all resources of a kind, and the version to watch from.
 
         Raises
@@ -149,17 +149,19 @@ class Client:
         raise TemporaryError(f"there are too many {kind.plural}")
 
     @contextmanager
-    def watch(self, kind: Kind, version: str, seconds: int) -> Iterator[Iterator[Event]]:
-        """Give the events of a kind since a version, as they come; they end after some time.
+    def watch(
+        self, kind: ResourceKind, version: str, seconds: int
+    ) -> Iterator[Iterator[WatchEvent]]:
+        """Provide the events of a kind since a version; they end after `seconds`.
 
         Raises
         ------
         Gone
             If the server no longer knows the version.
         RequestBroken
-            If something came that is no event.
+            If the server sent something else than an event.
         TemporaryError
-            If there is no watching now.
+            If the server cannot be watched now.
         """
         query = {
             "watch": "true",
@@ -172,15 +174,15 @@ class Client:
         with self._send("GET", kind.plural, query, what, timeout=timeout) as response:
             yield _events(response)
 
-    def patch_status(self, kind: Kind, name: str, status: dict[str, Any]) -> Any:
-        """Write the status of a resource, and return the resource as it is then.
+    def patch_status(self, kind: ResourceKind, name: str, status: dict[str, Any]) -> Any:
+        """Write the status of a resource, and return the updated resource.
 
         Raises
         ------
         Missing
-            If it is gone.
+            If the resource is gone.
         TemporaryError
-            If it was not taken; the text says why.
+            If the server did not accept it; the text says why.
         """
         path = f"{kind.plural}/{quote(name, safe='')}/status"
         what = f"patch the status of {kind.plural}"
@@ -244,7 +246,7 @@ class Client:
 
     @contextmanager
     def _noted(self, response: httpx.Response) -> Iterator[None]:
-        """Let `close` end what is being read."""
+        """Register the connection of a response, so that `close` can end it."""
         stream: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
         with self._lock:
             if self._closed:
@@ -271,7 +273,7 @@ def _tls(folder: Path) -> ssl.SSLContext:
     return context
 
 
-def _events(response: httpx.Response) -> Iterator[Event]:
+def _events(response: httpx.Response) -> Iterator[WatchEvent]:
     rest = b""
     for chunk in response.iter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -279,17 +281,17 @@ def _events(response: httpx.Response) -> Iterator[Event]:
             yield _event(line)
         if len(rest) > _LONGEST_LINE:
             raise RequestBroken("the API server sent a line that is too long")
-    # What stands behind the last line's end is half an event: the next watch gets it whole.
+    # The rest after the last line is an incomplete event: the next watch gets it again.
 
 
-def _event(line: bytes) -> Event:
+def _event(line: bytes) -> WatchEvent:
     try:
         document = json.loads(line)
         if document["type"] == "ERROR":
             code = int(document["object"]["code"])
         else:
             item = document["object"]
-            return Event(document["type"], item, str(item["metadata"]["resourceVersion"]))
+            return WatchEvent(document["type"], item, str(item["metadata"]["resourceVersion"]))
     except (ValueError, RecursionError, KeyError, TypeError):
         raise RequestBroken("the API server sent something else than an event") from None
     if code == httpx.codes.GONE:
@@ -298,7 +300,7 @@ def _event(line: bytes) -> Event:
 
 
 def _refusal(response: httpx.Response, what: str) -> TemporaryError:
-    """Return what a status code means, and what to do about it."""
+    """Return the error for a status code, with advice."""
     code = response.status_code
     if code == httpx.codes.GONE:
         return Gone("the API server no longer knows the version that was asked for")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the custom resources of one kind: a copy, made anew at every start."""
+"""A copy of the custom resources of one kind, filled again at every start."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import threading
 from typing import Any
 
 from adapter.log import get_logger
-from adapter.operator.client import Event
-from adapter.operator.resources import Kind, Resource
+from adapter.operator.client import WatchEvent
+from adapter.operator.resources import Resource, ResourceKind
 
 log = get_logger(__name__)
 
 
-class Collection:
-    """The resources of one kind, as far as a watch has come.
+class ResourceCollection:
+    """The resources of one kind, as of the last event of a watch.
 
     Parameters
     ----------
-    kind : Kind
-        Which.
+    kind : ResourceKind
+        The kind.
     changed : threading.Event
-        Set whenever there is something new to apply, for this kind or another.
+        Set when there is something new to apply, for this kind or another.
 
     Attributes
     ----------
     problem : str or None
-        Why what is known may be out of date.
+        Why the copy may be out of date.
     """
 
-    def __init__(self, kind: Kind, changed: threading.Event) -> None:
+    def __init__(self, kind: ResourceKind, changed: threading.Event) -> None:
         self.kind = kind
         self.problem: str | None = None
         self._changed = changed
@@ -38,14 +38,14 @@ class Collection:
         self._news = False
 
     def replace(self, items: list[Any]) -> None:
-        """Take over a full list."""
+        """Replace the copy with a full list."""
         found = [resource for item in items if (resource := self._parse(item)) is not None]
         with self._lock:
             self._resources = {resource.name: resource for resource in found}
-            self._tell()
+            self._notify()
 
-    def take(self, event: Event) -> None:
-        """Take over an event of a watch."""
+    def take(self, event: WatchEvent) -> None:
+        """Apply an event of a watch."""
         resource = self._parse(event.item)
         if resource is None:
             return
@@ -56,10 +56,10 @@ class Collection:
                 self._resources.pop(resource.name, None)
             else:
                 self._resources[resource.name] = resource
-            self._tell()
+            self._notify()
 
     def note_status(self, item: Any) -> None:
-        """Take over what the server made of our patch, unless the watch has brought more."""
+        """Apply the server's answer to our patch, unless the watch has brought a newer version."""
         resource = self._parse(item)
         with self._lock:
             if resource is None or self._resources is None:
@@ -69,7 +69,7 @@ class Collection:
                 self._resources[resource.name] = resource
 
     def news(self) -> bool:
-        """Tell whether something changed since the last call."""
+        """Return whether something changed since the last call."""
         with self._lock:
             news, self._news = self._news, False
             return news
@@ -79,9 +79,9 @@ class Collection:
         with self._lock:
             if self._resources is None:
                 return None
-            return [found for found in self._resources.values() if not found.leaving]
+            return [found for found in self._resources.values() if not found.being_deleted]
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._news = True
         self._changed.set()
 

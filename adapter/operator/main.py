@@ -23,7 +23,7 @@ from adapter.heartbeat import Heart
 from adapter.log import get_logger
 from adapter.operator.applying import Applying
 from adapter.operator.client import Client
-from adapter.operator.collection import Collection
+from adapter.operator.collection import ResourceCollection
 from adapter.operator.metrics import OperatorCollector
 from adapter.operator.resources import KINDS
 from adapter.operator.status import StatusWriter
@@ -64,7 +64,7 @@ class Operator:
         self._stop = threading.Event()
         self._changed = threading.Event()
         kubernetes = settings.kubernetes
-        self._collections = [Collection(kind, self._changed) for kind in KINDS]
+        self._collections = [ResourceCollection(kind, self._changed) for kind in KINDS]
         self._writer = StatusWriter(self._client, kubernetes, self._stop)
         watches = [
             Watch(self._client, collection, kubernetes, self._stop)

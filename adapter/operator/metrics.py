@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator counts: custom resources that are in force or not, and whether it can work."""
+"""The operator's metrics: custom resources that are in force or not, and whether it can work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 
 
 class OperatorCollector(Collector):
-    """The operator's own metrics; nothing waits for anything.
+    """The operator's own metrics; collecting them waits for nothing.
 
     Parameters
     ----------
     amounts : callable
         Returns, by name of a kind, how many of its resources are in force and how many are not.
     problem : callable
-        Returns what keeps the operator from its work; nothing if nothing does.
+        Returns the reasons why the operator cannot work; an empty list if it can.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class OperatorCollector(Collector):
         problem: Callable[[], list[str]],
     ) -> None:
         self._amounts = amounts
-        self._trouble = problem
+        self._problem = problem
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics, now."""
         resources = GaugeMetricFamily(
             "dicom_adapter_custom_resources",
-            "Custom resources, by kind and by whether what they say is in force.",
+            "Custom resources, by kind and by whether they are in force.",
             labels=["kind", "ready"],
         )
         for kind, (ready, unready) in self._amounts().items():
@@ -42,6 +42,6 @@ class OperatorCollector(Collector):
         yield resources
         yield GaugeMetricFamily(
             "dicom_adapter_operator_trouble",
-            "1 if the API server or the ledger keeps the operator from its work.",
-            value=1 if self._trouble() else 0,
+            "1 if a problem of the API server or the ledger stops the operator's work.",
+            value=1 if self._problem() else 0,
         )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which custom resources are in force: plain decisions about what was read, without any effect.
+"""Decides which custom resources are in force; pure functions without side effects.
 
-What an entity is found by (its name; an AE title's called AE title too) is claimed by one resource
-only: what people entered goes first, then the older resource.  A resource that cannot be used, for
-what it says or for who was first, keeps in force what it last described, if that is free.
+Only one resource can claim a key of an entity (its name; of an AE title also the called AE title).
+Entities that people entered go first, then the older resource.  If a resource is invalid or in
+conflict, its last valid version stays in force, unless another one has claimed its keys.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from adapter.models import AETitle, Versioned
 from adapter.operator.resources import Resource
 from adapter.processors import registry
 
-#: The longest name of a resource; the ledger's column for owners holds it with all around it.
+#: The longest name of a resource; with namespace and kind it fits the ledger's column for owners.
 LONGEST_NAME = 63
 
 APPLIED, INVALID, CONFLICT = "Applied", "Invalid", "Conflict"
 
-#: What an entity is found by, and its value.
+#: A key of an entity, and its value.
 Claim: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a resource describes, or why it describes nothing."""
+    """The entity that a resource describes, or the reasons why it describes none."""
 
     resource: Resource
     entity: Entity | None
@@ -38,8 +38,8 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of a resource; `version` is the one in force for it, if there is one."""
+class Readiness:
+    """The condition Ready of a resource; `version` is the version in force for it, if any."""
 
     reason: str
     message: str
@@ -47,13 +47,13 @@ class Verdict:
 
     @property
     def ready(self) -> bool:
-        """Whether what the resource says is in force."""
+        """Whether the resource is in force."""
         return self.reason == APPLIED
 
 
 @dataclass(slots=True)
 class Plan:
-    """What to change, and what to tell each resource about it, by owner."""
+    """The changes to make, and the refused resources, by owner."""
 
     puts: list[tuple[Entity, str]] = field(default_factory=list)
     removals: list[str] = field(default_factory=list)
@@ -61,12 +61,12 @@ class Plan:
 
     @property
     def changes(self) -> Changes:
-        """What to change."""
+        """The changes to make."""
         return Changes(self.puts, self.removals)
 
 
 def read(resource: Resource) -> Reading:
-    """Find out what a resource describes, by the same rules as the command line."""
+    """Return the entity that a resource describes, by the same rules as the command line."""
     if len(resource.name) > LONGEST_NAME:
         return Reading(resource, None, [f"metadata.name: at most {LONGEST_NAME} characters"])
     if not isinstance(resource.spec, dict):
@@ -83,16 +83,16 @@ def read(resource: Resource) -> Reading:
 def make_plan(
     readings: Iterable[Reading], current: Sequence[Versioned[Any]], namespace: str
 ) -> Plan:
-    """Decide what has to change so that the resources of a kind are in force.
+    """Return the changes that put the resources of a kind in force.
 
     Parameters
     ----------
     readings : iterable of Reading
         All the kind's resources of the namespace.
     current : sequence of Versioned
-        What is in force now.
+        The entities in force now.
     namespace : str
-        Whose entities are ours to change.
+        The namespace whose entities may be changed.
     """
     plan = Plan()
     mine = owners.of_namespace(namespace)
@@ -124,16 +124,16 @@ def make_plan(
     return plan
 
 
-def judge(plan: Plan, reading: Reading, current: Sequence[Versioned[Any]]) -> Verdict:
-    """Return what came of a resource, given what is in force after the plan was carried out."""
+def judge(plan: Plan, reading: Reading, current: Sequence[Versioned[Any]]) -> Readiness:
+    """Return the condition Ready of a resource, given the entities in force after the plan."""
     owner = reading.resource.owner
     version = next((found.version for found in current if found.owner == owner), None)
     if owner not in plan.refusals:
-        return Verdict(APPLIED, f"in force as version {version}", version)
+        return Readiness(APPLIED, f"in force as version {version}", version)
     reason, message = plan.refusals[owner]
     if version is not None:
-        message += f"; version {version}, which it described before, stays in force"
-    return Verdict(reason, message, version)
+        message += f"; its former version {version} stays in force"
+    return Readiness(reason, message, version)
 
 
 def _claims(entity: Entity) -> list[Claim]:

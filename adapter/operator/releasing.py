@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hands what custom resources manage over to people, for an adapter that leaves its cluster."""
+"""Hands all managed entities over to people, for an adapter without custom resources."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adapter.operator.main import ROLE
 
 
 def release(adapter: Adapter) -> list[str]:
-    """Make people the owner of everything that a custom resource owns, and return what that was.
+    """Make people the owner of everything that custom resources own, and return what that was.
 
     Raises
     ------
     AdapterError
-        If an operator runs: it would tell every resource that it is taken.
+        If an operator runs: it would mark every resource as in conflict.
     """
     for beat in heartbeat.read_all(adapter.spool):
         if beat["role"] == ROLE and beat["age"] < heartbeat.SILENCE_SECONDS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Custom resources as they come from the API server: taken apart, not judged."""
+"""Custom resources as they come from the API server: parsed, not validated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = "v1"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ResourceKind:
     """A kind of custom resource, and the kind of entity that it describes."""
 
     name: str
@@ -23,9 +23,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("ClaraAeTitle", "claraaetitles", EntityKind.AE_TITLE),
-    Kind("Source", "sources", EntityKind.SOURCE),
-    Kind("Destination", "destinations", EntityKind.DESTINATION),
+    ResourceKind("ClaraAeTitle", "claraaetitles", EntityKind.AE_TITLE),
+    ResourceKind("Source", "sources", EntityKind.SOURCE),
+    ResourceKind("Destination", "destinations", EntityKind.DESTINATION),
 )
 
 
@@ -36,31 +36,31 @@ class Resource:
     Attributes
     ----------
     created : str
-        When, as the server writes it: sorted as text it is sorted by time.
+        Creation time as the server writes it: its order as text is the order in time.
     generation : int
         Grows with each change of the spec.
-    leaving : bool
+    being_deleted : bool
         Whether it is being deleted.
     """
 
-    kind: Kind
+    kind: ResourceKind
     namespace: str
     name: str
     uid: str
     created: str
     generation: int
-    leaving: bool
+    being_deleted: bool
     spec: Any = field(default_factory=dict, repr=False)
     status: Any = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, kind: Kind, item: Any) -> Self:
-        """Return the resource that an item of a list or an event holds.
+    def parse(cls, kind: ResourceKind, item: Any) -> Self:
+        """Return the resource in an item of a list or an event.
 
         Raises
         ------
         ValueError
-            If it is none.
+            If the item is not a resource.
         """
         try:
             metadata = item["metadata"]
@@ -71,7 +71,7 @@ class Resource:
                 uid=str(metadata["uid"]),
                 created=str(metadata["creationTimestamp"]),
                 generation=int(metadata["generation"]),
-                leaving="deletionTimestamp" in metadata,
+                being_deleted="deletionTimestamp" in metadata,
                 spec=item.get("spec"),
                 status=item.get("status") or {},
             )
@@ -80,10 +80,10 @@ class Resource:
 
     @property
     def owner(self) -> str:
-        """The owner, in the ledger, of what the resource describes."""
+        """The owner, in the ledger, of the entity that the resource describes."""
         return owners.of_resource(self.namespace, self.kind.name, self.name)
 
     @property
     def age_order(self) -> tuple[str, str]:
-        """Sorts resources by age; the same for every operator, also within one second."""
+        """A key that sorts resources by age, for every operator alike, also within one second."""
         return (self.created, self.uid)

@@ -16,8 +16,8 @@ from typing import Any
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
 from adapter.operator.client import Client, Missing
-from adapter.operator.collection import Collection
-from adapter.operator.plan import Verdict
+from adapter.operator.collection import ResourceCollection
+from adapter.operator.plan import Readiness
 from adapter.operator.resources import Resource
 from adapter.operator.watch import Backoff
 from adapter.settings import Kubernetes
@@ -29,14 +29,14 @@ READY = "Ready"
 _LONGEST_MESSAGE = 8192
 
 
-def status_of(resource: Resource, verdict: Verdict, now: datetime) -> dict[str, Any] | None:
+def status_of(resource: Resource, readiness: Readiness, now: datetime) -> dict[str, Any] | None:
     """Return the status that a resource is to have; None if it has it.
 
     Parameters
     ----------
     resource : Resource
         With the status that stands there.
-    verdict : Verdict
+    readiness : Readiness
         What came of it.
     now : datetime
         When the condition changed, if it did.
@@ -46,12 +46,12 @@ def status_of(resource: Resource, verdict: Verdict, now: datetime) -> dict[str, 
     known = next((item for item in conditions if item.get("type") == READY), {})
     condition = {
         "type": READY,
-        "status": "True" if verdict.ready else "False",
-        "reason": verdict.reason,
-        "message": verdict.message[:_LONGEST_MESSAGE],
+        "status": "True" if readiness.ready else "False",
+        "reason": readiness.reason,
+        "message": readiness.message[:_LONGEST_MESSAGE],
         "observedGeneration": resource.generation,
     }
-    facts = {"observedGeneration": resource.generation, "version": verdict.version}
+    facts = {"observedGeneration": resource.generation, "version": readiness.version}
     if all(known.get(key) == value for key, value in condition.items()) and all(
         before.get(key) == value for key, value in facts.items()
     ):
@@ -86,20 +86,22 @@ class StatusWriter:
         self._client = client
         self._stop = stop
         self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
-        self._wanted: dict[str, tuple[Collection, Resource, Verdict]] = {}
+        self._wanted: dict[str, tuple[ResourceCollection, Resource, Readiness]] = {}
         self._lock = threading.Lock()
         self._news = threading.Event()
         self.thread = threading.Thread(target=self._run, name="operator-status", daemon=True)
 
-    def want(self, collection: Collection, verdicts: list[tuple[Resource, Verdict]]) -> None:
+    def want(
+        self, collection: ResourceCollection, outcomes: list[tuple[Resource, Readiness]]
+    ) -> None:
         """Say what each resource of a kind is to be told; what was said before is forgotten."""
         kind = collection.kind
         with self._lock:
             for owner in [key for key, (at, *_) in self._wanted.items() if at.kind is kind]:
                 del self._wanted[owner]
-            for resource, verdict in verdicts:
-                if status_of(resource, verdict, datetime.now(UTC)) is not None:
-                    self._wanted[resource.owner] = (collection, resource, verdict)
+            for resource, readiness in outcomes:
+                if status_of(resource, readiness, datetime.now(UTC)) is not None:
+                    self._wanted[resource.owner] = (collection, resource, readiness)
         self._news.set()
 
     def wake(self) -> None:
@@ -122,8 +124,10 @@ class StatusWriter:
                     self.problem = None
             self.problem = None  # also if what could not be told need not be told any more
 
-    def _write(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
-        status = status_of(resource, verdict, datetime.now(UTC))
+    def _write(
+        self, collection: ResourceCollection, resource: Resource, readiness: Readiness
+    ) -> None:
+        status = status_of(resource, readiness, datetime.now(UTC))
         if status is None:
             return
         try:
@@ -135,17 +139,19 @@ class StatusWriter:
             "custom resource",
             kind=resource.kind.name,
             resource=resource.name,
-            reason=verdict.reason,
-            version=verdict.version,
+            reason=readiness.reason,
+            version=readiness.version,
         )
 
-    def _take(self) -> tuple[Collection, Resource, Verdict] | None:
+    def _take(self) -> tuple[ResourceCollection, Resource, Readiness] | None:
         with self._lock:
             return self._wanted.pop(next(iter(self._wanted))) if self._wanted else None
 
-    def _put_back(self, collection: Collection, resource: Resource, verdict: Verdict) -> None:
+    def _put_back(
+        self, collection: ResourceCollection, resource: Resource, readiness: Readiness
+    ) -> None:
         with self._lock:
-            self._wanted.setdefault(resource.owner, (collection, resource, verdict))
+            self._wanted.setdefault(resource.owner, (collection, resource, readiness))
 
     def _complain(self, text: str) -> None:
         if text != self.problem and not self._stop.is_set():

@@ -21,7 +21,7 @@ import time
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
 from adapter.operator.client import Client, Gone, RequestBroken
-from adapter.operator.collection import Collection
+from adapter.operator.collection import ResourceCollection
 from adapter.settings import Kubernetes
 
 log = get_logger(__name__)
@@ -64,7 +64,7 @@ class Watch:
     ----------
     client : Client
         Whom to ask.
-    collection : Collection
+    collection : ResourceCollection
         What to keep up to date.
     settings : Kubernetes
         How long things may take.
@@ -73,7 +73,11 @@ class Watch:
     """
 
     def __init__(
-        self, client: Client, collection: Collection, settings: Kubernetes, stop: threading.Event
+        self,
+        client: Client,
+        collection: ResourceCollection,
+        settings: Kubernetes,
+        stop: threading.Event,
     ) -> None:
         self._client = client
         self._collection = collection

@@ -28,7 +28,7 @@ from adapter.dicom import VERIFICATION
 from adapter.models import AETitle, Versioned, check_ae_title, check_uid
 from adapter.scp.configuration import Snapshot
 from adapter.scp.storage_classes import storage_classes
-from adapter.settings import Scp
+from adapter.settings import ScpSettings
 
 # Results of a presentation context (PS3.8 Table 9-18).
 ACCEPTANCE = 0
@@ -100,7 +100,7 @@ class Rejection:
 def decide(
     request: AssociationRequest,
     configuration: Snapshot,
-    settings: Scp,
+    settings: ScpSettings,
     *,
     active: int,
     storage_low: Callable[[], bool],
@@ -113,7 +113,7 @@ def decide(
         What the peer asks for.
     configuration : Snapshot
         The AE titles and sources in force.
-    settings : Scp
+    settings : ScpSettings
         The static settings.
     active : int
         Associations that are open, without this one.
@@ -138,7 +138,7 @@ def decide(
 
 
 def _stranger(
-    calling: str | None, address: str, configuration: Snapshot, settings: Scp
+    calling: str | None, address: str, configuration: Snapshot, settings: ScpSettings
 ) -> str | None:
     """Return why nobody may call as `calling` from `address`, or None if it is a known source."""
     if not settings.reject_unknown_sources:
@@ -149,7 +149,9 @@ def _stranger(
     return None if source.allows(address) else "wrong-address"
 
 
-def _judge(proposed: ProposedContext, stored: frozenset[str], settings: Scp) -> ContextResult:
+def _judge(
+    proposed: ProposedContext, stored: frozenset[str], settings: ScpSettings
+) -> ContextResult:
     """Choose the first transfer syntax that is allowed; for Storage any is, private ones too."""
     if proposed.abstract_syntax == VERIFICATION and settings.verification.enabled:
         allowed: Sequence[str] | None = settings.verification.transfer_syntaxes

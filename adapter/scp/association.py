@@ -41,7 +41,7 @@ from adapter.scp.upper_layer import (
     Requested,
     UpperLayer,
 )
-from adapter.settings import Scp
+from adapter.settings import ScpSettings
 
 log = get_logger(__name__)
 
@@ -54,7 +54,7 @@ class AcceptorAssociation:
 
     Parameters
     ----------
-    settings : Scp
+    settings : ScpSettings
         The limits.
     acceptor : AssociationAcceptor
         Who decides.
@@ -67,7 +67,9 @@ class AcceptorAssociation:
         Where it stands, and what is to be sent.
     """
 
-    def __init__(self, settings: Scp, acceptor: AssociationAcceptor, peer_address: str) -> None:
+    def __init__(
+        self, settings: ScpSettings, acceptor: AssociationAcceptor, peer_address: str
+    ) -> None:
         self._settings = settings
         self._acceptor = acceptor
         self._peer_address = peer_address

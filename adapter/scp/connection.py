@@ -25,7 +25,7 @@ from adapter.log import get_logger
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.association import AcceptorAssociation
 from adapter.scp.upper_layer import SERVICE_PROVIDER, State
-from adapter.settings import Scp
+from adapter.settings import ScpSettings
 
 log = get_logger(__name__)
 
@@ -44,7 +44,7 @@ class AcceptorConnection:
         What was accepted.
     address : str
         The peer's IP address.
-    settings : Scp
+    settings : ScpSettings
         Deadlines and limits.
     acceptor : AssociationAcceptor
         Who decides.
@@ -56,7 +56,7 @@ class AcceptorConnection:
         self,
         sock: socket.socket,
         address: str,
-        settings: Scp,
+        settings: ScpSettings,
         acceptor: AssociationAcceptor,
         tls: ssl.SSLContext | None = None,
     ) -> None:

@@ -40,8 +40,7 @@ from adapter.scp.main import Scp, open_or_make_spool
 from adapter.scp.metrics import ScpCollector
 from adapter.scp.server import listen
 from adapter.scp.shared_counters import SharedCounters
-from adapter.settings import Scp as ScpSettings
-from adapter.settings import Settings
+from adapter.settings import ScpSettings, Settings
 
 log = get_logger(__name__)
 

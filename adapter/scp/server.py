@@ -18,7 +18,7 @@ import time
 from adapter.log import get_logger
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.connection import AcceptorConnection
-from adapter.settings import Scp
+from adapter.settings import ScpSettings
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ _TURN_SECONDS = 0.002
 _ABORT_SECONDS = 2.0
 
 
-def listen(settings: Scp) -> socket.socket:
+def listen(settings: ScpSettings) -> socket.socket:
     """Return a socket that listens, on both IPv6 and IPv4 if no address is set.
 
     Raises
@@ -68,7 +68,7 @@ class Server:
 
     Parameters
     ----------
-    settings : Scp
+    settings : ScpSettings
         Where to listen, deadlines and limits.
     acceptor : AssociationAcceptor
         Who decides.
@@ -80,7 +80,7 @@ class Server:
 
     def __init__(
         self,
-        settings: Scp,
+        settings: ScpSettings,
         acceptor: AssociationAcceptor,
         listener: socket.socket | None = None,
         tls: ssl.SSLContext | None = None,

@@ -5,26 +5,26 @@ The file is ``appsettings.json`` with one key, ``DicomAdapter``; the names and d
 original's, extended in the same camelCase style.  ``DICOMADAPTER__DICOM__SCP__PORT`` overrides
 ``DicomAdapter > dicom > scp > port``.  Nothing else in the project reads the environment.
 
-Which adapter is meant is said by ``--data DIR`` or ``--config FILE`` or, for programs that cannot
-be given options (``celery``, ``flower``), by ``DICOMADAPTER_DATA`` and ``DICOMADAPTER_CONFIG``.
+``--data DIR`` or ``--config FILE`` selects the adapter; for programs without these options
+(``celery``, ``flower``), ``DICOMADAPTER_DATA`` and ``DICOMADAPTER_CONFIG`` do.
 
 ::
 
-    section.py   what every level has in common
-    dicom.py stages.py servers.py   the levels
-    model.py     all of them, and what follows
-    reading.py   file and environment, with every problem at once
+    section.py   the base of all sections, and types of values
+    dicom.py stages.py servers.py   the sections
+    model.py     all settings, and values derived from them
+    reading.py   reads file and environment, and reports every problem at once
 """
 
-from adapter.settings.dicom import Dicom, Scp, Scu, ScuExport, Verification
+from adapter.settings.dicom import Dicom, ScpSettings, Scu, ScuExport, Verification
 from adapter.settings.model import CONFIG_VARIABLE, DATA_VARIABLE, Settings
 from adapter.settings.reading import REMOVED, load
 from adapter.settings.servers import Api, Broker, Database, Flower, Kubernetes, Metrics
 from adapter.settings.stages import (
     Notification,
     Pipeline,
-    Platform,
-    ResultsService,
+    PlatformSettings,
+    ResultsServiceSettings,
     Services,
     Storage,
     Workers,
@@ -43,9 +43,9 @@ __all__ = [
     "Metrics",
     "Notification",
     "Pipeline",
-    "Platform",
-    "ResultsService",
-    "Scp",
+    "PlatformSettings",
+    "ResultsServiceSettings",
+    "ScpSettings",
     "Scu",
     "ScuExport",
     "Services",

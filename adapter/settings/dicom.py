@@ -20,7 +20,7 @@ class Verification(Section):
     )
 
 
-class Scp(Section):
+class ScpSettings(Section):
     """The Storage SCP."""
 
     host: str = Field("", description="Address to listen on; empty means all, IPv4 and IPv6.")
@@ -35,7 +35,7 @@ class Scp(Section):
     additional_sop_classes: list[UIDText] = Field(
         default_factory=list,
         max_length=500,
-        description="SOP classes stored beside those of PS3.4 Table B.5-1.",
+        description="SOP classes stored in addition to those of PS3.4 Table B.5-1.",
     )
     transfer_syntaxes: list[UIDText] = Field(
         default_factory=list,
@@ -46,7 +46,7 @@ class Scp(Section):
         10.0, description="Seconds a peer has to ask for an association (PS3.8 section 9.1.5)."
     )
     pdu_seconds: Seconds = Field(
-        30.0, description="Seconds in which a PDU that has begun has to be there in full."
+        30.0, description="Seconds from the first byte of a PDU to its last."
     )
     idle_seconds: Seconds = Field(60.0, description="Seconds an association may be silent.")
     processes: int = Field(
@@ -59,8 +59,8 @@ class Scp(Section):
         64,
         ge=1,
         le=4096,
-        description="Connections without an association at a time, in each process; one more ends "
-        "the oldest.",
+        description="Connections without an association at a time, in each process; one more "
+        "closes the oldest.",
     )
     maximum_pdu_bytes: int = Field(
         131072, ge=4096, le=16_777_216, description="Maximum PDU length offered, in bytes."
@@ -96,14 +96,17 @@ class ScuExport(Section):
         500, ge=50, description="Milliseconds between polls of a remote Results Service."
     )
     hold_minimum_seconds: Seconds = Field(
-        10.0, description="Seconds an unreachable destination is first put on hold."
+        10.0,
+        description="Seconds of an unreachable destination's first hold (circuit breaker), before "
+        "it is tried again.",
     )
     hold_maximum_seconds: Seconds = Field(
-        300.0, description="Seconds the hold of a destination grows to."
+        300.0, description="Longest hold of a destination, in seconds; each one doubles."
     )
     destination_patience_seconds: Seconds = Field(
         86400.0,
-        description="Seconds a task waits for an unreachable destination before it is parked.",
+        description="Seconds that an export waits for an unreachable destination before it is "
+        "parked.",
     )
 
 
@@ -130,5 +133,5 @@ class Scu(Section):
 class Dicom(Section):
     """The DICOM side."""
 
-    scp: Scp = Field(default_factory=Scp, description="Receiving.")
+    scp: ScpSettings = Field(default_factory=ScpSettings, description="Receiving.")
     scu: Scu = Field(default_factory=Scu, description="Sending.")

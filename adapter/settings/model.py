@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All settings of one adapter, and what follows from them."""
+"""All settings of one adapter, and the values that are derived from them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a child process needs in its environment to find this adapter."""
+        """The environment variables by which a child process finds this adapter."""
         found = {DATA_VARIABLE: str(self.data), CONFIG_VARIABLE: ""}
         if self._file is not None:
             found[CONFIG_VARIABLE] = str(self._file)
@@ -68,13 +68,13 @@ class Settings(BaseSettings):
 
     @property
     def lag_seconds(self) -> float:
-        """How many seconds after a file of the spool got its name every host sees it."""
+        """Seconds until every host sees a new file of the spool."""
         lag = self.storage.lag_seconds
         return mount_of(self.spool_path).lag_seconds if lag is None else lag
 
     @property
     def retention_seconds(self) -> float:
-        """How many seconds files are kept when nothing needs them: at least until they are seen.
+        """Seconds that files are kept after nothing needs them: at least until all hosts see them.
 
         A host that does not see a file yet cannot delete it.
         """
@@ -82,12 +82,12 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The ledger's SQLAlchemy URL, with its password: never to be shown."""
+        """The ledger's SQLAlchemy URL with its password; it must never be shown."""
         return self.database.whole_url or f"sqlite:///{(self.data / 'ledger.sqlite').absolute()}"
 
     @property
     def kubernetes_url(self) -> str | None:
-        """The API server's URL, as set or as Kubernetes tells a pod; None outside of a cluster."""
+        """The API server's URL: configured, or given to a pod by Kubernetes; else None."""
         host, port = map(os.environ.get, ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"))
         if self.kubernetes.endpoint is not None or not host:
             return self.kubernetes.endpoint
@@ -102,5 +102,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment override the file, which comes in as keyword arguments."""
+        """Make the environment override the file, whose values are keyword arguments."""
         return env_settings, init_settings

@@ -39,7 +39,7 @@ _REMOVED_FOLDED = {key.lower(): replacement for key, replacement in REMOVED.item
 
 
 def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
-    """Take the removed keys of old releases out, and name each and what replaces it."""
+    """Take out the removed keys of old releases; return an error for each, with its successor."""
     found: list[str] = []
     if isinstance(node, dict):
         for key in list(node):
@@ -53,7 +53,7 @@ def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings of a file, and the keys in it that cannot be settings."""
+    """Return the settings in a file, and an error for each key that is not a setting."""
     if path.suffix.lower() in {".yaml", ".yml"}:
         raise ConfigurationError(
             [f"{path}: YAML is no longer read; write the same keys as JSON, appsettings.json"]
@@ -65,25 +65,25 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, ValueError) as error:
         raise ConfigurationError([f"{path}: cannot be read as JSON: {error}"]) from None
     if not isinstance(document, dict) or not isinstance(document.get("DicomAdapter"), dict):
-        raise ConfigurationError([f'{path}: has to be a JSON object with one key, "DicomAdapter"'])
+        raise ConfigurationError([f'{path}: must be a JSON object with one key, "DicomAdapter"'])
     others = [key for key in document if key not in {"DicomAdapter", "Logging", "AllowedHosts"}]
-    problems = [f"{key}: unknown key beside DicomAdapter" for key in others]
+    problems = [f"{key}: unknown key next to DicomAdapter" for key in others]
     section: dict[str, Any] = document["DicomAdapter"]
     return section, problems + _take_removed(section)
 
 
-def _left_behind(beside: Path) -> list[str]:
-    """Return complaints about settings files of old releases where there is no new one."""
-    old = [beside.with_name(name) for name in ("app.yaml", "app.yml")]
+def _left_behind(default_file: Path) -> list[str]:
+    """Return an error for each settings file of an old release, if there is no new one."""
+    old = [default_file.with_name(name) for name in ("app.yaml", "app.yml")]
     return [
-        f"{path}: YAML is no longer read; write the same keys as JSON, {beside}"
+        f"{path}: YAML is no longer read; write the same keys as JSON, {default_file}"
         for path in old
         if path.exists()
     ]
 
 
 def _unknown_variables() -> list[str]:
-    """Return complaints about variables that override nothing; deeper ones pydantic finds."""
+    """Return an error for each variable of an unknown section; pydantic finds unknown keys."""
     prefix = Settings.model_config["env_prefix"]
     return [
         f"{name}: there is no such setting to override"
@@ -94,19 +94,19 @@ def _unknown_variables() -> list[str]:
 
 
 def load(data: Path | None = None, config: Path | None = None) -> Settings:
-    """Return the settings of the adapter that is meant.
+    """Return the settings of the selected adapter.
 
     Parameters
     ----------
     data : Path, optional
-        The data folder; its ``appsettings.json`` is read if it is there.
+        The data folder; its ``appsettings.json`` is read if it exists.
     config : Path, optional
         The settings file.
 
     Raises
     ------
     ConfigurationError
-        Listing every problem, each with the path of its key.
+        Lists every problem with the path of its key.
     """
     if data is None and config is None:
         data_text, config_text = os.environ.get(DATA_VARIABLE), os.environ.get(CONFIG_VARIABLE)
@@ -114,15 +114,15 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
         config = Path(config_text) if config_text else None
     values: dict[str, Any] = {}
     problems: list[str] = []
-    beside = (data or Path("data")) / "appsettings.json"
-    if config is None and beside.exists():
-        config = beside
+    default_file = (data or Path("data")) / "appsettings.json"
+    if config is None and default_file.exists():
+        config = default_file
     elif config is None and data is None and Path("appsettings.json").exists():
         config = Path("appsettings.json")
     if config is not None:
         values, problems = _read_file(config)
     else:
-        problems = _left_behind(beside)
+        problems = _left_behind(default_file)
     if data is not None:
         values["data"] = data
     problems += _unknown_variables()
@@ -140,7 +140,7 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
 def _problem(error: Any) -> str:
     path = " > ".join(["DicomAdapter", *map(str, error["loc"])])
     if error["type"] == "extra_forbidden":
-        # A variable has no case: its key comes in lower case.
+        # Variables are case-insensitive: pydantic reports the key in lower case.
         renamed = _REMOVED_FOLDED.get(str(error["loc"][-1]).lower())
         return f"{path}: removed; use {renamed}" if renamed else f"{path}: unknown key"
     return f"{path}: {error['msg'].removeprefix('Value error, ')}"

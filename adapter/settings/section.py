@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every level of the settings file has in common, and the types of its values."""
+"""The base of all sections of the settings file, and the types of their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TagText = Annotated[str, BeforeValidator(_tag_text)]
 
 
 class Section(BaseModel):
-    """A level of the settings file: frozen, camelCase outside, unknown keys refused."""
+    """A section of the settings file: immutable, camelCase in JSON, unknown keys refused."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True

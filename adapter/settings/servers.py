@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of the servers: those that the adapter runs, and those that it talks to."""
+"""The settings of the servers that the adapter runs, and of those that it connects to."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Flower(Section):
     user: str = Field("admin", description="User name.")
     password_file: Path | None = Field(
         None,
-        description="File that holds the password; by default `flower.password` in the data "
-        "folder, made on first use.",
+        description="File with the password; by default `flower.password` in the data folder, "
+        "created on first use.",
     )
 
     _password: str | None = PrivateAttr(None)
 
     @property
     def password(self) -> str | None:
-        """What the password file held when the settings were read."""
+        """The password that was in the file when the settings were read."""
         return self._password
 
     @model_validator(mode="after")
@@ -52,13 +52,13 @@ class Flower(Section):
             self._password = _read_password(self.password_file)
             if "," in self._password:
                 raise ValueError(
-                    f"passwordFile: {self.password_file}: Flower takes no password with a comma"
+                    f"passwordFile: {self.password_file}: Flower accepts no password with a comma"
                 )
         return self
 
 
 class Metrics(Section):
-    """Where the receiver, the workers and the operator tell how they are, over HTTP.
+    """The HTTP endpoint of the receiver, the workers and the operator for metrics and probes.
 
     `/metrics` is for Prometheus; `/live` and `/ready` are for probes.
     """
@@ -66,18 +66,18 @@ class Metrics(Section):
     host: str = Field("", description="Address to listen on; empty means all, IPv4 and IPv6.")
     port: Port | None = Field(
         None,
-        description="TCP port; without one nothing listens. With `up` it is the SCP's, and the "
-        "workers have the next three.",
+        description="TCP port; without one there is no endpoint. With `up` it is the port of the "
+        "SCP, and the workers have the next three.",
     )
 
 
-class Server(Section):
-    """A server whose password may be in a file: it is read once, with the settings."""
+class ServerWithPassword(Section):
+    """A server whose password may be in a file, which is read once, with the settings."""
 
     url: str | None
     password_file: Path | None = Field(
         None,
-        description="File that holds the password of `url`, which then has none; it is read at "
+        description="File with the password of `url`, which then contains none; it is read at "
         "start and never shown.",
     )
 
@@ -85,7 +85,7 @@ class Server(Section):
 
     @property
     def whole_url(self) -> str | None:
-        """The URL with its password: never to be shown."""
+        """The URL with its password; it must never be shown."""
         if self.url is None or self._password is None:
             return self.url
         return passwords.put_into(self.url, self._password)
@@ -95,14 +95,14 @@ class Server(Section):
         if self.password_file is None:
             return self
         if self.url is None or self.url.startswith("sqlite"):
-            raise ValueError("passwordFile needs the url of a server that asks for a password")
+            raise ValueError("passwordFile needs the url of a server that requires a password")
         if passwords.stands_in(self.url):
-            raise ValueError("both url and passwordFile name a password; take it out of url")
+            raise ValueError("both url and passwordFile contain a password; take it out of url")
         self._password = _read_password(self.password_file)
         return self
 
 
-class Broker(Server):
+class Broker(ServerWithPassword):
     """Redis, which carries the wake-ups."""
 
     url: str | None = Field(
@@ -113,7 +113,7 @@ class Broker(Server):
     port: Port = Field(16379, description="TCP port of our own Redis, on loopback.")
 
 
-class Database(Server):
+class Database(ServerWithPassword):
     """The ledger."""
 
     url: str | None = Field(
@@ -134,7 +134,7 @@ class Kubernetes(Section):
         None,
         pattern=r"^(https://[^/]+|http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?)/?$",
         description="URL of the API server (plain HTTP on loopback only, for `kubectl proxy`); by "
-        "default the one that Kubernetes tells each pod.",
+        "default the one that Kubernetes gives to each pod.",
     )
     credentials: Path = Field(
         Path("/var/run/secrets/kubernetes.io/serviceaccount"),
@@ -148,14 +148,14 @@ class Kubernetes(Section):
     )
     request_seconds: Seconds = Field(10.0, description="Seconds that a request may take.")
     watch_seconds: int = Field(
-        60, ge=1, le=600, description="Seconds after which a watch is begun anew."
+        60, ge=1, le=600, description="Seconds after which a watch is started again."
     )
     resync_seconds: Seconds = Field(
-        300.0, description="Seconds between full lists, in case that a watch missed something."
+        300.0, description="Seconds between full lists, which find what a watch missed."
     )
     retry_minimum_seconds: Seconds = Field(
-        0.5, description="Seconds after which a request that failed is first repeated."
+        0.5, description="Seconds after which a failed request is first repeated."
     )
     retry_maximum_seconds: Seconds = Field(
-        30.0, description="Seconds that the delay between repeated requests grows to."
+        30.0, description="Longest delay between repeated requests, in seconds."
     )

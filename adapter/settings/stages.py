@@ -21,7 +21,7 @@ class Storage(Section):
     durability: Literal["instance", "none"] = Field(
         "instance",
         description="`instance`: each is synced to disk before its Success; `none`: nothing is, "
-        "and a power loss loses what was acknowledged: for benchmarks only.",
+        "and a power loss loses acknowledged instances: for benchmarks only.",
     )
     watermark_percent: float = Field(
         85.0, gt=0, le=100, description="Nothing is received when the disk is fuller than this."
@@ -33,24 +33,24 @@ class Storage(Section):
         description="Nothing is received when less than this is free (1e9 bytes).",
     )
     retention_seconds: float = Field(
-        0.0, ge=0, description="Seconds that files are kept after nothing needs them any more."
+        0.0, ge=0, description="Seconds that files are kept after nothing needs them."
     )
     history_days: PositiveFloat = Field(
-        90.0, description="Days that rows outlive their files, to know the same instance again."
+        90.0, description="Days that rows are kept after their files, to recognise duplicates."
     )
     lag_seconds: float | None = Field(
         None,
         ge=0,
         le=3600,
-        description="Seconds after which every host sees a new file of the spool; by default what "
-        "its mount options say (NFS: `acdirmax`, 60 unless given), and 0 on a local disk.",
+        description="Seconds until every host sees a new file of the spool; by default read from "
+        "the mount options (NFS: `acdirmax`, 60 unless given), and 0 on a local disk.",
     )
     stale_seconds: Seconds = Field(
         86400.0, description="Age at which an unfinished file of a dead receiver is deleted."
     )
 
 
-class Platform(Section):
+class PlatformSettings(Section):
     """The platform that jobs are submitted to."""
 
     max_retries: int = Field(3, ge=0, le=1000, description="Retries of a submission's step.")
@@ -63,8 +63,8 @@ class Platform(Section):
     )
 
 
-class ResultsService(Section):
-    """The Results Service that finished pipelines' tasks are read from."""
+class ResultsServiceSettings(Section):
+    """The Results Service, from which the tasks of finished pipelines are read."""
 
     endpoint: str | None = Field(
         None,
@@ -76,14 +76,14 @@ class ResultsService(Section):
     )
     request_seconds: Seconds = Field(300.0, description="Seconds that a request may take.")
     report_minimum_seconds: Seconds = Field(
-        2.5, description="Seconds after which a report that was not taken is first repeated."
+        2.5, description="Seconds after which a failed report is first repeated."
     )
     report_maximum_seconds: Seconds = Field(
-        300.0, description="Seconds that the delay between repeated reports grows to."
+        300.0, description="Longest delay between repeated reports, in seconds."
     )
 
     @model_validator(mode="after")
-    def _root_goes_with_endpoint(self) -> ResultsService:
+    def _root_goes_with_endpoint(self) -> ResultsServiceSettings:
         if self.endpoint is not None and self.root is None:
             raise ValueError(
                 "endpoint needs root, the folder under which the tasks' uris are files"
@@ -92,18 +92,20 @@ class ResultsService(Section):
 
 
 class Services(Section):
-    """The services around the adapter."""
+    """The services that the adapter works with."""
 
-    platform: Platform = Field(default_factory=Platform, description="Where jobs go.")
-    results_service: ResultsService = Field(
-        default_factory=ResultsService, description="Where results come from."
+    platform: PlatformSettings = Field(
+        default_factory=PlatformSettings, description="Where jobs go."
+    )
+    results_service: ResultsServiceSettings = Field(
+        default_factory=ResultsServiceSettings, description="Where results come from."
     )
 
 
 class Pipeline(Section):
     """A pipeline that the embedded platform runs."""
 
-    name: Name = Field(description="Name for people.")
+    name: Name = Field(description="Display name.")
     command: list[str] = Field(
         min_length=1,
         description="Program and arguments; run without a shell, in the attempt's folder.",
@@ -119,7 +121,8 @@ class Pipeline(Section):
         description="Runs beyond the first when a run fails, before the job is parked.",
     )
     environment: dict[str, str] = Field(
-        default_factory=dict, description="Environment variables of a run, beside the adapter's."
+        default_factory=dict,
+        description="Environment variables of a run, in addition to the adapter's.",
     )
     destinations: list[str] = Field(
         default_factory=list, max_length=50, description="Names of the results' destinations."
@@ -129,7 +132,7 @@ class Pipeline(Section):
     @model_validator(mode="after")
     def _says_where_results_go(self) -> Pipeline:
         if self.export and not self.destinations:
-            raise ValueError('name at least one destination, or say "export": false')
+            raise ValueError('name at least one destination, or set "export": false')
         if not self.export and self.destinations:
             raise ValueError('"export": false and destinations contradict each other')
         return self
@@ -158,19 +161,19 @@ class Workers(Section):
         4, ge=1, le=64, description="For notification, grouping, submission and reclamation."
     )
     pipeline_concurrency: int = Field(1, ge=1, le=64, description="Pipelines at a time.")
-    due_work_poll_seconds: Seconds = Field(1.0, description="Seconds between looks for due work.")
+    due_work_poll_seconds: Seconds = Field(1.0, description="Seconds between due-work polls.")
     lease_seconds: Seconds = Field(
         30.0, description="Seconds after which a dead worker's work is due again."
     )
     maximum_lease_expiries: PositiveInt = Field(
-        10, description="Expired leases of one row before it is parked: it kills its worker."
+        10, description="Expired leases of one row before it is parked: it kills its workers."
     )
     visibility_seconds: Seconds = Field(
         120.0, description="Seconds a shared volume may take to show a file that has a row."
     )
     stop_seconds: Seconds = Field(
-        20.0, description="Seconds that running work gets to end when a worker is told to stop."
+        20.0, description="Seconds that running work gets to end when a worker is stopped."
     )
     housekeeping_seconds: Seconds = Field(
-        3600.0, description="Seconds between sweeps for what nobody owns, and of old rows."
+        3600.0, description="Seconds between sweeps for orphaned files and expired rows."
     )

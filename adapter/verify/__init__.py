@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification: spool and ledger account for each other.
 
-Every file has its row, every row that needs a file has it with all its bytes, and every row that
-is not at its end has a next step.  Work in flight is no difference: what is found is looked for
-again a little later, and only what is still the same is told.
+Every file has its row, every row that needs a file has it with all its bytes, and every unfinished
+row has a next step.  Work in progress is not a difference: both sides are compared a second time a
+little later, and only what differs both times is reported.
 
 ::
 
     listing.py    what is in the spool
     arrivals.py   acknowledged files and their rows
     steps.py      groups, jobs, tasks, exports and leases: does each have a next step?
-    results.py    what pipelines produced, and its rows
+    results.py    the output of pipelines, and its rows
     digests.py    the bytes themselves (deep)
 
-Nothing is changed here, on either side.
+Verification changes nothing, on either side.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["Difference", "verify"]
 def verify(
     adapter: Adapter, settle_seconds: float = 5.0, *, deep: bool = False
 ) -> list[Difference]:
-    """Return what spool and ledger disagree on, and still do after a while.
+    """Return the differences between spool and ledger that persist.
 
     Parameters
     ----------
     adapter : Adapter
-        Whose spool and ledger are compared.
+        The adapter whose spool and ledger are compared.
     settle_seconds : float
-        Seconds between the two looks.
+        Seconds between the two comparisons.
     deep : bool
         Whether the bytes of every file are read and their digests compared too.
     """
@@ -52,7 +52,7 @@ def verify(
 
 
 def _look(adapter: Adapter) -> set[Difference]:
-    listing = list_spool(adapter.spool)  # before the rows: a file is there before its row is
+    listing = list_spool(adapter.spool)  # before the rows: a file exists before its row does
     return {
         *listing.strangers,
         *arrivals.compare(adapter, listing),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acknowledged files and their rows.
 
-What waits in incoming/ needs no row: notification looks there, and nowhere else.  A file that got
-its name a moment ago need not be seen yet on a volume that shows new files late.
+A file in incoming/ needs no row: notification lists that folder.  A new file may still be invisible
+on a volume that shows new files late.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
 
 
 def _row(adapter: Adapter, listing: Listing, row: Any) -> Iterator[Difference]:
-    """Yield what is wrong with a row whose file should be there."""
+    """Yield the differences of a row whose file should exist."""
     if row.state == ArrivalState.REGISTERED and row.group_id is None:
-        problem = "it is registered but belongs to no group: no job will ever hold it"
+        problem = "it is registered but belongs to no group: no job will ever process it"
         yield Difference("arrival", row.id, problem, _DEFECT)
     if row.group_state == GroupState.RECLAIMED:
         yield Difference("arrival", row.id, "its group is reclaimed without it", _DEFECT)
@@ -82,7 +82,7 @@ def _row(adapter: Adapter, listing: Listing, row: Any) -> Iterator[Difference]:
 def _files_without_rows(
     adapter: Adapter, listing: Listing, rows: dict[str, Any]
 ) -> Iterator[Difference]:
-    """Yield files that no row, or only the row of a file that is gone, speaks of."""
+    """Yield files that have no row, or only a row that says that the file is deleted."""
     for folder, found in (("instances", listing.instances), ("quarantine", listing.quarantine)):
         lost = [arrival for arrival in found if arrival not in rows]
         unknown = {arrival for batch in without_row(adapter.ledger, lost) for arrival in batch}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing that spool and ledger disagree on."""
+"""One difference between spool and ledger."""
 
 from __future__ import annotations
 

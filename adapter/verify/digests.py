@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes themselves: every file's digest against the one that the ledger took of it."""
+"""The bytes themselves: the digest of every file, compared with the one in the ledger."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _REMEDY = "check the disk; restore the file from a backup"
 
 
 def compare(adapter: Adapter) -> set[Difference]:
-    """Return the files whose bytes are not those that were acknowledged or published.
+    """Return the files whose bytes differ from those that were acknowledged or published.
 
-    A file that is gone is not looked for here: it may have been reclaimed in the meantime.
+    A missing file is not reported here: it may have been reclaimed in the meantime.
     """
     return {
         Difference(kind, which, problem, _REMEDY)
@@ -38,7 +38,7 @@ def _problem(name: str, path: Path, digest: str) -> str | None:
     except FileNotFoundError:
         return None
     except UnreadableInstance:
-        return f"{name} is no DICOM file any more"
+        return f"{name} is not a DICOM file any more"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
     return None if found == digest else f"the bytes of {name} have changed"

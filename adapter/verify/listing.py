@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the spool: names and sizes, read once."""
+"""The files of the spool: names and sizes, read once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Listing:
 
 
 def list_spool(spool: Spool) -> Listing:
-    """List a spool's files; those that are being written are left out."""
+    """List a spool's files, without those that are being written."""
     listing = Listing()
     shards = [f"{number:02d}" for number in range(SHARDS)]
     for found, folders, place in (
@@ -84,7 +84,7 @@ def _list_arrivals(
 def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # it went while we looked
+            with suppress(FileNotFoundError):  # it was deleted in the meantime
                 yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
 
 
@@ -99,6 +99,6 @@ def _stranger(spool: Spool, path: Path) -> Difference:
     return Difference(
         "file",
         str(path.relative_to(spool.root)),
-        "no role of the adapter has put it there",
+        "no role of the adapter created it",
         "move it out of the spool",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pipelines produced: folders of jobs, and the rows of the files in them."""
+"""The output of pipelines: folders of jobs, and the rows of the files in them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
         to_come = _jobs_to_come(connection)
         files = _files_of_tasks(connection)
         young = _young_jobs(connection, adapter.settings.lag_seconds)
-    anew = _is_registered_anew(adapter, listing)
+    rebuilding = _is_rebuilding(adapter, listing)
     for kind, folders in (("results", set(listing.results)), ("work", listing.work)):
         for job in folders:
             row = known.get(job)
-            if row is None and not anew and job not in to_come:
+            if row is None and not rebuilding and job not in to_come:
                 problem = f"the ledger does not know the job that {kind}/ has a folder of"
-                remedy = "keep the folder elsewhere if it is wanted, and delete it by hand"
+                remedy = "copy the folder elsewhere if it is needed, and delete it by hand"
                 yield Difference(kind, job, problem, remedy)
             elif row is not None and row.group_state == GroupState.RECLAIMED:
                 problem = f"its group is reclaimed but it has a folder in {kind}/"
@@ -68,7 +68,7 @@ def _files(
 
 
 def _young_jobs(connection: Connection, lag_seconds: float) -> set[str]:
-    """Return the jobs whose results are so young that they need not be seen here yet."""
+    """Return the jobs whose results are so new that this host may not see them yet."""
     young = tasks.c.created_at > now() - lag_seconds
     return set(connection.execute(select(tasks.c.job_id).where(~tasks.c.remote, young)).scalars())
 
@@ -91,12 +91,12 @@ def _files_of_tasks(connection: Connection) -> dict[str, dict[str, int | None]]:
 
 
 def _jobs_to_come(connection: Connection) -> set[str]:
-    """Return the ids of the jobs that open groups will become: results may be there already."""
+    """Return the ids of the jobs that open groups will get: their results may exist already."""
     opened = connection.execute(select(groups).where(groups.c.state == GroupState.OPEN)).all()
     return {job for of_group in expected_jobs(connection, opened).values() for job in of_group}
 
 
-def _is_registered_anew(adapter: Adapter, listing: Listing) -> bool:
-    """Tell whether a rebuild is being worked off: then no job can be called unknown yet."""
+def _is_rebuilding(adapter: Adapter, listing: Listing) -> bool:
+    """Return whether a rebuild is still in progress: then no job counts as unknown yet."""
     both = listing.incoming.keys() & listing.instances.keys()
     return any(True for _ in without_row(adapter.ledger, both))

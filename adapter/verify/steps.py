@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups, jobs, tasks, exports and leases: whatever is not at its end has a next step.
+"""Groups, jobs, tasks, exports and leases: every unfinished row has a next step.
 
-A due time is always a next step (`adapter.ledger.leases.due`); so this is about rows that no stage
-would ever look at.
+A due time is always a next step (`adapter.ledger.leases.due`).  So this module looks for rows that
+no stage would ever claim.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from adapter.models import (
 from adapter.processors.registry import create_processor
 from adapter.verify.difference import Difference
 
-#: Lease lengths after which a lease that ran out should have been taken over.
+#: Lease lengths after which another worker should have taken over an expired lease.
 _FEW = 3
 
-#: Groups whose files are on their way out, or gone.
+#: Groups whose files are being deleted or are gone.
 GOING = (GroupState.RECLAIMING, GroupState.RECLAIMED)
 
 _DEFECT = "report this as a defect"
@@ -58,7 +58,7 @@ _UNFINISHED_EXPORT = (ExportState.PENDING, ExportState.SENDING)
 
 
 def compare(adapter: Adapter) -> Iterator[Difference]:
-    """Yield the rows that are not at their end and have no next step."""
+    """Yield the unfinished rows that have no next step."""
     with adapter.ledger.read() as connection:
         yield from _groups(connection)
         yield from _jobs(connection)
@@ -67,7 +67,7 @@ def compare(adapter: Adapter) -> Iterator[Difference]:
 
 
 def expected_jobs(connection: Connection, found: Sequence[Any]) -> dict[str, set[str]]:
-    """Return the ids of the jobs that each of some groups becomes, as far as processors can say."""
+    """Return the ids of the jobs that each group gets, for processors that are installed here."""
     pipelines = {version: _pipelines(connection, version) for version in {g.version for g in found}}
     return {
         group.id: {job_id(group.id, pipeline) for pipeline in pipelines[group.version]}
@@ -147,9 +147,9 @@ def _exports(connection: Connection) -> Iterator[Difference]:
 
 
 def _leases(connection: Connection, seconds: float) -> Iterator[Difference]:
-    """Yield leases that ran out and that nobody takes over, and those of rows at their end.
+    """Yield expired leases that no worker takes over, and leases of finished rows.
 
-    While another row of the same kind is held its stage is at work, and this one waits its turn.
+    While another row of the same kind is leased, its stage is at work, and this row waits its turn.
     """
     unfinished: dict[str, tuple[Table, ColumnElement[bool], ColumnElement[bool]]] = {
         "arrival": (
@@ -189,4 +189,4 @@ def _leases(connection: Connection, seconds: float) -> Iterator[Difference]:
         for row in connection.execute(
             select(table.c.id).where(ended, table.c.lease_token.is_not(None))
         ):
-            yield Difference(kind, row.id, "it is at its end but still leased", _DEFECT)
+            yield Difference(kind, row.id, "it is finished but still leased", _DEFECT)

@@ -1,18 +1,18 @@
 {{/*
-The components of the adapter, and what the values say about each: the defaults, overridden by its
-own.  Templates take a component as the map that this returns.
+The components of the adapter with their values: the defaults, overridden by the component's own.
+Templates take a component as the map that this returns.
 
   name       of the component, which is also its label
   values     the merged values
   args       of the `dicom-adapter` command
-  probes     the port's name, and the paths that say "alive" and "ready"
+  probes     the port's name, and the paths of the liveness and readiness probes
   spool      whether it mounts the spool
-  secrets    whose passwords it is given: redis, postgresql, flower
-  waits      whether it waits for the ledger before it starts: a worker has nothing to do without.
-             The receiver never waits: it keeps its promise while the ledger is away.
-  replicas   how many, or nothing if something else owns the number
+  secrets    the servers whose passwords it gets: redis, postgresql, flower
+  waits      whether it waits for the ledger before it starts: a worker cannot work without it.
+             The receiver never waits: it keeps its promise while the ledger is down.
+  replicas   their number, or nothing if an autoscaler sets it
 
-Beside those that are deployed there are two that run once: migrate and echo.
+In addition to the deployed components there are two that run once: migrate and echo.
 */}}
 
 {{- define "dicom-adapter.stages" -}}

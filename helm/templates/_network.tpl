@@ -1,8 +1,8 @@
 {{/*
-What each component may be asked by, and what it may ask: nothing but the flows listed here.
+The network flows of each component: its clients and its servers, and no others.
 
-Takes (list $ component); gives the spec of its NetworkPolicy.  A list of peers that is empty in the
-values means everybody, which Kubernetes writes by leaving `from` or `to` out.
+Takes (list $ component); returns the spec of its NetworkPolicy.  An empty list of peers in the
+values means all, for which Kubernetes leaves out `from` or `to`.
 */}}
 {{- define "dicom-adapter.networkPolicySpec" -}}
 {{- $root := index . 0 -}}

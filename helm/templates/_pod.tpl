@@ -50,7 +50,7 @@ priorityClassName: {{ . }}
 runtimeClassName: {{ . }}
 {{- end }}
 {{- if not $once }}
-# preStop, the time that open work gets, and 15 s for what is stopped after it.
+# preStop, the time for open work, and 15 s for everything that stops after it.
 terminationGracePeriodSeconds: {{ add (ceil $values.preStopSeconds) (ceil $values.stopSeconds) 15 }}
 {{- end }}
 securityContext:
@@ -86,7 +86,7 @@ topologySpreadConstraints:
 {{- if or $component.waits $values.extraInitContainers }}
 initContainers:
   {{- if $component.waits }}
-  # Fails, and is tried again, until the database answers; makes the schema of a new one.
+  # Fails, and is restarted, until the database answers; creates the schema in a new one.
   - name: ledger
     args: [ledger, upgrade]
     {{- include "dicom-adapter.container" . | nindent 4 }}
@@ -107,7 +107,7 @@ containers:
         containerPort: {{ .containerPort }}
         protocol: TCP
       {{- end }}
-    # Alive and ready are said by the process itself; nothing here asks Redis whether to kill it.
+    # The process itself reports liveness and readiness; no probe depends on Redis.
     startupProbe:
       httpGet:
         path: {{ $component.probes.live }}
@@ -143,7 +143,7 @@ volumes:
   {{- concat $volumes $values.extraVolumes | toYaml | nindent 2 }}
 {{- end -}}
 
-{{/* What all containers of the adapter in a pod have in common. */}}
+{{/* The common part of all containers of the adapter. */}}
 {{- define "dicom-adapter.container" -}}
 {{- $values := (index . 1).values -}}
 image: {{ include "dicom-adapter.image" $values.image | quote }}
@@ -160,7 +160,7 @@ volumeMounts:
   {{- concat (include "dicom-adapter.mounts" . | fromYamlArray) $values.extraVolumeMounts | toYaml | nindent 2 }}
 {{- end -}}
 
-{{/* Stop at a name that the chart has taken already: a server-side apply would refuse it later. */}}
+{{/* Refuse a name that the chart uses itself: a server-side apply would refuse it later. */}}
 {{- define "dicom-adapter.refuseTaken" -}}
 {{- $names := list -}}
 {{- range index . 2 }}{{ $names = append $names .name }}{{ end -}}
@@ -245,8 +245,8 @@ volumeMounts:
 {{- end -}}
 
 {{/*
-A volume that is ReadWriteOnce serves one node: all pods that mount it are held together on it.  The
-first pod matches itself, so it may go anywhere.
+A ReadWriteOnce volume serves one node: this rule keeps all pods that mount it on the same node.  The
+first pod matches itself, so it may run on any node.
 */}}
 {{- define "dicom-adapter.affinity" -}}
 {{- $root := index . 0 -}}

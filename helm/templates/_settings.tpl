@@ -1,4 +1,4 @@
-{{/* The adapter's settings, and where its passwords are. */}}
+{{/* The adapter's settings, and the Secrets of its passwords. */}}
 
 {{- define "dicom-adapter.redisUrl" -}}
 {{- if .Values.redis.enabled -}}
@@ -17,8 +17,8 @@ postgresql+psycopg://dicom_adapter@{{ include "dicom-adapter.fullname" . }}-post
 {{- end -}}
 
 {{/*
-appsettings.json: the values' settings, and on them what the chart itself decides.  The paths of the
-passwords' files are not here: each role is given its own, by its environment, and no other.
+appsettings.json: the settings from the values, overridden by those that the chart sets itself.  The
+paths of the password files are not here: each role gets only its own, by its environment.
 */}}
 {{- define "dicom-adapter.settings" -}}
 {{- $own := dict
@@ -34,12 +34,12 @@ passwords' files are not here: each role is given its own, by its environment, a
 {{- dict "DicomAdapter" (mergeOverwrite (deepCopy .Values.settings) $own) | toPrettyJson -}}
 {{- end -}}
 
-{{/* The Secret made by the chart. */}}
+{{/* The Secret that the chart creates. */}}
 {{- define "dicom-adapter.ownSecret" -}}
 {{ include "dicom-adapter.fullname" . }}-passwords
 {{- end -}}
 
-{{/* Where a password is, as YAML {secret, key}.  Takes (list $ which). */}}
+{{/* The Secret and key of a password, as YAML {secret, key}.  Takes (list $ which). */}}
 {{- define "dicom-adapter.password" -}}
 {{- $root := index . 0 -}}
 {{- $which := index . 1 -}}

@@ -87,7 +87,7 @@ class Cluster:
     # -- what must be true in the end ---------------------------------------------------------
 
     def has_come_through(self) -> bool:
-        """Tell whether nothing waits anywhere and every group is reclaimed."""
+        """Return whether nothing waits anywhere and every group is reclaimed."""
         states = {group.state for group in rows(self.adapter, groups)}
         return states == {"reclaimed"} and not any(self.adapter.spool.list_incoming())
 
@@ -108,7 +108,7 @@ class Cluster:
         Parameters
         ----------
         acknowledged : set of str
-            SOP Instance UIDs, beside those of earlier tests.
+            SOP Instance UIDs, in addition to those of earlier tests.
         """
         self.acknowledged |= acknowledged
         registered = rows(self.adapter, arrivals, arrivals.c.state == "registered")

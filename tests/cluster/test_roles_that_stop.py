@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that are told to stop, or die, in mid-work: the other one takes the work over."""
+"""Workers that get SIGTERM, or die, during their work: the other worker takes the work over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.clients.embedded_platform import metadata_path
 
 pytestmark = pytest.mark.timeout(240)
 
-#: The first run notes its process and goes on for ever; whoever runs it again is soon done.
+#: The first run records its process and never ends; a second run ends soon.
 COMMAND = "if mkdir {mark}; then echo $$ > {mark}/pid; sleep 1000; fi; cp {input}/* {output}"
 #: Associations of a worker in all; a destination gets half of them, over all workers.
 ASSOCIATIONS = 4
@@ -64,7 +64,7 @@ def start_run(one: Stack, tmp_path: Path) -> int:
 
 
 def test_a_long_run_is_given_back_on_term(hosts: tuple[Stack, Stack], tmp_path: Path) -> None:
-    """TERM: the run's patience, then its processes are gone, and the other worker runs the job."""
+    """SIGTERM: after half of stopSeconds the run's processes are gone; the other worker runs it."""
     one, two = hosts
     child = start_run(one, tmp_path)
     two.start("worker:pipeline")
@@ -99,7 +99,7 @@ def test_a_worker_stops_though_redis_is_away(hosts: tuple[Stack, Stack]) -> None
     one.start("worker:export")
     one.kill("redis")
     eventually(lambda: "Connection to broker lost" in one.log("worker:export"), 30)
-    time.sleep(2)  # for Celery to wait for the broker, which it does not tell
+    time.sleep(2)  # until Celery waits for the broker, which it does not report
 
     assert one.stop("worker:export") == [0]
 

@@ -81,7 +81,7 @@ def uids_of(folder: Path) -> list[str]:
 
 
 def test_a_rolling_restart_loses_and_doubles_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    """Every role told to stop in its turn, and started again, while a modality goes on sending."""
+    """Every role is stopped in turn, and started again, while a modality sends."""
     ports = [cluster.one.port, cluster.two.port]
     turns = [(host, role) for role in ROLES for host in ("one", "two")] * ROUNDS
     turns = turns or list(zip(("one", "two") * len(ROLES), ROLES, strict=False))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way when things die: exactly one job for each group and pipeline."""
+"""All stages when processes die: exactly one job for each group and pipeline."""
 
 from __future__ import annotations
 

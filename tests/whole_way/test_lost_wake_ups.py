@@ -17,10 +17,10 @@ pytestmark = pytest.mark.needs("dcmtk")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_lost_bell_is_rung_again_within_ten_seconds(
+def test_a_lost_wake_up_is_replaced_within_ten_seconds(
     stack: Stack, pacs: Pacs, tmp_path: Path, stage: str
 ) -> None:
-    """Redis emptied while a stage is away: when it is back, it is woken within ten seconds."""
+    """Redis is emptied while a stage has no worker: a new worker is woken within ten seconds."""
     others = "worker:" + ",".join(other for other in STAGES if other != stage)
     stack.start("redis", "scp", others)
     stack.configure("BRAIN", processor_settings={"pipeline-slow": "slow"})
@@ -35,7 +35,7 @@ def test_a_lost_bell_is_rung_again_within_ten_seconds(
 
 
 def reached(stack: Stack, stage: str) -> bool:
-    """Tell whether there is work for a stage."""
+    """Return whether there is work for a stage."""
     job = next(iter(rows(stack.adapter, jobs)), None)
     export = next(iter(rows(stack.adapter, exports)), None)
     group = next(iter(rows(stack.adapter, groups)), None)
@@ -50,7 +50,7 @@ def reached(stack: Stack, stage: str) -> bool:
 
 
 def left(stack: Stack, stage: str) -> bool:
-    """Tell whether a stage has done its work."""
+    """Return whether a stage has done its work."""
     job = next(iter(rows(stack.adapter, jobs)), None)
     export = next(iter(rows(stack.adapter, exports)), None)
     group = next(iter(rows(stack.adapter, groups)), None)

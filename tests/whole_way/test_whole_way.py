@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
+"""All stages in real processes: C-STORE in, grouped, pipeline run, result C-STOREd out."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def jobs_of(stack: Stack, title: str) -> list[Any]:
 
 
 def all_succeeded(stack: Stack, title: str, number: int) -> bool:
-    """Tell whether an AE title has so many jobs, and all have succeeded."""
+    """Return whether an AE title has so many jobs, and all have succeeded."""
     states = [job.state for job in jobs_of(stack, title)]
     return len(states) == number and set(states) == {"succeeded"}
 
@@ -169,8 +169,8 @@ def test_results_arrive_bit_identical(stack: Stack, tmp_path: Path) -> None:
 
 def test_no_patient_data_outside_the_spool(stack: Stack, tmp_path: Path) -> None:
     """Sentinels in every odd place are in no log, ledger, Redis, event, name or answer."""
-    # Given, beside all the studies before: values that are grouped by, that stand where a UID
-    # should, that cannot be parsed, that describe a job, and that a failing pipeline cries out
+    # Given, in addition to all earlier studies, sentinels in: a grouping value, the place of a UID,
+    # a value that cannot be parsed, a job's description, and the output of a failing pipeline
     by_name = {"groupBy": "0010,0010", "pipeline-leaky": "leaky"}
     version = stack.configure("Leaky", processor_settings=by_name)
     bad_uid = stack.configure("BadUid", processor_settings={"pipeline-chest": "chest"})

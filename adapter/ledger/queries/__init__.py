@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read-only questions to the ledger, for REST, the command line and the health report.
+"""Read-only queries of the ledger, for REST, the command line and the health report.
 
-Each question is one reading transaction.  Lists come in pages, newest first.
+Each query is one reading transaction.  Lists come in pages, newest first.
 """
 
 from adapter.ledger.queries.counts import count_retrying, count_states

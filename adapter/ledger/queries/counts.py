@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many groups, jobs and exports stand where, and how many are being tried again."""
+"""The number of groups, jobs and exports in each state, and of those that are tried again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATES: dict[str, tuple[Table, type[StrEnum]]] = {
 
 
 def count_states(ledger: Ledger) -> dict[str, dict[str, int]]:
-    """Return the amount in each state, zero included, of groups, jobs and exports."""
+    """Return the number of groups, jobs and exports in each state, zero included."""
     found: dict[str, dict[str, int]] = {}
     with ledger.read() as connection:
         for name, (table, states) in _STATES.items():
@@ -30,7 +30,7 @@ def count_states(ledger: Ledger) -> dict[str, dict[str, int]]:
 
 
 def count_retrying(ledger: Ledger) -> dict[str, int]:
-    """Return how many jobs and exports have failed and will be tried again."""
+    """Return the number of jobs and exports that failed and will be tried again."""
     working = {
         "jobs": (jobs, (*SUBMISSION_STATES, JobState.STARTED)),
         "exports": (exports, (ExportState.PENDING, ExportState.SENDING)),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much work there is for workers now: what pools are scaled by.
+"""Due work: what workers could do now, by which pools are scaled.
 
-Unlike what is unfinished (`adapter.ledger.queries.progress`) it leaves out what no worker could do
-now: groups in their quiet time, retries whose delay runs, destinations on hold.
+Unlike unfinished work (`adapter.ledger.queries.progress`), it excludes what no worker could do now:
+groups in their quiet time, retries that wait for their delay, exports to destinations on hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapter.ledger.queries.facts import Unfinished
 from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, now, tasks
 from adapter.models import SUBMISSION_STATES, ExportState, GroupState, JobState
 
-#: What may be claimed, by stage: a table, and the condition that a row of it is due and free.
+#: What may be claimed, by stage: a table, and the SQL condition that a row is due and free.
 Questions = Mapping[str, Sequence[tuple[Table, ColumnElement[bool]]]]
 
 _SINCE: dict[tuple[str, str], ColumnElement[Any]] = {
@@ -31,8 +31,8 @@ _SINCE: dict[tuple[str, str], ColumnElement[Any]] = {
     ("reclamation", "groups"): groups.c.closed_at,
     ("reclamation", "meta"): cast(meta.c.value, Double),
 }
-#: Which rows a worker of the stage may hold.
-_HELD: dict[str, tuple[Table, ColumnElement[bool]]] = {
+#: The rows that a worker of the stage may have leased.
+_LEASED: dict[str, tuple[Table, ColumnElement[bool]]] = {
     "grouping": (groups, groups.c.state == GroupState.OPEN),
     "submission": (jobs, jobs.c.state.in_(SUBMISSION_STATES)),
     "pipeline": (jobs, jobs.c.state == JobState.STARTED),
@@ -44,8 +44,8 @@ _HELD: dict[str, tuple[Table, ColumnElement[bool]]] = {
 def due(ledger: Ledger, questions: Questions, lease_seconds: float) -> dict[str, Unfinished]:
     """Return the work that could be done now or is being done, by stage.
 
-    `oldest_seconds` is how long work that nobody does has been due; None if there is none.  What
-    waits in incoming/ is the spool's to tell.
+    `oldest_seconds` is the time for which the oldest unclaimed work has been due; None if there is
+    none.  Files in incoming/ are not included: the spool lists them.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def due(ledger: Ledger, questions: Questions, lease_seconds: float) -> dict[str,
     questions : mapping
         What may be claimed, by stage.
     lease_seconds : float
-        How long a lease holds.
+        Length of a lease.
     """
     with ledger.read() as connection:
         return {
@@ -69,11 +69,11 @@ def _ask(
     candidates: Sequence[tuple[Table, ColumnElement[bool]]],
     lease_seconds: float,
 ) -> Unfinished:
-    table, held = _HELD[stage]
+    table, leased = _LEASED[stage]
     rows = [
         select(cast(null(), Double).label("since"))
         .select_from(table)
-        .where(held, table.c.lease_token.is_not(None), ~free(table, lease_seconds))
+        .where(leased, table.c.lease_token.is_not(None), ~free(table, lease_seconds))
     ]
     rows += [
         select(_SINCE[stage, candidate.name].label("since")).select_from(candidate).where(condition)

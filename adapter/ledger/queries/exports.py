@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about exports: what each destination has confirmed, and what it has not."""
+"""Queries about exports: the files that each destination has confirmed, or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from adapter.ledger.database import Ledger
-from adapter.ledger.queries.facts import Export, ExportDetail, Hold, Page, Unconfirmed
+from adapter.ledger.queries.facts import (
+    DestinationHold,
+    ExportDetail,
+    ExportFacts,
+    Page,
+    Unconfirmed,
+)
 from adapter.ledger.queries.jobs import studies_of_groups
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import exports, holds, jobs, now, receipts, task_files, tasks
@@ -24,7 +30,7 @@ def list_exports(
     destination: str | None = None,
     limit: int = 100,
     after: str | None = None,
-) -> Page[Export]:
+) -> Page[ExportFacts]:
     """Return a page of exports, newest first.
 
     Parameters
@@ -36,7 +42,7 @@ def list_exports(
     limit : int
         Exports on the page.
     after : str, optional
-        The export that the page before ended with.
+        The last export of the previous page.
     """
     query = _exports()
     if state is not None:
@@ -47,18 +53,18 @@ def list_exports(
         rows, following = split(
             connection.execute(newest_first(query, exports, limit, after)).all(), limit
         )
-        items = [Export.model_validate(facts) for facts in _facts(connection, rows)]
-        return Page[Export](items=items, next=following)
+        items = [ExportFacts.model_validate(facts) for facts in _facts(connection, rows)]
+        return Page[ExportFacts](items=items, next=following)
 
 
 def find_export(ledger: Ledger, export: str) -> ExportDetail | None:
-    """Return an export and its unconfirmed files, or None if there is none of that id."""
+    """Return an export and its unconfirmed files, or None if the id is unknown."""
     with ledger.read() as connection:
         return next(iter(exports_where(connection, exports.c.id == export)), None)
 
 
 def exports_where(connection: Connection, condition: ColumnElement[bool]) -> list[ExportDetail]:
-    """Return the exports that a condition holds for, oldest first, with their unconfirmed files."""
+    """Return the exports that meet a condition, oldest first, with their unconfirmed files."""
     rows = connection.execute(
         _exports().where(condition).order_by(exports.c.created_at, exports.c.destination)
     ).all()
@@ -71,16 +77,16 @@ def exports_where(connection: Connection, condition: ColumnElement[bool]) -> lis
 
 
 def of_job() -> ColumnElement[bool]:
-    """Return the condition, on `tasks` and `jobs`, that a task carries a job's results."""
+    """Return the SQL condition on `tasks` and `jobs` that a task has a job's results."""
     return or_(
         tasks.c.job_id == jobs.c.id,
         and_(tasks.c.remote, tasks.c.job_id == jobs.c.platform_job_id),
     )
 
 
-def hold_facts(row: Any) -> Hold:
-    """Return a row of `holds` as facts."""
-    return Hold.model_validate(row._asdict())
+def hold_facts(row: Any) -> DestinationHold:
+    """Return a row of `holds` as a model."""
+    return DestinationHold.model_validate(row._asdict())
 
 
 def _exports() -> Select[Any]:
@@ -145,7 +151,7 @@ def _counts(
 
 
 def _studies(connection: Connection, task_ids: Collection[str]) -> dict[str, list[str]]:
-    """Return the studies that each task's job worked on."""
+    """Return the studies of each task's job."""
     rows = connection.execute(
         select(tasks.c.id, jobs.c.group_id).join(jobs, of_job()).where(tasks.c.id.in_(task_ids))
     ).all()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger tells those who only read: the shapes behind REST and the command line's tables.
+"""The results of queries: the models behind REST and the command line's tables.
 
-UIDs, AE titles, counts, sizes, states and times; never patient data.  Outside, the keys are
-camelCase and times are ISO 8601 in UTC.
+They contain UIDs, AE titles, counts, sizes, states and times; never patient data.  In JSON, keys
+are camelCase and times are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-#: Rows on one page, at the most.
+#: Most rows on one page.
 LARGEST_PAGE = 1000
 
 
@@ -21,7 +21,7 @@ def _alias(name: str) -> str:
 
 
 class Facts(BaseModel):
-    """The base of all of them: frozen, camelCase outside."""
+    """The base of all models: immutable, camelCase in JSON."""
 
     model_config = ConfigDict(alias_generator=_alias, populate_by_name=True, frozen=True)
 
@@ -35,7 +35,7 @@ class Page(Facts, Generic[F]):
     Attributes
     ----------
     next : str or None
-        What to ask for `after` to get the following page; None on the last one.
+        The value of `after` for the next page; None on the last page.
     """
 
     items: list[F]
@@ -43,7 +43,7 @@ class Page(Facts, Generic[F]):
 
 
 class Study(Facts):
-    """A study, as far as it was received: one row of the list."""
+    """A study, as far as it was received."""
 
     study_instance_uid: str
     instances: int = Field(description="Different SOP instances in groups.")
@@ -59,12 +59,12 @@ class Study(Facts):
 
 
 class ReceivedAssociation(Facts):
-    """What one association brought of a study."""
+    """The instances of a study that one association brought."""
 
     association: str
     calling_ae_title: str | None
     called_ae_title: str | None
-    peer: str | None = Field(description="Address of the peer, where an event tells it.")
+    peer: str | None = Field(description="Address of the peer, if an event has recorded it.")
     arrivals: int
     size: int
     first_received_at: AwareDatetime
@@ -75,7 +75,7 @@ class ReceivedAssociation(Facts):
 
 
 class Group(Facts):
-    """A group that holds instances of a study."""
+    """A group with instances of a study."""
 
     id: str
     called_ae_title: str
@@ -90,8 +90,8 @@ class Group(Facts):
     reclaimed_at: AwareDatetime | None
 
 
-class Job(Facts):
-    """One pipeline's work on one group."""
+class JobFacts(Facts):
+    """A job: the run of one pipeline on one group."""
 
     id: str
     name: str
@@ -116,8 +116,8 @@ class Job(Facts):
     updated_at: AwareDatetime
 
 
-class Hold(Facts):
-    """A destination that cannot be reached."""
+class DestinationHold(Facts):
+    """A destination hold: exports to an unreachable destination wait until `until`."""
 
     destination: str
     since: AwareDatetime
@@ -137,8 +137,8 @@ class Unconfirmed(Facts):
     tries: int
 
 
-class Export(Facts):
-    """A task's way to one destination."""
+class ExportFacts(Facts):
+    """An export: a task's results for one destination."""
 
     id: str
     task_id: str
@@ -156,20 +156,20 @@ class Export(Facts):
     failed: int = Field(description="Files that were tried and are not stored.")
     due_at: AwareDatetime
     waiting_since: AwareDatetime | None
-    hold: Hold | None
-    report: str = Field(description="What the task owes to a remote Results Service.")
+    hold: DestinationHold | None
+    report: str = Field(description="State of the report to a remote Results Service.")
     created_at: AwareDatetime
     updated_at: AwareDatetime
 
 
-class ExportDetail(Export):
-    """An export, and what its destination has not confirmed."""
+class ExportDetail(ExportFacts):
+    """An export, and the files that its destination has not confirmed."""
 
     unconfirmed: list[Unconfirmed]
 
 
-class Event(Facts):
-    """Something that happened."""
+class EventFacts(Facts):
+    """An event of a study's timeline."""
 
     at: AwareDatetime
     kind: str
@@ -181,7 +181,7 @@ class Event(Facts):
 
 
 class Timeline(Facts):
-    """Everything that happened to a study, from its associations to its exports."""
+    """The timeline of a study, from its associations to its exports."""
 
     study_instance_uid: str
     instances: int
@@ -195,9 +195,9 @@ class Timeline(Facts):
     quarantined: dict[str, int] = Field(description="Files in quarantine, by reason.")
     associations: list[ReceivedAssociation]
     groups: list[Group]
-    jobs: list[Job]
+    jobs: list[JobFacts]
     exports: list[ExportDetail]
-    events: list[Event]
+    events: list[EventFacts]
 
 
 class QuarantinedFile(Facts):
@@ -219,24 +219,24 @@ class QuarantinedFile(Facts):
 
 
 class Unfinished(Facts):
-    """Work of one stage that is not done."""
+    """Unfinished work of one stage."""
 
     amount: int
     oldest_seconds: float | None = Field(description="Age of the oldest, in seconds.")
 
 
 class Kept(Facts):
-    """Things that stay until an operator retries or discards them."""
+    """Work that is kept until an operator retries or discards it."""
 
     amount: int
-    size: int = Field(description="Bytes that they keep in the spool.")
+    size: int = Field(description="Bytes that it occupies in the spool.")
 
 
 class Attention(Facts):
-    """What an operator has to look at."""
+    """Work that needs an operator, and destination holds."""
 
     parked_jobs: Kept
     parked_exports: Kept
     partial_exports: Kept
     quarantined: Kept
-    holds: list[Hold]
+    holds: list[DestinationHold]

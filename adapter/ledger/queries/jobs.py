@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about jobs."""
+"""Queries about jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from adapter.ledger.database import Ledger
-from adapter.ledger.queries.facts import Job, Page
+from adapter.ledger.queries.facts import JobFacts, Page
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import arrivals, groups, jobs, now
 from adapter.models import JobState, Priority
@@ -22,7 +22,7 @@ def list_jobs(
     state: JobState | None = None,
     limit: int = 100,
     after: str | None = None,
-) -> Page[Job]:
+) -> Page[JobFacts]:
     """Return a page of jobs, newest first.
 
     Parameters
@@ -32,7 +32,7 @@ def list_jobs(
     limit : int
         Jobs on the page.
     after : str, optional
-        The job that the page before ended with.
+        The last job of the previous page.
     """
     query = _jobs()
     if state is not None:
@@ -41,24 +41,24 @@ def list_jobs(
         rows, following = split(
             connection.execute(newest_first(query, jobs, limit, after)).all(), limit
         )
-        return Page[Job](items=_facts(connection, rows), next=following)
+        return Page[JobFacts](items=_facts(connection, rows), next=following)
 
 
-def find_job(ledger: Ledger, job: str) -> Job | None:
-    """Return a job, or None if there is none of that id."""
+def find_job(ledger: Ledger, job: str) -> JobFacts | None:
+    """Return a job, or None if the id is unknown."""
     with ledger.read() as connection:
         rows = connection.execute(_jobs().where(jobs.c.id == job)).all()
         return next(iter(_facts(connection, rows)), None)
 
 
-def jobs_where(connection: Connection, condition: ColumnElement[bool]) -> list[Job]:
-    """Return the jobs that a condition holds for, oldest first."""
+def jobs_where(connection: Connection, condition: ColumnElement[bool]) -> list[JobFacts]:
+    """Return the jobs that meet a condition, oldest first."""
     rows = connection.execute(_jobs().where(condition).order_by(jobs.c.created_at, jobs.c.name))
     return _facts(connection, rows.all())
 
 
 def studies_of_groups(connection: Connection, ids: Collection[str]) -> dict[str, list[str]]:
-    """Return the Study Instance UIDs in each of some groups."""
+    """Return the Study Instance UIDs of each group."""
     found: dict[str, list[str]] = defaultdict(list)
     rows = connection.execute(
         select(arrivals.c.group_id, arrivals.c.study_instance_uid)
@@ -81,10 +81,10 @@ def _jobs() -> Select[Any]:
     ).join(groups, jobs.c.group_id == groups.c.id)
 
 
-def _facts(connection: Connection, rows: Collection[Any]) -> list[Job]:
+def _facts(connection: Connection, rows: Collection[Any]) -> list[JobFacts]:
     studies = studies_of_groups(connection, {row.group_id for row in rows})
     return [
-        Job.model_validate(
+        JobFacts.model_validate(
             {
                 **row._asdict(),
                 "priority": Priority(row.priority).name.lower(),

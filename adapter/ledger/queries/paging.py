@@ -12,9 +12,9 @@ from adapter.ledger.queries.facts import LARGEST_PAGE
 
 
 def newest_first(query: Select[Any], table: Table, limit: int, after: str | None) -> Select[Any]:
-    """Order a query by `created_at` and cut out the page that follows the row `after`.
+    """Order a query by `created_at` and limit it to the page that follows the row `after`.
 
-    One row more than the page holds is asked for: it tells whether there is another page.
+    The query returns one row more than a page has: it shows whether there is another page.
     """
     if after is not None:
         query = query.where(_older(table, after))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much work is unfinished, how old it is, and what waits for an operator."""
+"""Unfinished work by stage, its age, and work that waits for an operator."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from adapter.settings import Settings
 
 
 def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
-    """Return what the ledger holds of unfinished work, by stage.
+    """Return the unfinished work in the ledger, by stage.
 
     ``grouping`` counts open groups, ``submission`` jobs to hand over, ``pipeline`` jobs handed
-    over, ``export`` exports under way and answers owed to a Results Service, ``reclamation`` files
-    and groups that may go.  What waits in incoming/ is the spool's to tell.
+    over, ``export`` unfinished exports and reports due to a Results Service, ``reclamation`` files
+    and groups that may be deleted.  Files in incoming/ are not included: the spool lists them.
     """
     retention, lease = settings.retention_seconds, settings.workers.lease_seconds
     questions: dict[str, Select[Any]] = {
@@ -61,7 +61,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
 
 
 def attention(ledger: Ledger) -> Attention:
-    """Return what stays as it is until an operator retries or discards it, and the holds."""
+    """Return the work that waits for an operator, and the destination holds."""
     with ledger.read() as connection:
         return Attention(
             parked_jobs=_parked_jobs(connection),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of studies: what was received of each, and how far it has come."""
+"""The list of studies: what was received of each, and the states of its jobs and exports."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from adapter.models import ArrivalState
 
 
 def list_studies(ledger: Ledger, *, limit: int = 100, after: str | None = None) -> Page[Study]:
-    """Return a page of studies; the one that an instance was received for last comes first.
+    """Return a page of studies; the study of the newest instance comes first.
 
     Parameters
     ----------
     limit : int
         Studies on the page.
     after : str, optional
-        The `next` of the page before.
+        The `next` of the previous page.
 
     Notes
     -----
@@ -56,10 +56,10 @@ def summary(uids: Collection[str]) -> Select[Any]:
 
 
 def _newest(limit: int, after: str | None) -> Select[Any]:
-    """Walk back through the arrivals (their ids sort by receive time), one row for each study.
+    """Read the arrivals backwards (their ids sort by receive time), one row for each study.
 
-    The inner look is one probe of an index, so that a page costs what its studies' arrivals cost
-    and not what the whole history does.
+    The inner query is one index lookup, so the cost of a page depends on the arrivals of its
+    studies and not on the whole history.
     """
     newer = arrivals.alias()
     query = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study's timeline: what came by which association, and what became of it, up to its exports."""
+"""A study's timeline, from its associations to its exports."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from sqlalchemy import Connection, func, or_, select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import exports_where, of_job
-from adapter.ledger.queries.facts import Event, Group, ReceivedAssociation, Timeline
+from adapter.ledger.queries.facts import EventFacts, Group, ReceivedAssociation, Timeline
 from adapter.ledger.queries.jobs import jobs_where
 from adapter.ledger.queries.studies import summary
 from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
 from adapter.models import ArrivalState
 
-#: Events of one timeline, at the most.
+#: Most events of one timeline.
 _MOST_EVENTS = 10_000
 
 
 def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
-    """Return what happened to a study, or None if nothing of it was ever received.
+    """Return the timeline of a study, or None if no instance of it was ever received.
 
     Notes
     -----
-    A group that was not made by study may hold other studies too: its jobs and exports are shown
-    whole.  Results of a remote platform are found by the job id that the platform gave.
+    A group with another grouping value than the study may contain other studies too: its jobs and
+    exports are shown completely.  Results of a remote platform are found by the platform's job id.
     """
     with ledger.read() as connection:
         received = connection.execute(summary([study_instance_uid])).first()
@@ -68,7 +68,7 @@ def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
 
 
 def _parts(connection: Connection, study: str) -> Sequence[Any]:
-    """Count a study's arrivals by all that the timeline tells them apart by."""
+    """Count a study's arrivals by association, AE titles, state and reason."""
     columns = (
         arrivals.c.association,
         arrivals.c.calling_ae_title,
@@ -105,7 +105,7 @@ def _events(
     group_ids: Collection[str],
     job_ids: Collection[str],
     export_ids: Collection[str],
-) -> list[Event]:
+) -> list[EventFacts]:
     rows = connection.execute(
         select(events)
         .where(
@@ -119,7 +119,7 @@ def _events(
         .order_by(events.c.at, events.c.id)
         .limit(_MOST_EVENTS)
     )
-    return [Event.model_validate(row._asdict()) for row in rows]
+    return [EventFacts.model_validate(row._asdict()) for row in rows]
 
 
 def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
@@ -131,7 +131,7 @@ def _reasons(parts: Sequence[Any], state: ArrivalState) -> dict[str, int]:
 
 
 def _associations(
-    connection: Connection, parts: Sequence[Any], happened: Sequence[Event]
+    connection: Connection, parts: Sequence[Any], happened: Sequence[EventFacts]
 ) -> list[ReceivedAssociation]:
     ids = list(dict.fromkeys(part.association for part in parts))
     unidentified: dict[str, int] = {

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that were renamed are refused, and the error names the new key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adapter import settings as settings_module
+from adapter.errors import ConfigurationError
+
+#: The section, the old key, a valid value, and the new key.
+RENAMED = [
+    (("dicom", "scp"), "bellInstances", 50, "wakeUpInstances"),
+    (("dicom", "scp"), "bellMilliseconds", 50, "wakeUpMilliseconds"),
+    (("workers",), "tickSeconds", 2, "dueWorkPollSeconds"),
+]
+IDS = [old for _, old, _, _ in RENAMED]
+
+
+@pytest.mark.parametrize(("section", "old", "value", "new"), RENAMED, ids=IDS)
+def test_a_renamed_key_in_the_file_is_refused_with_its_new_name(tmp_path, section, old, value, new):
+    """The old key is not ignored: the error has its path and the new key, which is accepted."""
+    file = tmp_path / "appsettings.json"
+
+    def load(key):
+        node = {key: value}
+        for name in reversed(section):
+            node = {name: node}
+        file.write_text(json.dumps({"DicomAdapter": node}), encoding="utf-8")
+        return settings_module.load(config=file)
+
+    with pytest.raises(ConfigurationError) as refused:
+        load(old)
+    loaded = load(new).model_dump(by_alias=True)
+
+    path = " > ".join(["DicomAdapter", *section, old])
+    assert refused.value.problems == [f"{path}: removed; use `{new}`"]
+    for name in (*section, new):
+        loaded = loaded[name]
+    assert loaded == value
+
+
+@pytest.mark.parametrize("renamed", RENAMED, ids=IDS)
+def test_a_renamed_environment_variable_is_refused_with_its_new_name(
+    tmp_path, monkeypatch, renamed
+):
+    """The variable of the old key is not ignored either."""
+    section, old, value, new = renamed
+    variable = "__".join(["DICOMADAPTER", *section, old]).upper()
+    monkeypatch.setenv(variable, str(value))
+
+    with pytest.raises(ConfigurationError) as refused:
+        settings_module.load(data=tmp_path)
+
+    (problem,) = refused.value.problems
+    assert problem.lower().startswith(" > ".join(["DicomAdapter", *section, old]).lower())
+    assert problem.endswith(f": removed; use `{new}`")
