@@ -6,11 +6,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from adapter.dicom.rejections import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+)
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
+from adapter.dicom.uids import VERIFICATION
 from adapter.models import Destination
 from adapter.scu.association import (
-    CALLED_NOT_RECOGNISED,
-    CALLING_NOT_RECOGNISED,
     AssociationBroken,
     AssociationRejected,
     RequestorAssociation,
@@ -82,8 +85,8 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
 
 def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
     """Return what to do about a rejection, if we know."""
-    if rejection.code == CALLING_NOT_RECOGNISED:
+    if rejection.code == CALLING_AE_TITLE_NOT_RECOGNIZED:
         return f"; add our AE title {scu.ae_title} at the peer"
-    if rejection.code == CALLED_NOT_RECOGNISED:
+    if rejection.code == CALLED_AE_TITLE_NOT_RECOGNIZED:
         return f"; the peer does not call itself {destination.ae_title}, check its AE title"
     return ""

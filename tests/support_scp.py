@@ -23,7 +23,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from sqlalchemy import select
 
 from adapter.core import Adapter
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from adapter.ledger import configuration
 from adapter.ledger.schema import events
 from adapter.models import EntityKind

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from tests import support_wire as wire
 from tests.support_conformance import receiver
 from tests.support_scp import recorded

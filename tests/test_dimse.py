@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.scp.command_sets import UnreadableCommand, decode_command
+from adapter.dicom.command_sets import UnreadableCommand, decode_command
 from adapter.scp.dimse import (
     DataSet,
     EchoRequest,

@@ -20,8 +20,8 @@ import pydicom
 import pydicom.data
 import pytest
 
-from adapter.dicom import read_file_meta
-from adapter.scp.storage_classes import STANDARD
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.storage_classes import STANDARD
 from tests.support_conformance import receiver
 from tests.support_waiting import eventually
 from tests.test_scp_processes import free_port

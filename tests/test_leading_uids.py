@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
+from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.errors import UnreadableInstance
-from adapter.scp.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 
 IVLE, EVLE, EVBE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -15,7 +15,7 @@ from pynetdicom.sop_class import CTImageStorage
 
 from adapter.demo import modality
 from adapter.demo.command import DEFAULT_STUDY
-from adapter.dicom import part10_header, read_file_meta
+from adapter.dicom.part10 import part10_header, read_file_meta
 from adapter.models import Destination
 from adapter.scu.association import AssociationRejected
 from adapter.settings import Scu

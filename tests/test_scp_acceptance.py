@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from pydicom.uid import UID_dictionary
 
-from adapter.dicom import VERIFICATION
+from adapter.dicom.storage_classes import STANDARD
+from adapter.dicom.uids import VERIFICATION
 from adapter.models import AETitle, Source, Versioned
 from adapter.scp.acceptance import (
     Accepted,
@@ -16,7 +17,6 @@ from adapter.scp.acceptance import (
     decide,
 )
 from adapter.scp.configuration import Snapshot
-from adapter.scp.storage_classes import STANDARD
 from adapter.settings import Scp
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

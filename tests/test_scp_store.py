@@ -15,7 +15,8 @@ from pydicom.filereader import read_file_meta_info
 
 from adapter import spool as spool_module
 from adapter.core import Adapter
-from adapter.dicom import IMPLEMENTATION_CLASS_UID, read_file_meta
+from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
+from adapter.dicom.part10 import read_file_meta
 from adapter.models import AETitle, ArrivalId, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents

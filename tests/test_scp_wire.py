@@ -16,7 +16,7 @@ import pytest
 from pynetdicom.sop_class import Verification
 
 from adapter.core import Adapter
-from adapter.dicom import IMPLEMENTATION_CLASS_UID
+from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
 from adapter.spool import DiskSpace, Spool
 from tests.support_scp import (
     Peer,

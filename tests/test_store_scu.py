@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AllStoragePresentationContexts
 
-from adapter.dicom import part10_header, read_file_meta
+from adapter.dicom.part10 import part10_header, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.models import Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable

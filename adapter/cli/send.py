@@ -12,10 +12,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapter.cli.which import AsJson, settings_of
+from adapter.dicom.ae_titles import check_ae_title
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import Destination, EntityKind, check_ae_title
+from adapter.models import Destination, EntityKind
 from adapter.settings import Scu
 from adapter.terminal import complain, errors, print_json, print_table, say
 from adapter.timeline import count

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from adapter.errors import UnreadableInstance
 from adapter.models import Destination
 from adapter.scu.association import (

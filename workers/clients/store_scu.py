@@ -17,11 +17,13 @@ from pathlib import Path
 
 from pydicom.uid import UID
 
-from adapter.dicom import DEFLATED, IMPLICIT_VR_LITTLE_ENDIAN, read_file_meta
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.transfer_syntaxes import DEFLATED, IMPLICIT_VR_LITTLE_ENDIAN
+from adapter.dicom.uids import check_uid
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.files import open_beneath
 from adapter.ledger.receipts import Receipt
-from adapter.models import Destination, Outcome, check_uid
+from adapter.models import Destination, Outcome
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
     AssociationBroken,
