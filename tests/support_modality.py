@@ -10,9 +10,10 @@ from typing import Self
 
 from adapter.models import Destination, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
+from adapter.scu.files import examine
+from adapter.scu.store import store
 from adapter.settings import Scu
 from tests.support_stack import write_study
-from workers.clients.store_scu import examine, store
 
 _SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, response_seconds=10)
 
@@ -72,15 +73,12 @@ class Modality:
     def send(self, paths: list[Path]) -> None:
         """Send files until every instance was answered with Success."""
         left = {
-            number: examine(path.parent, path.name, number, tries=0, repeat=False)
-            for number, path in enumerate(paths)
+            number: examine(path.parent, path.name, number) for number, path in enumerate(paths)
         }
         while left:
             try:
-                for receipt in store(
-                    list(left.values()), next(self._receivers), _SCU, answered=lambda: None
-                ):
-                    if receipt.outcome is Outcome.STORED:
-                        self.acknowledged.add(left.pop(receipt.number).sop_instance_uid)
+                for result in store(list(left.values()), next(self._receivers), _SCU):
+                    if result.outcome is Outcome.STORED:
+                        self.acknowledged.add(left.pop(result.file.number).sop_instance_uid)
             except (Unreachable, AssociationRejected, AssociationBroken):
                 threading.Event().wait(0.1)  # as a modality waits before it tries again

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from adapter.echo import echo
+from adapter.scu.echo import echo
 from adapter.settings import Scu
 from tests.support_peers import RawPeer, ScriptedPacs, destination
 from tests.support_stack import free_port

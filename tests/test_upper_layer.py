@@ -140,10 +140,22 @@ def test_the_number_of_contexts_is_not_this_layers_business():
         assert len(contexts) == len(requested.request.presentation_context)
 
 
-def test_unknown_items_are_skipped():
-    """Items of unknown types do no harm (PS3.8 section 9.3.1)."""
-    odd = wire.item(0x99, b"whatever")
-    (requested,), _, _ = run(wire.request(extra_items=odd, extra_user_items=odd))
+@pytest.mark.parametrize(
+    ("odd", "informative"),
+    [
+        (wire.item(0x99, b"whatever"), b""),
+        (wire.item(0x20, b"\7\0\0\0" + wire.item(0x99, b"") + wire.item(0x30, b"1.2.3")),
+         wire.item(0x99, b"whatever")),
+        (b"", wire.item(0x55, b"VERSION\xff")),
+        (b"", wire.item(0x55, b"A VERSION NAME OF TOO MANY CHARACTERS")),
+        (b"", wire.item(0x58, b"\1\0\xff\xffgarbage")),
+        (b"", wire.item(0x54, b"\0\x05garbage")),
+    ],
+    ids=["unknown", "unknown-sub-item", "version-bytes", "version-length", "user-identity", "role"],
+)  # fmt: skip
+def test_items_that_decide_nothing_are_not_read(odd, informative):
+    """Items of unknown types and those that only inform do no harm (PS3.8 section 9.3.1)."""
+    (requested,), _, _ = run(wire.request(extra_items=odd, extra_user_items=informative))
 
     assert requested.request.called_ae_title == "ADAPTER"
 

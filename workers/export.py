@@ -25,8 +25,9 @@ from adapter.ledger.receipts import Receipt
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
+from adapter.scu.files import Outgoing, examine
 from workers.clients.results_service import results_service
-from workers.clients.store_scu import Outgoing, examine, store
+from workers.clients.store_scu import store
 from workers.receipt_book import ReceiptBook
 from workers.stage import Work
 

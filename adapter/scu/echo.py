@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C-ECHO to a destination: does it answer us, and if not, what is wrong, in plain words."""
+"""C-ECHO to a destination: whether it answers, and if not, what is wrong, in plain words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapter.settings import Scu
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """What became of a C-ECHO.
+    """The result of a C-ECHO.
 
     Attributes
     ----------
@@ -35,8 +35,8 @@ class EchoResult:
     seconds : float
         How long it took.
     rejected : bool
-        Whether the destination rejected the association for good: it is there, but does not know us
-        or the title we call it by.
+        Whether the destination rejected the association for good: it is there, but does not know
+        our AE title or the one that we call it by.
     """
 
     ok: bool
@@ -46,7 +46,7 @@ class EchoResult:
 
 
 def echo(destination: Destination, scu: Scu) -> EchoResult:
-    """Ask a destination for Verification and say what came of it; it never raises for a peer.
+    """Ask a destination for Verification and return what came of it; no peer makes it raise.
 
     References
     ----------
@@ -84,7 +84,7 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
 
 
 def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
-    """Return what to do about a rejection, if we know."""
+    """Return what to do about a rejection, if that is known."""
     if rejection.code == CALLING_AE_TITLE_NOT_RECOGNIZED:
         return f"; add our AE title {scu.ae_title} at the peer"
     if rejection.code == CALLED_AE_TITLE_NOT_RECOGNIZED:
