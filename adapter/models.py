@@ -28,6 +28,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from adapter.addresses import peer_address
 from adapter.dicom.ae_titles import check_ae_title
 from adapter.dicom.uids import check_uid
 
@@ -188,9 +189,8 @@ class Source(Entity):
         return self.ae_title
 
     def allows(self, address: str) -> bool:
-        """Tell whether a peer's address (IPv4-mapped ones count as IPv4) is one of the source's."""
-        peer = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
-        peer = getattr(peer, "ipv4_mapped", None) or peer
+        """Tell whether a peer's address is one of the source's."""
+        peer = peer_address(address)
         return any(peer in ipaddress.ip_network(item) for item in self.host_ip)
 
 

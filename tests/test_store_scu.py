@@ -45,6 +45,8 @@ EIGHT = {
     "JPEG-lossy.dcm": "JPEG Extended (Process 2 and 4)",
 }
 QUICK = Scu(ae_title="SCU", connect_seconds=1, association_seconds=1, response_seconds=1)
+#: Deadlines that no peer of these tests waits for.
+PATIENT = Scu(ae_title="SCU", connect_seconds=20, association_seconds=20, response_seconds=20)
 #: Seconds beyond a deadline that this machine may take.
 SLACK = 1.0
 
@@ -483,7 +485,7 @@ def test_associations_that_break(tmp_path, act, words):
     results = []
 
     with RawPeer(after_acceptance(act)) as peer:
-        sending = store([file], destination(peer.port), QUICK)
+        sending = store([file], destination(peer.port), PATIENT)
         results.append(next(sending))
         with pytest.raises(AssociationBroken, match=words):
             next(sending)
