@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A modality that goes on sending whatever dies, and repeats what was not answered with Success."""
+"""A modality that sends on while processes die, and repeats files without a Success."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, respon
 
 
 class Modality:
-    """Sends one small study after another, each to the next receiver of several.
+    """Sends one small study after another, each to the next of several receivers.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Modality:
         self.finish()
 
     def finish(self) -> None:
-        """Send the study under way to its end, and no other."""
+        """Finish the study that is being sent, and send no other."""
         self._done.set()
         self._thread.join(90)
         assert not self._thread.is_alive(), "the modality still waits for a Success"

@@ -30,14 +30,14 @@ def destination(port, name="PACS", ae_title="PACS"):
 
 
 class StoreScp:
-    """DCMTK's storescp, verbose; what it says is its log, what it stores is in its folder.
+    """DCMTK's storescp; its verbose output is in its log, the files are in its folder.
 
     Parameters
     ----------
     folder : Path
         Where it stores.
     options : str
-        BackgroundTasks those that keep every file, bit by bit.
+        Options beside those that keep every file bit by bit.
     """
 
     def __init__(self, folder, *options):
@@ -73,7 +73,7 @@ class StoreScp:
 
 
 class ScriptedPacs:
-    """A Storage SCP of pynetdicom that answers as a script says, and remembers what it was sent.
+    """A Storage SCP of pynetdicom that answers as a script says, and records what it receives.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ class ScriptedPacs:
 
 
 class RawPeer:
-    """A peer that does to each connection what a function says.
+    """A peer that treats each connection as a function says.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class RawPeer:
 
 
 class Conversation:
-    """One connection, as the peer that was called sees it."""
+    """One connection, as its acceptor sees it."""
 
     def __init__(self, connection):
         self.socket = connection

@@ -111,7 +111,7 @@ def connect(scp: Scp) -> socket.socket:
 
 
 class Peer:
-    """A pynetdicom SCU that sends whatever it is told to, also what no honest one would.
+    """A pynetdicom SCU that sends anything it is given, invalid messages too.
 
     A rejection that comes very soon it may take for an abort: ask whether it is established.
     """
@@ -183,7 +183,7 @@ def wheel_file(name: str) -> Path:
 
 @dataclass(frozen=True)
 class RealFile:
-    """A Part 10 file in two: what it says of itself, and its data set's bytes."""
+    """A Part 10 file in two parts: its file meta information and the bytes of its data set."""
 
     sop_class: str
     sop_instance: str

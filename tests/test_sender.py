@@ -65,7 +65,7 @@ def settled():
 
 
 def test_what_was_not_answered_is_sent_again(files, settled):
-    """When the association is lost, only what was not confirmed is sent over the next one."""
+    """After a lost association only the files without an answer are sent again."""
     received = []
 
     def store(event):
@@ -84,7 +84,7 @@ def test_what_was_not_answered_is_sent_again(files, settled):
 
 
 def test_bytes_go_out_as_they_stand_in_the_file(files, settled):
-    """The data set that arrives is that of the file, byte for byte."""
+    """The data set that arrives is the one in the file, byte for byte."""
     received = {}
 
     def store(event):
@@ -130,7 +130,7 @@ def test_a_warning_says_that_the_file_is_stored(files, settled, status):
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_duplicate_is_stored_if_the_file_was_sent_before(files, settled, lost):
-    """0111 means stored after an association that was lost over the file, and only then."""
+    """0111 means stored if an association was lost while the file was sent, and only then."""
     received = []
 
     def store(event):
@@ -149,7 +149,7 @@ def test_a_duplicate_is_stored_if_the_file_was_sent_before(files, settled, lost)
 
 
 def test_a_file_that_breaks_every_association_keeps_no_other_waiting(files, settled):
-    """The others are stored; the file that nobody answers for is given up when patience ends."""
+    """The others are stored; the file that is never answered is given up when patience ends."""
     bad = files[0]
 
     def store(event):
@@ -178,7 +178,7 @@ def test_a_context_that_is_refused_is_named(files, settled):
 
 
 def test_nobody_there_is_given_up_after_a_while(files, settled):
-    """Where nobody answers, every file is settled once when patience ends."""
+    """If the destination never answers, each file is settled once when patience ends."""
     send(files, destination(free_port()), SCU, settled, patience=1.2)
 
     assert set(settled.times.values()) == {1}
@@ -190,7 +190,7 @@ def test_nobody_there_is_given_up_after_a_while(files, settled):
 
 
 def test_a_rejection_for_good_ends_it_unless_we_insist(files, settled):
-    """A called AE title that is not known is an error at once; insisting waits for it to be."""
+    """An unknown called AE title is an error at once, unless we insist until it is known."""
     with peer(lambda _: 0x0000, called="OTHER") as (port, ae):
         with pytest.raises(AssociationRejected, match="called AE title is not recognised"):
             send(files, destination(port), SCU, settled)
@@ -206,7 +206,7 @@ def test_a_rejection_for_good_ends_it_unless_we_insist(files, settled):
 
 
 def test_many_kinds_of_files_take_several_associations(tmp_path, settled):
-    """More contexts than one association has (PS3.8 section 9.3.2.2) are no hindrance."""
+    """More contexts than fit into one association (PS3.8 section 9.3.2.2) use several."""
     # Given
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts[:130]]
     assert len(classes) == 130
@@ -268,7 +268,7 @@ def test_what_is_not_meant_to_be_sent_is_counted(tmp_path):
         find_files([Path("/nowhere")])
 
 
-def test_what_cannot_be_sent_is_no_secret(tmp_path):
+def test_files_that_cannot_be_sent_are_counted_apart(tmp_path):
     """A DICOM file that is cut short, or has an invalid UID, is counted apart from the skipped."""
     write(tmp_path / "short", b"")
     write(tmp_path / "odd", b"odd")
@@ -285,7 +285,7 @@ def test_what_cannot_be_sent_is_no_secret(tmp_path):
 
 
 def test_links_are_followed_to_the_files(tmp_path, settled):
-    """What a user names is sent, be it a link; export alone follows none."""
+    """A user may name a link to the files; only export follows none."""
     (tmp_path / "link").symlink_to(DEFAULT_STUDY)
 
     with peer(lambda _: 0x0000) as (port, _):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Storage SCU: which contexts, which bytes, what an answer means, how long anything takes."""
+"""The Storage SCU: contexts, bytes, the meaning of answers, and time limits."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_eight_transfer_syntaxes_arrive_as_they_are(tmp_path):
 
 
 def test_large_data_set_is_bit_identical(tmp_path):
-    """A data set of many portions, not a multiple of anything, arrives as it is."""
+    """A data set of many portions, and of an uneven size, arrives unchanged."""
     payload = encode(make_instance()) + pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 5_000_002)
     payload += os.urandom(5_000_002)
     file = outgoing(write_instance(tmp_path / "large.dcm", payload=payload))
@@ -232,7 +232,7 @@ def test_large_data_set_is_bit_identical(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 131072])
 def test_large_pdus_where_the_peer_allows(tmp_path, size):
-    """The peer's maximum length is used in full, and no limit means 128 KiB."""
+    """PDUs are as long as the peer's maximum length allows, and 128 KiB without a limit."""
     payload = encode(make_instance()) + bytes(400_000)
     file = outgoing(write_instance(tmp_path / "large.dcm", payload=payload))
 
@@ -289,7 +289,7 @@ def test_nothing_is_converted(tmp_path):
 
 
 def test_only_plain_files_are_opened(tmp_path):
-    """No link anywhere in the path, no way out, no FIFO, no folder; a missing file may come."""
+    """No link, path out of the root, FIFO or folder is opened; a missing file may come."""
     (tmp_path / "outside").mkdir()
     write_instance(tmp_path / "outside" / "secret.dcm")
     root = tmp_path / "root"
@@ -309,7 +309,7 @@ def test_only_plain_files_are_opened(tmp_path):
 
 
 def test_files_that_cannot_be_sent(tmp_path):
-    """What is no DICOM file, or has no data set, or one of odd length, is found out first."""
+    """A file that is not DICOM, not whole or without valid UIDs is refused before it is sent."""
     (tmp_path / "text").write_text("no DICOM at all " * 20)
     write_instance(tmp_path / "empty.dcm", payload=b"")
     write_instance(tmp_path / "odd.dcm", payload=b"123")
@@ -378,7 +378,7 @@ def test_name_that_nobody_knows(tmp_path):
     ids=["silent", "deaf", "trickles", "half-a-header", "closes"],
 )
 def test_no_answer_to_the_request(tmp_path, behave):
-    """A peer that gives no whole answer to the request is unreachable, and in time."""
+    """A peer without a whole answer to the request is unreachable, after its deadline."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     in_time = took(1)
     with RawPeer(behave) as peer, pytest.raises(Unreachable):
@@ -430,7 +430,7 @@ def test_peer_that_stalls(tmp_path, act):
     ],
 )
 def test_rejections(tmp_path, answer, code):
-    """A rejection is told by its three numbers."""
+    """A rejection carries its three numbers."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     with (
         RawPeer(lambda peer: (peer.pdu(), peer.socket.sendall(answer), peer.hold())) as peer,
@@ -479,7 +479,7 @@ def abort_in_mid_data(peer):
          "other-context", "short-pdv", "other-message"],
 )  # fmt: skip
 def test_associations_that_break(tmp_path, act, words):
-    """However an association ends in the middle, the file on its way may pass, and it says why."""
+    """If the association breaks, the file on its way is to be tried again, with the cause."""
     payload = encode(make_instance()) + bytes(8_000_000)
     file = outgoing(write_instance(tmp_path / "a.dcm", payload=payload))
     results = []
@@ -497,7 +497,7 @@ def test_associations_that_break(tmp_path, act, words):
 
 
 def test_broken_acceptance(tmp_path):
-    """An acceptance that cannot be read, or leaves no room for data, is a broken association."""
+    """An acceptance that cannot be read or used is a broken association."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     for answer in (
         pdu(2, bytes(80)),  # no context is answered
@@ -540,7 +540,7 @@ ODD = item(0x99, b"whatever")
          "no-user-information"],
 )  # fmt: skip
 def test_items_that_decide_nothing_are_not_read(tmp_path, odd):
-    """A destination may say of itself what it likes (PS3.8 section 9.3.1): the file is stored."""
+    """Unknown and merely informative items break no association (PS3.8 section 9.3.1)."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
 
     def behave(peer):
@@ -559,7 +559,7 @@ def test_items_that_decide_nothing_are_not_read(tmp_path, odd):
     ids=["none", "empty", "garbage"],
 )
 def test_transfer_syntax_of_a_refused_context_is_not_read(tmp_path, transfer):
-    """It is not significant (PS3.8 section 9.3.3.2): the context is refused by name as any is."""
+    """It is not significant (PS3.8 section 9.3.3.2): the file is refused by name as any other."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
 
     def behave(peer):
@@ -612,7 +612,7 @@ def descriptors():
 
 
 def test_no_descriptor_is_left(tmp_path):
-    """Whatever peers do, no file or socket stays open."""
+    """No file or socket stays open, whatever the peer does."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     before = descriptors()
     for act in (abort_in_mid_data, lambda peer: peer.message()):
