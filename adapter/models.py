@@ -20,13 +20,17 @@ import ipaddress
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+
+from adapter.addresses import peer_address
+from adapter.dicom.ae_titles import check_ae_title
+from adapter.dicom.uids import check_uid
 
 #: The namespace of every id that is made from its key, so that it can be made again.
 ID_NAMESPACE = uuid.UUID("5b0f4a52-6a0b-5f0e-9d3c-0f6c9e0c7a11")
@@ -113,66 +117,6 @@ class EntityKind(StrEnum):
     DESTINATION = "destination"
 
 
-def check_ae_title(value: str) -> str:
-    """Return an AE title without its outer spaces.
-
-    Raises
-    ------
-    ValueError
-        If it is empty, longer than 16 characters, or holds a backslash, a control character or
-        anything outside the default repertoire.
-
-    References
-    ----------
-    PS3.5 section 6.2, Value Representation AE.
-    """
-    title = value.strip(" ")
-    if not title:
-        raise ValueError("an AE title must not be blank")
-    if len(title) > 16:
-        raise ValueError(f"an AE title has at most 16 characters, this one has {len(title)}")
-    if "\\" in title or not all(0x20 <= ord(c) <= 0x7E for c in title):
-        raise ValueError("an AE title is printable ASCII without a backslash")
-    return title
-
-
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
-
-
-def check_uid(value: str) -> str:
-    """Return `value` if it is a valid UID.
-
-    Raises
-    ------
-    ValueError
-        If it is longer than 64 characters or no dotted sequence of numbers.
-
-    References
-    ----------
-    PS3.5 section 9.1.
-    """
-    if len(value) > 64 or not _UID.fullmatch(value):
-        raise ValueError("not a DICOM UID (digits and dots, at most 64 characters)")
-    return value
-
-
-_TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
-
-
-def parse_tag(value: str) -> int:
-    """Return the number of a DICOM tag written as GGGG,EEEE, GGGGEEEE or (GGGG,EEEE).
-
-    Raises
-    ------
-    ValueError
-        If it is not written like a tag.
-    """
-    match = _TAG.fullmatch(value.strip())
-    if match is None:
-        raise ValueError(f"{value!r} is not a DICOM tag such as 0020,000D")
-    return int(match[1] + match[2], 16)
-
-
 AETitleText = Annotated[str, AfterValidator(check_ae_title)]
 UIDText = Annotated[str, AfterValidator(check_uid)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f/\\]+$")]
@@ -245,9 +189,8 @@ class Source(Entity):
         return self.ae_title
 
     def allows(self, address: str) -> bool:
-        """Tell whether a peer's address (IPv4-mapped ones count as IPv4) is one of the source's."""
-        peer = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
-        peer = getattr(peer, "ipv4_mapped", None) or peer
+        """Tell whether a peer's address is one of the source's."""
+        peer = peer_address(address)
         return any(peer in ipaddress.ip_network(item) for item in self.host_ip)
 
 
@@ -321,35 +264,6 @@ class ArrivalId:
         seconds = datetime.strptime(match[1][:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
         micros = int(match[1][16:22])
         return cls(seconds + micros / 1_000_000, match[2], int(match[3]), int(match[4]))
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """The header of an acknowledged file, as far as the stages need it.
-
-    Attributes
-    ----------
-    arrival : str
-        The arrival's id.
-    size : int
-        Bytes of the whole file.
-    digest : str
-        SHA-256 of the transfer syntax and the data set's bytes, in hexadecimal: "the same".
-    values : dict of int to str
-        The values of the tags that were asked for, by tag; may be PHI: never logged or stored.
-    """
-
-    arrival: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    study_instance_uid: str | None
-    series_instance_uid: str | None
-    transfer_syntax_uid: str
-    calling_ae_title: str
-    called_ae_title: str
-    size: int
-    digest: str
-    values: dict[int, str] = field(default_factory=dict, repr=False)
 
 
 def group_id(version: int, key: str, generation: int) -> str:

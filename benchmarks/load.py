@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from struct import pack
 
-from adapter.dicom import part10_header
+from adapter.dicom.part10 import part10_header
 from benchmarks.receivers import AE_TITLE
 
 

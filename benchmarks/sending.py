@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.models import Destination
+from adapter.scu.files import examine
+from adapter.scu.store import store
 from adapter.settings import Scu
 from benchmarks.load import make_file
 from benchmarks.receivers import AE_TITLE, await_listening, free_port
-from workers.clients.store_scu import examine, store
 
 #: PDU lengths that the receiver accepts: DCMTK's default, and its maximum.
 PDU_LENGTHS = (16_384, 131_072)
@@ -44,9 +45,9 @@ def ours(folder: Path, port: int) -> Sent:
     """Send a folder as the export stage does, in this process, like a long-running worker."""
     began, cpu = time.perf_counter(), time.process_time()
     names = sorted(path.name for path in folder.iterdir())
-    files = [examine(folder, name, at, tries=0, repeat=False) for at, name in enumerate(names)]
+    files = [examine(folder, name, at) for at, name in enumerate(names)]
     destination = Destination(name="bench", ae_title=AE_TITLE, host_ip="127.0.0.1", port=port)
-    answers = list(store(files, destination, Scu(), answered=lambda: None))
+    answers = list(store(files, destination, Scu()))
     if any(answer.status for answer in answers):
         raise RuntimeError("not all was stored")
     return Sent(time.perf_counter() - began, time.process_time() - cpu)

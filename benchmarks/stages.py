@@ -23,7 +23,7 @@ from typing import Any
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import func, select
 
-from adapter.dicom import part10_header
+from adapter.dicom.part10 import part10_header
 from adapter.ledger.schema import exports, jobs
 from tests.support_postgresql import PostgreSQL
 from tests.support_stack import Pacs, Stack, stored

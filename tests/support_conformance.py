@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A receiver with short deadlines, and what has to be true after anything was done to it."""
+"""A receiver with short deadlines, and the checks that must hold after each attack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARTIM, PDU, IDLE = 0.6, 0.9, 1.2
 
 @dataclass
 class Receiver:
-    """An SCP in this process, with all that it must not leave behind."""
+    """An SCP in this process, and checks of what it leaves behind."""
 
     adapter: Any
     port: int

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy import select
 
-from adapter.dicom import part10_header
+from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration, tasks
 from adapter.ledger.schema import events, exports, receipts, task_files
 from adapter.models import Destination, EntityKind

@@ -12,7 +12,8 @@ import pydicom.data
 from pydicom import dcmread
 from sqlalchemy import insert, select, update
 
-from adapter.dicom import HeaderLimits, part10_header, read_header
+from adapter.dicom.header import HeaderLimits, read_header
+from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration, schema
 from adapter.models import (
     AETitle,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A modality that goes on sending whatever dies, and repeats what was not answered with Success."""
+"""A modality that sends on while processes die, and repeats files without a Success."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Self
 
 from adapter.models import Destination, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
+from adapter.scu.files import examine
+from adapter.scu.store import store
 from adapter.settings import Scu
 from tests.support_stack import write_study
-from workers.clients.store_scu import examine, store
 
 _SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, response_seconds=10)
 
 
 class Modality:
-    """Sends one small study after another, each to the next receiver of several.
+    """Sends one small study after another, each to the next of several receivers.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Modality:
         self.finish()
 
     def finish(self) -> None:
-        """Send the study under way to its end, and no other."""
+        """Finish the study that is being sent, and send no other."""
         self._done.set()
         self._thread.join(90)
         assert not self._thread.is_alive(), "the modality still waits for a Success"
@@ -72,15 +73,12 @@ class Modality:
     def send(self, paths: list[Path]) -> None:
         """Send files until every instance was answered with Success."""
         left = {
-            number: examine(path.parent, path.name, number, tries=0, repeat=False)
-            for number, path in enumerate(paths)
+            number: examine(path.parent, path.name, number) for number, path in enumerate(paths)
         }
         while left:
             try:
-                for receipt in store(
-                    list(left.values()), next(self._receivers), _SCU, answered=lambda: None
-                ):
-                    if receipt.outcome is Outcome.STORED:
-                        self.acknowledged.add(left.pop(receipt.number).sop_instance_uid)
+                for result in store(list(left.values()), next(self._receivers), _SCU):
+                    if result.outcome is Outcome.STORED:
+                        self.acknowledged.add(left.pop(result.file.number).sop_instance_uid)
             except (Unreachable, AssociationRejected, AssociationBroken):
                 threading.Event().wait(0.1)  # as a modality waits before it tries again

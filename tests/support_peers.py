@@ -31,14 +31,14 @@ def destination(port, name="PACS", ae_title="PACS"):
 
 
 class StoreScp:
-    """DCMTK's storescp, verbose; what it says is its log, what it stores is in its folder.
+    """DCMTK's storescp; its verbose output is in its log, the files are in its folder.
 
     Parameters
     ----------
     folder : Path
         Where it stores.
     options : str
-        BackgroundTasks those that keep every file, bit by bit.
+        Options beside those that keep every file bit by bit.
     """
 
     def __init__(self, folder, *options):
@@ -75,7 +75,7 @@ class StoreScp:
 
 
 class ScriptedPacs:
-    """A Storage SCP of pynetdicom that answers as a script says, and remembers what it was sent.
+    """A Storage SCP of pynetdicom that answers as a script says, and records what it receives.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ class ScriptedPacs:
 
 
 class RawPeer:
-    """A peer that does to each connection what a function says.
+    """A peer that treats each connection as a function says.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ class RawPeer:
 
 
 class Conversation:
-    """One connection, as the peer that was called sees it."""
+    """One connection, as its acceptor sees it."""
 
     def __init__(self, connection):
         self.socket = connection
@@ -211,19 +211,33 @@ class Conversation:
             found += chunk
         return found
 
-    def acceptance(self, maximum=MAXIMUM, result=0):
-        """Read an A-ASSOCIATE-RQ and return the A-ASSOCIATE-AC to it."""
+    def acceptance(
+        self,
+        maximum=MAXIMUM,
+        result=0,
+        *,
+        application_context=b"1.2.840.10008.3.1.1.1",
+        transfer=None,
+        implementation=b"1.2.3.4",
+        extra=b"",
+        in_contexts=b"",
+        in_user_information=b"",
+        user_information=True,
+    ):
+        """Read an A-ASSOCIATE-RQ and return the A-ASSOCIATE-AC to it, or an odd one."""
         _, body = self.pdu()
         answers, at = b"", 68
         while at < len(body):
             kind, length = unpack(">BxH", body[at : at + 4])
             inner = body[at + 4 : at + 4 + length]
             if kind == 0x20:
-                transfer = inner[inner.index(b"\x40\0") :]
-                answers += item(0x21, bytes((inner[0], 0, result, 0)) + transfer)
+                syntax = inner[inner.index(b"\x40\0") :] if transfer is None else transfer
+                answers += item(0x21, bytes((inner[0], 0, result, 0)) + in_contexts + syntax)
             at += 4 + length
-        user = item(0x50, item(0x51, pack(">I", maximum)) + item(0x52, b"1.2.3.4"))
-        return pdu(2, body[:68] + item(0x10, b"1.2.840.10008.3.1.1.1") + answers + user)
+        user = item(0x51, pack(">I", maximum)) + item(0x52, implementation) + in_user_information
+        items = item(0x10, application_context) + extra + answers
+        items += item(0x50, user) if user_information else b""
+        return pdu(2, body[:68] + items)
 
     def accept(self, **changes):
         self.socket.sendall(self.acceptance(**changes))

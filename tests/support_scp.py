@@ -21,7 +21,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from sqlalchemy import select
 
 from adapter.core import Adapter
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from adapter.ledger import configuration
 from adapter.ledger.schema import events
 from adapter.models import EntityKind
@@ -181,7 +181,7 @@ def wheel_file(name: str) -> Path:
 
 @dataclass(frozen=True)
 class RealFile:
-    """A Part 10 file in two: what it says of itself, and its data set's bytes."""
+    """A Part 10 file in two parts: its file meta information and the bytes of its data set."""
 
     sop_class: str
     sop_instance: str

@@ -18,7 +18,7 @@ from redis import Redis
 from adapter import heartbeat
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
-from adapter.dicom import part10_header, read_file_meta
+from adapter.dicom.part10 import part10_header, read_file_meta
 from adapter.embedded import broker
 from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration

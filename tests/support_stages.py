@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import Table, select
 
 from adapter.core import Adapter
-from adapter.dicom import part10_header
+from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration
 from adapter.ledger.schema import groups
 from adapter.models import AETitle, ArrivalId, EntityKind

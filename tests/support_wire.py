@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM's bytes on the wire, built by hand: right ones and, by their parameters, wrong ones."""
+"""PDUs and messages built by hand: correct ones and, by parameters, wrong ones."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def echo_response(message_id=1):
 
 
 class Caller:
-    """A peer that sends any bytes, valid or not, to a port, by default the receiver's."""
+    """A peer that sends any bytes it is given, correct or wrong, to a port of this host."""
 
     def __init__(self, port, receive_buffer=None, address="127.0.0.1"):
         self.socket = socket.socket()
@@ -146,7 +146,7 @@ class Caller:
         self.socket.close()
 
     def send(self, *parts):
-        """Send, as far as the other side lets us."""
+        """Send, until the other side closes the connection."""
         with suppress(ConnectionError):
             for part in parts:
                 self.socket.sendall(part)
@@ -156,7 +156,7 @@ class Caller:
         return fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) == bytes(4)
 
     def trickle(self, stream, pause):
-        """Send byte by byte until all is sent or the other side has had enough."""
+        """Send byte by byte, until all is sent or the other side closes."""
         with suppress(ConnectionError):
             for byte in stream:
                 if select.select([self.socket], [], [], pause)[0]:
@@ -164,7 +164,7 @@ class Caller:
                 self.socket.sendall(bytes((byte,)))
 
     def pdu(self):
-        """Return the next PDU, nothing at the end."""
+        """Return the next PDU, or no bytes at the end."""
         head = self._exactly(6)
         return head + self._exactly(int.from_bytes(head[2:], "big")) if head else b""
 
@@ -182,7 +182,7 @@ class Caller:
         return self.pdu()
 
     def echo(self):
-        """Verify an open association."""
+        """Send a C-ECHO and tell whether it is answered with Success."""
         self.send(message(ECHO, echo_command()))
         return self.pdu() == echo_response()
 

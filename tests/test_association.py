@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole association without a socket: whatever a peer's bytes are, it answers in whole PDUs."""
+"""A whole association without a socket: it answers any bytes of a peer in whole PDUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support_scp import add_ae_title, add_source, incoming, leftovers
 DATA = wire.data_set(pixels=200)
 STORE = wire.message(wire.CT, wire.store_command(), DATA, size=100)
 ECHO = wire.message(wire.ECHO, wire.echo_command())
-#: What a peer may say, and what it may not; pieces of a conversation.
+#: Parts of a conversation, allowed and forbidden.
 SENTENCES = [
     STORE,
     ECHO,
@@ -37,12 +37,12 @@ SENTENCES = [
     wire.abort(0, 0),
     wire.request(),
 ]
-#: Kinds of PDU that the side that is called sends, and the lengths of those that have one.
+#: Kinds of PDU that an acceptor sends, and the lengths of those that have a fixed one.
 ANSWERS = {2: None, 3: 4, 4: None, 6: 4, 7: 4}
 
 
 class Receiver:
-    """The reception of an adapter, without a server."""
+    """The acceptor of an adapter, without a server."""
 
     def __init__(self, adapter, scp):
         configuration = LiveConfiguration(adapter.spool)
@@ -74,7 +74,7 @@ def receiver(tmp_path_factory):
 
 
 def pdus(stream):
-    """Return the kinds of the PDUs that a stream is made of; it has to be made of whole ones."""
+    """Return the kinds of the PDUs in a stream, and check that each is whole."""
     found = []
     while stream:
         kind, length = unpack(">BxI", stream[:6])
@@ -86,13 +86,33 @@ def pdus(stream):
 
 
 def converse(association, stream, size):
-    """Let an association hear a stream in pieces of a size; return what it said."""
+    """Give an association a stream in pieces of a size; return its answers."""
     said = b""
     for at in range(0, len(stream), size):
         association.receive(memoryview(stream[at : at + size]))
         said += association.layer.take_output()
     association.connection_closed()
     return said
+
+
+@pytest.mark.parametrize(
+    ("user_information", "window"),
+    [
+        (b"", False),
+        (wire.item(0x50, b""), False),
+        (wire.item(0x50, wire.item(0x53, bytes(4))), True),
+    ],
+    ids=["none", "empty", "window"],
+)
+def test_user_information_may_be_missing(receiver, user_information, window):
+    """A request without user information is accepted; the window is answered if it was asked."""
+    whole = wire.request()
+    request = wire.pdu(1, whole[6 : whole.index(b"\x50\0\0")] + user_information)
+
+    said = converse(receiver.call(), request, 10**6)
+
+    assert pdus(said) == [2]
+    assert (wire.item(0x53, b"\0\1\0\1") in said) is window
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,7 +125,7 @@ def converse(association, stream, size):
     st.sampled_from([1, 7, 100, 10**6]),
 )
 def test_any_damage_to_a_conversation_is_survived(receiver, sentences, damages, size):
-    """Bytes changed, put in or left out: whole PDUs answer, and only whole files are kept."""
+    """If bytes are changed, added or left out, whole PDUs answer and only whole files are kept."""
     stream = bytearray(wire.request() + b"".join(sentences))
     for where, left_out, put_in in damages:
         at = where % len(stream)
@@ -144,9 +164,9 @@ def test_any_damage_to_a_conversation_is_survived(receiver, sentences, damages, 
     ],
 )  # fmt: skip
 def test_no_flood_takes_memory(receiver, flood):
-    """However much of whatever a peer sends, the memory it takes stays small."""
+    """A peer takes little memory, however much it sends."""
     association = receiver.call()
-    association.receive(memoryview(wire.request()[:10]))  # so that what is made once is made
+    association.receive(memoryview(wire.request()[:10]))  # so that one-time costs are not counted
     association = receiver.call()
     chunk = bytes(250_000)
     tracemalloc.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bad peer does to DIMSE and Storage, byte by byte over a socket, and what it is answered.
+"""Bad peers of DIMSE and Storage, byte by byte over a socket, and the answers they get.
 
 The ids are those of docs/conformance.md.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from tests import support_wire as wire
 from tests.support_conformance import receiver
 from tests.support_scp import recorded
@@ -29,7 +29,7 @@ def scp(settings):
 
 @pytest.fixture(autouse=True)
 def nothing_is_logged_raw(capsys):
-    """No traceback, and no control character of a peer, ever stands in the log."""
+    """The log holds no traceback and no control character of a peer."""
     yield
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
@@ -43,7 +43,7 @@ def store(sop_instance="1.2.3.4.5", sop_class=wire.CT_IMAGE, data_set=DATA, **ch
 
 
 def test_a_good_one(scp):
-    """A C-STORE is answered with Success, and its data set is in the spool as it was sent."""
+    """A C-STORE is answered with Success, and its data set is in the spool unchanged."""
     data_set = wire.data_set(pixels=100_000)
     with scp.call() as caller:
         assert caller.associate()[:1] == b"\2"
@@ -85,7 +85,7 @@ def test_a_good_one(scp):
     ],
 )  # fmt: skip
 def test_refused(scp, sent, status):
-    """What cannot be stored is refused, leaves nothing, has its event; the next one is stored."""
+    """A bad C-STORE is refused, leaves nothing and has its event; the next one is stored."""
     with scp.call() as caller:
         assert caller.associate()[:1] == b"\2"
         caller.send(sent)
@@ -130,7 +130,7 @@ PIECE = wire.data(wire.pdv(wire.CT, 0, DATA))
     ],
 )  # fmt: skip
 def test_aborted(scp, sent, expected):
-    """What has no answer aborts the association, and nothing of it is in the spool."""
+    """A message without an answer aborts the association, and nothing of it is in the spool."""
     with scp.call() as caller:
         assert caller.associate()[:1] == b"\2"
         caller.send(sent)
@@ -151,7 +151,7 @@ def test_d12_cancel(scp):
 
 
 def test_d13_a_peer_that_does_not_read(settings):
-    """D13: who sends 20,000 C-ECHOs and reads none of the responses is held up, and nobody else."""
+    """D13: a peer that sends 20,000 C-ECHOs and reads no response is held up, and no other peer."""
     count = 20_000
     with receiver(settings, idle_seconds=30.0) as scp, scp.call(receive_buffer=4096) as caller:
         assert caller.associate()[:1] == b"\2"

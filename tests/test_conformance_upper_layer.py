@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bad peer does to the upper layer, byte by byte over a socket, and what it is answered.
+"""Bad peers of the upper layer, byte by byte over a socket, and the answers they get.
 
 The ids are those of docs/conformance.md.
 """
@@ -34,7 +34,7 @@ def scp(settings):
 
 @pytest.fixture(autouse=True)
 def nothing_is_logged_raw(capsys):
-    """No traceback, and no control character of a peer, ever stands in the log."""
+    """The log holds no traceback and no control character of a peer."""
     yield
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
@@ -71,7 +71,7 @@ REPEATED = contexts([1, 3, 5] * 100)
     ],
 )
 def test_at_once(scp, sent, expected):
-    """What is no request that can be granted is answered at once, and then closed."""
+    """A first PDU that cannot be accepted is answered at once, and the connection closed."""
     with scp.call() as caller:
         began = time.monotonic()
         caller.send(sent)
@@ -98,7 +98,7 @@ def test_at_once(scp, sent, expected):
     ],
 )
 def test_in_an_association(scp, sent, expected):
-    """What an established association may not carry aborts it at once."""
+    """A PDU that may not come in an established association aborts it at once."""
     with scp.call() as caller:
         assert caller.associate()[:1] == b"\2"
         caller.send(sent)
@@ -117,7 +117,7 @@ def test_in_an_association(scp, sent, expected):
     ],
 )
 def test_too_slow_to_ask(scp, first, trickled, seconds, expected):
-    """Whoever does not ask for an association in time, byte by byte or not, is closed upon."""
+    """A peer without a whole request in time is closed upon, also if it trickles."""
     with scp.call() as caller:
         began = time.monotonic()
         caller.send(first)
@@ -138,7 +138,7 @@ def test_too_slow_to_ask(scp, first, trickled, seconds, expected):
     ],
 )
 def test_too_slow_in_an_association(scp, first, trickled, seconds, expected):
-    """A PDU has to be whole in time, and an association may not be silent for too long."""
+    """A PDU that is not whole in time, or too long a silence, ends the association."""
     with scp.call() as caller:
         assert caller.associate()[:1] == b"\2"
         began = time.monotonic()
@@ -208,7 +208,7 @@ def test_u15_low_storage(settings):
 
 @pytest.mark.parametrize("maximum", [0, 8, 0xFFFFFFFF])
 def test_u17_what_the_peer_can_take(scp, maximum):
-    """U17: a peer's maximum length of 0 is no limit, and any that leaves room is kept to."""
+    """U17: a peer's maximum length of 0 is no limit; any other that leaves room is respected."""
     with scp.call() as caller:
         assert caller.associate(maximum=maximum)[:1] == b"\2"
         caller.send(wire.message(wire.ECHO, wire.echo_command()))
@@ -218,7 +218,7 @@ def test_u17_what_the_peer_can_take(scp, maximum):
 
 
 def test_u19_many_who_say_nothing(settings):
-    """U19: 150 silent connections keep nobody out, and take a bounded number of threads."""
+    """U19: 150 silent connections keep no other peer out, and take a bounded number of threads."""
     with receiver(settings, maximum_half_open=20, artim_seconds=30.0) as scp:
         callers = [scp.call() for _ in range(150)]
         try:
@@ -286,7 +286,7 @@ def networks():
     ],
 )
 def test_u20_half_open(settings, networks, sent, seconds):
-    """U20: a peer whose cable is pulled is given up in time, and nothing of it is left."""
+    """U20: a peer whose cable is pulled is given up in time, and leaves nothing behind."""
     near, far = networks
 
     def scenario():
@@ -311,7 +311,7 @@ def test_u20_half_open(settings, networks, sent, seconds):
 
 
 def certificate(folder, name):
-    """Make a certificate that nobody trusts; return its path and its key's."""
+    """Make a self-signed certificate; return its path and that of its key."""
     peers.need("openssl")
     paths = folder / f"{name}.pem", folder / f"{name}-key.pem"
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
@@ -355,7 +355,7 @@ def check_tls(scp):
              pytest.param(b"\x16\x03\x01" + bytes(500), id="U18-garbage")],
 )  # fmt: skip
 def test_u18_no_handshake(settings, tls, sent):
-    """U18: who does not shake hands is closed upon in time, and keeps nobody waiting."""
+    """U18: a peer that does not finish the handshake is closed upon in time; no other waits."""
     with receiver(settings, tls=tls) as scp:
         with scp.call() as stranger:
             stranger.send(sent)
@@ -373,7 +373,7 @@ def test_u18_no_handshake(settings, tls, sent):
 
 @pytest.mark.parametrize("shown", ["none", "a-stranger's"])
 def test_u18_a_certificate_that_is_not_known(settings, tls, own_certificate, tmp_path, shown):
-    """U18: where certificates are asked for, a peer without a known one gets no association."""
+    """U18: where certificates are required, a peer without a known one gets no association."""
     tls.load_verify_locations(own_certificate[0])
     tls.verify_mode = ssl.CERT_REQUIRED
     known = trusting()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.scp.command_sets import UnreadableCommand, decode_command
+from adapter.dicom.command_sets import UnreadableCommand, decode_command
 from adapter.scp.dimse import (
     DataSet,
     EchoRequest,
@@ -31,7 +31,7 @@ def fragment(context_id, command, last, data):
 
 
 def read(*fragments):
-    """Return what fragments mean, and the violation that ended them if one did."""
+    """Return what fragments mean, and the violation that ended them, if any."""
     reader, seen = MessageReader(CONTEXTS, STORED), []
     try:
         for one in fragments:
@@ -50,7 +50,7 @@ def command(context_id, encoded):
 
 
 def test_an_echo_is_read_and_answered():
-    """C-ECHO-RQ becomes an EchoRequest, and its response is the Standard's, byte for byte."""
+    """C-ECHO-RQ becomes an EchoRequest; each byte of its response is as the Standard says."""
     (echo,) = read(command(wire.ECHO, wire.echo_command(message_id=7)))
 
     assert EchoRequest(wire.ECHO, 7) == echo
@@ -65,7 +65,7 @@ def test_an_echo_is_read_and_answered():
 
 
 def test_a_store_is_read_and_answered():
-    """C-STORE-RQ becomes a StoreRequest, its data set comes in pieces, its response names it."""
+    """C-STORE-RQ becomes a StoreRequest; its data set comes in pieces; the response names it."""
     seen = read(
         command(wire.CT, wire.store_command("1.2.3", message_id=9)),
         fragment(wire.CT, command=False, last=False, data=b"ab"),
@@ -111,7 +111,7 @@ def test_a_command_set_may_come_in_pieces():
     ],
 )  # fmt: skip
 def test_refused_by_the_command_set(context_id, encoded, status, follows):
-    """A command set that cannot be obeyed is refused, and a data set that follows is expected."""
+    """A command that cannot be served is refused, and the data set that follows it is awaited."""
     (refused,) = read(command(context_id, encoded))
 
     assert (type(refused), refused.status, refused.data_set_follows) == (
@@ -156,7 +156,7 @@ DATA = fragment(wire.CT, command=False, last=False, data=b"ab")
     ],
 )  # fmt: skip
 def test_violations(fragments, abort):
-    """What has no answer is a violation, with the source and reason of the A-ABORT."""
+    """A message without an answer is a violation, with the source and reason of the A-ABORT."""
     *_, last = read(*fragments)
 
     assert abort == last
@@ -164,7 +164,7 @@ def test_violations(fragments, abort):
 
 @pytest.mark.parametrize("uid", ["../../x", b"1.2\0.3", "1.2\r\n3", b"\xff1.2"])
 def test_what_is_no_uid_is_not_sent_back(uid):
-    """D5: whether a UID is one is the sink's to say; what is none does not go into the response."""
+    """D5: the sink checks the UIDs of a request; an invalid one is not in the response."""
     (store,) = read(command(wire.CT, wire.store_command(uid)))
 
     assert 0x1000 not in decode_command(encode_response(store, 0xA900))
@@ -191,7 +191,7 @@ def test_the_data_set_of_a_refused_request_is_read_to_its_end():
 
 
 def test_nothing_of_a_command_set_is_left_for_the_next():
-    """An element that a command set lacks is not taken from the one before."""
+    """An element that is missing from a command set is not taken from the one before."""
     *_, refused = read(
         command(wire.CT, wire.store_command()),
         DATA._replace(last=True),
@@ -215,14 +215,14 @@ fragments = st.builds(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(fragments, max_size=8))
 def test_any_fragments_mean_something_or_violate(several):
-    """Whatever fragments come, nothing but a violation is raised."""
+    """Any fragments are read, or raise a violation and nothing else."""
     read(*several)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=0, max_value=255))
 def test_a_damaged_command_set_raises_nothing_else(where, value):
-    """A command set with any one byte damaged is read, refused or violates."""
+    """A command set with one damaged byte is read, is refused, or is a violation."""
     damaged = bytearray(wire.store_command())
     damaged[where % len(damaged)] = value
 
@@ -232,7 +232,7 @@ def test_a_damaged_command_set_raises_nothing_else(where, value):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(min_value=0, max_value=10**6), max_size=10))
 def test_any_split_of_a_command_set_means_the_same(cuts):
-    """However a command set is split into fragments, it means the same."""
+    """A command set means the same however it is split into fragments."""
     whole = wire.store_command()
     at = [0, *sorted(cut % len(whole) for cut in cuts), len(whole)]
     pieces = [fragment(wire.CT, True, b == len(whole), whole[a:b]) for a, b in pairwise(at)]
@@ -241,7 +241,7 @@ def test_any_split_of_a_command_set_means_the_same(cuts):
 
 
 def test_only_group_0000_is_a_command_set():
-    """An element of another group, or one that is cut short, is no command set."""
+    """Bytes with an element of another group, or one cut short, are no command set."""
     for broken in (b"\x08\0\x18\0\0\0\0\0", b"\0\0\0\1\2\0\0\0\1", b"\0\0\0"):
         with pytest.raises(UnreadableCommand):
             decode_command(broken)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from adapter.echo import echo
+from adapter.scu.echo import echo
 from adapter.settings import Scu
 from tests.support_peers import RawPeer, ScriptedPacs, destination
 from tests.support_stack import free_port
@@ -21,7 +21,7 @@ def quick():
 
 
 def test_echo_that_is_answered(quick):
-    """A peer that answers is said to, with its name and address."""
+    """The text names the peer that answered, with its address."""
     with ScriptedPacs() as pacs:
         answer = echo(destination(pacs.port), quick)
     assert answer.ok
@@ -66,7 +66,7 @@ def fail_the_echo(peer):
     ],
 )
 def test_what_went_wrong(quick, behave, words):
-    """Whatever a peer does wrong is said in plain words, and in time."""
+    """Each fault of a peer is said in plain words, and within the deadline."""
     start = time.monotonic()
     with RawPeer(behave) as peer:
         answer = echo(destination(peer.port), quick)
@@ -83,7 +83,7 @@ def test_what_went_wrong(quick, behave, words):
     ids=("calling", "limit", "abort", "no-verification"),
 )  # fmt: skip
 def test_a_rejection_is_told_apart(quick, behave, rejected):
-    """Only a peer that does not want us is said to reject; one without a place is just away."""
+    """A rejection for good counts as rejected; a transient one only as unreachable."""
     with RawPeer(behave) as peer:
         assert echo(destination(peer.port), quick).rejected == rejected
 

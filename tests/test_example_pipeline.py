@@ -15,7 +15,8 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from adapter.models import JobState, check_uid
+from adapter.dicom.uids import check_uid
+from adapter.models import JobState
 from tests.support_jobs import CT_SERIES, TEST_FILES, add_group, make_work, row
 from workers import pipeline
 from workers.stage import take_all

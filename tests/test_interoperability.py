@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's senders: what they can send arrives as they sent it, bit for bit.
+"""Senders of others: what they send is stored unchanged, bit for bit.
 
 A sender may write a data set anew before it sends it, so what arrives is compared with what DCMTK's
 storescp, keeping bytes as they come, gets from the same sender.
@@ -20,8 +20,8 @@ import pydicom
 import pydicom.data
 import pytest
 
-from adapter.dicom import read_file_meta
-from adapter.scp.storage_classes import STANDARD
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.storage_classes import STANDARD
 from tests.support_conformance import receiver
 from tests.support_waiting import eventually
 from tests.test_scp_processes import free_port
@@ -69,7 +69,7 @@ def arrived(paths):
 
 @contextmanager
 def storescp(folder):
-    """Run DCMTK's storescp, which keeps what it gets as it gets it."""
+    """Run DCMTK's storescp, which stores everything unchanged."""
     folder.mkdir()
     port = free_port()
     command = ["storescp", "+xa", "+B", "-od", str(folder), str(port)]
@@ -85,7 +85,7 @@ def storescp(folder):
 
 
 def run(*command, seconds=100, says=""):
-    """Run a sender; some end with an error, or not at all, where they meet a file they dislike."""
+    """Run a sender; some fail or hang at a file that they cannot send."""
     with suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [str(word) for word in command],
@@ -190,7 +190,7 @@ def _answers(http):
     ],
 )
 def test_it_arrives_as_it_was_sent(settings, corpus, tmp_path, sender):
-    """What a sender sends is stored as DCMTK gets it, and at least as much of it."""
+    """All that DCMTK receives from a sender is stored too, with the same bytes."""
     with storescp(tmp_path / "dcmtk") as port:
         sender(port, corpus)
     theirs = arrived((tmp_path / "dcmtk").iterdir())
@@ -204,7 +204,7 @@ def test_it_arrives_as_it_was_sent(settings, corpus, tmp_path, sender):
 
 
 def unfit(corpus):
-    """Return the instances that a receiver has to refuse: they are not what their command says."""
+    """Return the instances that a receiver must refuse: their UIDs are not those of the command."""
     found = set()
     for path in corpus.iterdir():
         data_set = pydicom.dcmread(path, stop_before_pixels=True, force=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look at the start of a data set."""
+"""The UIDs at the start of a data set, and starts that are no data set's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
+from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.errors import UnreadableInstance
-from adapter.scp.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 
 IVLE, EVLE, EVBE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -99,12 +100,12 @@ def test_real_files_agree_with_pydicom():
     ],
 )
 def test_explicit_forms(head, found):
-    """The outermost UIDs are found behind whatever may stand before them."""
+    """The outermost UIDs are found behind everything that may precede them."""
     assert leading_uids(head, EVLE, complete=True) == found
 
 
 def test_nothing_is_said_about_what_the_peek_cuts_off():
-    """A data set that goes on behind the peek is not called unreadable for it."""
+    """A data set that is longer than the part looked at is not unreadable for that."""
     head = CLASS + INSTANCE
     for end in range(1, len(head)):
         assert leading_uids(head[:end], EVLE, complete=False).items() <= BOTH.items()
@@ -133,7 +134,7 @@ def test_nothing_is_said_about_what_the_peek_cuts_off():
     ],
 )
 def test_unreadable_starts(head, syntax):
-    """Nothing, garbage, the wrong encoding and a torn element are no start of an instance."""
+    """No bytes, garbage, the wrong encoding and a torn element are unreadable starts."""
     with pytest.raises(UnreadableStart):
         leading_uids(head, syntax, complete=True)
 
@@ -147,13 +148,13 @@ def test_unreadable_starts(head, syntax):
     ],
 )
 def test_a_long_unreadable_start(head, syntax):
-    """It is told from the start alone, however much there is of it."""
+    """An unreadable start is found from its first bytes, however many follow."""
     with pytest.raises(UnreadableStart):
         leading_uids(head[:LOOK_AHEAD_BYTES], syntax, complete=False)
 
 
 @given(st.binary(max_size=200), st.sampled_from(SYNTAXES), st.booleans())
 def test_garbage_never_does_anything_else(head, syntax, complete):
-    """Whatever the bytes are: UIDs, or `UnreadableStart`."""
+    """Any bytes give UIDs or `UnreadableStart`, and no other error."""
     with contextlib.suppress(UnreadableStart):
         assert set(leading_uids(head, syntax, complete=complete)) <= set(BOTH)

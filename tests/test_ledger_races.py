@@ -20,6 +20,7 @@ from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
 from adapter.core import Adapter
+from adapter.dicom.instance import Instance
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.ledger import (
     arrivals,
@@ -36,7 +37,7 @@ from adapter.ledger.arrivals import Grouped
 from adapter.ledger.engines import AWAY
 from adapter.ledger.groups import QUIET
 from adapter.ledger.remote_tasks import Delivery
-from adapter.models import AETitle, ArrivalId, EntityKind, Instance, JobState
+from adapter.models import AETitle, ArrivalId, EntityKind, JobState
 from adapter.settings import ScuExport
 from adapter.stages import due_stages
 from tests.support_ledger import (

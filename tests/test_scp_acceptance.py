@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from pydicom.uid import UID_dictionary
 
-from adapter.dicom import VERIFICATION
+from adapter.dicom.storage_classes import STANDARD
+from adapter.dicom.uids import VERIFICATION
 from adapter.models import AETitle, Source, Versioned
 from adapter.scp.acceptance import (
     Accepted,
@@ -16,7 +17,6 @@ from adapter.scp.acceptance import (
     decide,
 )
 from adapter.scp.configuration import Snapshot
-from adapter.scp.storage_classes import STANDARD
 from adapter.settings import ScpSettings
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -150,12 +150,12 @@ def test_contexts(abstract, proposed, scp, result, syntax):
     [("CLARA1", "Clara1"), ("Clare1", "Clara1"), ("Clara11", "Clara1"), ("STORESCP", None)],
 )
 def test_nearest_ae_title(called, nearest):
-    """The AE title that was probably meant is named for whoever reads the event."""
+    """The event names the AE title that was probably meant."""
     assert judge(called=called).nearest == nearest
 
 
 def test_every_storage_class_of_the_dictionary_is_served_or_named():
-    """Every Storage SOP class that pydicom's dictionary knows is stored, but for the named rest."""
+    """Every Storage SOP class in pydicom's dictionary is stored, except those named here."""
     # PS3.4 Table GG.3-1 (no patient), DICONDE and DICOS, media and commitment: not in Table B.5-1.
     others = ("1.2.840.10008.5.1.4.1.1.501.", "1.2.840.10008.5.1.4.1.1.601.")
     missing = {

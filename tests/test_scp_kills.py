@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from adapter.dicom import read_file_meta
+from adapter.dicom.part10 import read_file_meta
 from tests import support_wire as wire
 from tests.support_scp import incoming, leftovers
 from tests.support_waiting import eventually

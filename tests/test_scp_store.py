@@ -14,7 +14,8 @@ from pydicom.filereader import read_file_meta_info
 
 from adapter import spool as spool_module
 from adapter.core import Adapter
-from adapter.dicom import IMPLEMENTATION_CLASS_UID, read_file_meta
+from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
+from adapter.dicom.part10 import read_file_meta
 from adapter.models import AETitle, ArrivalId, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents
@@ -60,7 +61,7 @@ def bench(adapter: Adapter) -> Bench:
 
 
 def test_stored_file(adapter: Adapter, bench: Bench):
-    """A stored file is the header of PS3.10 section 7.1 and the data set's bytes as they came."""
+    """A stored file is the header of PS3.10 section 7.1 and the unchanged bytes of the data set."""
     before = time.time()
     assert bench.store(step=1000).status == 0x0000
     [path] = incoming(adapter)
@@ -89,7 +90,7 @@ def test_stored_file(adapter: Adapter, bench: Bench):
 
 
 def test_numbers_count_what_was_stored(adapter: Adapter, bench: Bench):
-    """Instances of an association are numbered without gaps, whatever was refused between them."""
+    """Stored instances are numbered without gaps, even if others were refused between them."""
     bench.store()
     bench.store(data=b"")
     bench.store()
@@ -114,7 +115,7 @@ def test_numbers_count_what_was_stored(adapter: Adapter, bench: Bench):
     ],
 )
 def test_refusals(adapter: Adapter, bench: Bench, changes, status):
-    """What does not fit together or cannot be understood is refused, and nothing of it is kept."""
+    """A store whose UIDs differ, or that cannot be read, is refused, and nothing of it is kept."""
     answer = bench.store(**changes)
     assert f"{answer.status:04X}" == f"{status:04X}"
     assert 0 < len(answer.comment) <= 64
@@ -138,7 +139,7 @@ def test_a_uid_that_is_none(adapter: Adapter, bench: Bench, uid):
 @pytest.mark.parametrize("size", [65535, 65536, 65537, 200_000])
 @pytest.mark.parametrize("step", [7001, 65536, 1_000_000])
 def test_the_peek_is_no_part_of_the_bytes(adapter: Adapter, bench: Bench, size, step):
-    """Around and beyond 64 KiB, in fragments of any size, the bytes are stored as they came."""
+    """Data sets around and beyond 64 KiB are stored unchanged, whatever the size of fragments."""
     data = CT.data + os.urandom(size - len(CT.data))
     assert bench.store(data=data, step=step).status == 0x0000
     [path] = incoming(adapter)
@@ -147,7 +148,7 @@ def test_the_peek_is_no_part_of_the_bytes(adapter: Adapter, bench: Bench, size, 
 
 
 def test_a_mismatch_ends_the_writing_at_once(adapter: Adapter, bench: Bench):
-    """A data set that the peek refuses is not written any further."""
+    """A data set whose first 64 KiB are refused is not written any further."""
     receive = bench.sink.begin(StoreCommand(CT.sop_class, "1.2.3", CONTEXT))
     receive.data(CT.data)
     receive.data(bytes(65536))
@@ -167,7 +168,7 @@ def test_ignored_sop_class(adapter: Adapter):
 
 
 def test_low_storage(adapter: Adapter, bench: Bench):
-    """Space is asked for at each store: A700 while it is low, Success when it is not any more."""
+    """Each store checks the space: A700 while it is low, Success as soon as it is not."""
     bench.low = True
     assert bench.store().status == 0xA700
     assert incoming(adapter) == leftovers(adapter) == []
@@ -194,7 +195,7 @@ def fail_with(number):
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 def test_a_failing_spool(adapter: Adapter, bench: Bench, monkeypatch, *, owner, name, number):
-    """Whichever step of the spool fails: A700, the file is withdrawn, and the next store works."""
+    """If a step of the spool fails: A700, the file is withdrawn, and the next store works."""
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail_with(number))
         answer = bench.store()
@@ -230,7 +231,7 @@ def test_success_comes_after_durability(adapter: Adapter, bench: Bench, monkeypa
 
 
 def test_discard(adapter: Adapter, bench: Bench):
-    """A message that does not end leaves nothing, whether it is discarded or the sink is closed."""
+    """A message that is cut off leaves nothing, whether it is discarded or the sink is closed."""
     receive = bench.sink.begin(StoreCommand(CT.sop_class, CT.sop_instance, CONTEXT))
     receive.data(CT.data)
     assert incoming(adapter) == []
@@ -247,7 +248,7 @@ def open_descriptors():
 
 
 def test_no_descriptor_is_left(adapter: Adapter, bench: Bench):
-    """Refusals, discards and successes close what they opened."""
+    """Refused, discarded and stored instances leave no descriptor open."""
     bench.store()
     before = open_descriptors()
     for data in (CT.data, b"\xff" * 100, CT.data):
@@ -258,7 +259,7 @@ def test_no_descriptor_is_left(adapter: Adapter, bench: Bench):
 
 
 def test_failures_are_told_one_by_one_up_to_a_bound(bench: Bench):
-    """An association tells of 20 failures one by one; its summary counts them all by status."""
+    """20 failures of an association have events of their own; its summary counts all by status."""
     for _ in range(30):
         bench.store(data=b"")
     bench.store(sop_instance="1.2.3")
@@ -284,7 +285,7 @@ def small_disk(tmp_path):
 
 
 def test_full_disk(small_disk):
-    """On a full disk: A700, nothing left behind; when there is room again it goes on."""
+    """A full disk is A700 and leaves nothing behind; when there is room again, stores succeed."""
     spool = Spool(small_disk / "spool")
     spool.create()
     bench = Bench(spool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SCP on the wire: what DCMTK and pynetdicom see, and what is in the spool then.
+"""The SCP as DCMTK and pynetdicom see it, and what is in the spool afterwards.
 
 T1 to T6 are the original's integration tests (its fixture is `add_fixture`).
 """
@@ -16,7 +16,7 @@ import pytest
 from pynetdicom.sop_class import Verification
 
 from adapter.core import Adapter
-from adapter.dicom import IMPLEMENTATION_CLASS_UID
+from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
 from adapter.spool import DiskSpace, Spool
 from tests import peers
 from tests.support_scp import (
@@ -220,7 +220,7 @@ def space_is_unknown(*_arguments):
 
 @pytest.mark.parametrize("space", [space_is_low, space_is_unknown])
 def test_low_storage_in_mid_association(scp, monkeypatch, adapter: Adapter, space):
-    """Space that runs low, or cannot be read, is A700 for each store, until there is room."""
+    """Each store gets A700 while space is low or cannot be read, until there is room."""
     with Peer(scp, [(CT.sop_class, [EVLE])]) as peer:
         with monkeypatch.context() as patch:
             patch.setattr(Spool, "space", space)
@@ -313,7 +313,7 @@ def test_refused_stores(scp, adapter: Adapter, *, sop_class, sop_instance, data,
 
 
 def test_ignored_sop_class(scp, adapter: Adapter):
-    """Instances of a SOP class that the AE title ignores get Success and are not there."""
+    """Instances of a SOP class that the AE title ignores get Success and are not stored."""
     add_ae_title(adapter, "NoCT", ignoredSopClasses=[CT.sop_class])
     eventually(lambda: "NoCT" in scp.acceptor._configuration.snapshot.ae_titles)
     with Peer(scp, [(CT.sop_class, [EVLE])], called="NoCT") as peer:
@@ -334,7 +334,7 @@ def test_store_under_a_refused_context(scp, adapter: Adapter):
 
 @pytest.mark.parametrize("ending", ["abort", "cut"])
 def test_end_in_mid_transfer(scp, adapter: Adapter, ending):
-    """A transfer that an abort or a lost connection ends leaves nothing, and its place is free."""
+    """A transfer cut off by an abort or a lost connection leaves nothing, and its place is free."""
     peer = Peer(scp, [(CT.sop_class, [EVLE])])
     with peer:
         peer.store_half(CT.sop_class, CT.sop_instance, CT.data)
@@ -352,14 +352,14 @@ def test_end_in_mid_transfer(scp, adapter: Adapter, ending):
 
 
 def test_connection_without_a_request(scp):
-    """A connection that never asks for an association counts as none."""
+    """A connection without an association does not count against the limit."""
     with connect(scp) as quiet:
         quiet.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert scp.acceptor.active == 0
 
 
 def test_ipv4_and_ipv6(adapter: Adapter, settings):
-    """Without a host it listens on IPv4 and IPv6, and an IPv4 source is known by its address."""
+    """Without a host it listens on IPv4 and IPv6, and knows an IPv4 source by its IPv4 address."""
     add_fixture(adapter)
     add_source(adapter, "SIX", "::1")
     with running(with_scp(settings, host="")) as scp:
@@ -376,7 +376,7 @@ def test_ipv4_and_ipv6(adapter: Adapter, settings):
 
 
 def test_an_association_keeps_its_configuration(scp, adapter: Adapter):
-    """A change in mid-association is for the next one: arrivals name the version that holds."""
+    """A change applies from the next association on; arrivals name the version they came under."""
     with Peer(scp, [(CT.sop_class, [EVLE])]) as peer:
         version = add_ae_title_again(adapter)
         eventually(lambda: scp.acceptor._configuration.snapshot.version == version)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Storage SCU: which contexts, which bytes, what an answer means, how long anything takes."""
+"""The Storage SCU: contexts, bytes, the meaning of answers, and time limits."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from pydicom.uid import (
 )
 from pynetdicom import AllStoragePresentationContexts
 
-from adapter.dicom import part10_header, read_file_meta
+from adapter.dicom.part10 import part10_header, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.models import Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
+from adapter.scu.files import Outgoing, examine
+from adapter.scu.store import judge, plan, store
 from adapter.settings import Scu
 from tests.support_peers import RawPeer, ScriptedPacs, StoreScp, destination
 from tests.support_stack import free_port
 from tests.support_stages import encode, make_instance
-from tests.support_wire import abort, data, pdu, pdv, reject
-from workers.clients.store_scu import Outgoing, examine, judge, plan, store
+from tests.support_wire import abort, data, item, pdu, pdv, reject
 
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
 #: Eight transfer syntaxes, as in the original's own test (T9).
@@ -44,6 +45,8 @@ EIGHT = {
     "JPEG-lossy.dcm": "JPEG Extended (Process 2 and 4)",
 }
 QUICK = Scu(ae_title="SCU", connect_seconds=1, association_seconds=1, response_seconds=1)
+#: Deadlines that no peer of these tests waits for.
+PATIENT = Scu(ae_title="SCU", connect_seconds=20, association_seconds=20, response_seconds=20)
 #: Seconds beyond a deadline that this machine may take.
 SLACK = 1.0
 
@@ -56,7 +59,7 @@ def body(path):
 
 
 def outgoing(path, number=1, **changes):
-    found = examine(path.parent, path.name, number, tries=0, repeat=False)
+    found = examine(path.parent, path.name, number)
     return Outgoing(**{name: getattr(found, name) for name in found.__slots__} | changes)
 
 
@@ -80,9 +83,8 @@ def write_instance(path, *, payload=None, syntax=ExplicitVRLittleEndian, sop_cla
 
 
 def send(files, port, scu=QUICK):
-    """Send files and return the receipts by number."""
-    results = store(files, destination(port), scu, answered=lambda: None)
-    return {receipt.number: receipt for receipt in results}
+    """Send files and return the results by number."""
+    return {result.file.number: result for result in store(files, destination(port), scu)}
 
 
 # -- what an answer means ------------------------------------------------------------------------
@@ -188,9 +190,9 @@ def test_second_association_for_the_rest(tmp_path):
     ]
 
     with ScriptedPacs(classes=classes, syntaxes=[ExplicitVRLittleEndian]) as pacs:
-        receipts = send(files, pacs.port)
+        results = send(files, pacs.port)
 
-    assert {receipt.outcome for receipt in receipts.values()} == {Outcome.STORED}
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
     assert set(pacs.sent.values()) == {1}
     assert len(pacs.sent) == 130
     assert pacs.associations == 3  # two contexts for each class, 128 for each association
@@ -205,9 +207,9 @@ def test_eight_transfer_syntaxes_arrive_as_they_are(tmp_path):
     files = [outgoing(TEST_FILES / name, number) for number, name in enumerate(EIGHT)]
 
     with StoreScp(tmp_path / "pacs", "+xa") as pacs:
-        receipts = send(files, pacs.port)
+        results = send(files, pacs.port)
 
-    assert {receipt.status for receipt in receipts.values()} == {0}
+    assert {result.status for result in results.values()} == {0}
     assert pacs.said("Received Store Request") == 8
     arrived = {body(path): pydicom.dcmread(path).file_meta for path in pacs.files()}
     assert set(arrived) == {body(TEST_FILES / name) for name in EIGHT}
@@ -216,7 +218,7 @@ def test_eight_transfer_syntaxes_arrive_as_they_are(tmp_path):
 
 
 def test_large_data_set_is_bit_identical(tmp_path):
-    """A data set of many portions, not a multiple of anything, arrives as it is."""
+    """A data set of many portions, and of an uneven size, arrives unchanged."""
     payload = encode(make_instance()) + pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 5_000_002)
     payload += os.urandom(5_000_002)
     file = outgoing(write_instance(tmp_path / "large.dcm", payload=payload))
@@ -230,7 +232,7 @@ def test_large_data_set_is_bit_identical(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 131072])
 def test_large_pdus_where_the_peer_allows(tmp_path, size):
-    """The peer's maximum length is used in full, and no limit means 128 KiB."""
+    """PDUs are as long as the peer's maximum length allows, and 128 KiB without a limit."""
     payload = encode(make_instance()) + bytes(400_000)
     file = outgoing(write_instance(tmp_path / "large.dcm", payload=payload))
 
@@ -259,12 +261,12 @@ def test_refused_context_fails_by_name(tmp_path):
     refused = write_instance(tmp_path / "b.dcm", syntax=JPEG2000)
 
     with ScriptedPacs(syntaxes=[ExplicitVRLittleEndian, ImplicitVRLittleEndian]) as pacs:
-        receipts = send([outgoing(refused, 1), outgoing(accepted, 2)], pacs.port)
+        results = send([outgoing(refused, 1), outgoing(accepted, 2)], pacs.port)
 
-    assert receipts[2].outcome is Outcome.STORED
-    assert receipts[1].outcome is Outcome.REFUSED
-    assert "CT Image Storage" in receipts[1].reason
-    assert "JPEG 2000 Image Compression" in receipts[1].reason
+    assert results[2].outcome is Outcome.STORED
+    assert results[1].outcome is Outcome.REFUSED
+    assert "CT Image Storage" in results[1].reason
+    assert "JPEG 2000 Image Compression" in results[1].reason
     assert len(pacs.sent) == 1
 
 
@@ -276,10 +278,10 @@ def test_nothing_is_converted(tmp_path):
     with ScriptedPacs(
         classes=[CTImageStorage, implicit.sop_class_uid], syntaxes=[ImplicitVRLittleEndian]
     ) as pacs:
-        receipts = send([explicit, implicit], pacs.port)
+        results = send([explicit, implicit], pacs.port)
 
-    assert receipts[1].outcome is Outcome.REFUSED
-    assert receipts[2].outcome is Outcome.STORED
+    assert results[1].outcome is Outcome.REFUSED
+    assert results[2].outcome is Outcome.STORED
     assert pacs.data == {implicit.sop_instance_uid: body(TEST_FILES / "rtplan.dcm")}
 
 
@@ -287,7 +289,7 @@ def test_nothing_is_converted(tmp_path):
 
 
 def test_only_plain_files_are_opened(tmp_path):
-    """No link anywhere in the path, no way out, no FIFO, no folder; a missing file may come."""
+    """No link, path out of the root, FIFO or folder is opened; a missing file may come."""
     (tmp_path / "outside").mkdir()
     write_instance(tmp_path / "outside" / "secret.dcm")
     root = tmp_path / "root"
@@ -297,24 +299,24 @@ def test_only_plain_files_are_opened(tmp_path):
     (root / "way").symlink_to(tmp_path / "outside")
     os.mkfifo(root / "pipe.dcm")
 
-    assert examine(root, "sub/good.dcm", 1, tries=0, repeat=False).number == 1
+    assert examine(root, "sub/good.dcm", 1).number == 1
     for path in ("link.dcm", "way/secret.dcm", "../outside/secret.dcm", "pipe.dcm", "sub", "",
                  str(root / "sub" / "good.dcm"), "sub/good.dcm/x", "a\0b"):  # fmt: skip
         with pytest.raises(PermanentError):
-            examine(root, path, 1, tries=0, repeat=False)
+            examine(root, path, 1)
     with pytest.raises(NotYetVisible):
-        examine(root, "sub/missing.dcm", 1, tries=0, repeat=False)
+        examine(root, "sub/missing.dcm", 1)
 
 
 def test_files_that_cannot_be_sent(tmp_path):
-    """What is no DICOM file, or has no data set, or one of odd length, is found out first."""
+    """A file that is not DICOM, not whole or without valid UIDs is refused before it is sent."""
     (tmp_path / "text").write_text("no DICOM at all " * 20)
     write_instance(tmp_path / "empty.dcm", payload=b"")
     write_instance(tmp_path / "odd.dcm", payload=b"123")
     write_instance(tmp_path / "uid.dcm", payload=b"1234", sop_class="1.02")
     for name in ("text", "empty.dcm", "odd.dcm", "uid.dcm"):
         with pytest.raises(PermanentError):
-            examine(tmp_path, name, 1, tries=0, repeat=False)
+            examine(tmp_path, name, 1)
 
 
 def test_file_that_shrinks_costs_only_itself(tmp_path):
@@ -330,9 +332,9 @@ def test_file_that_shrinks_costs_only_itself(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, ScriptedPacs() as pacs:
         patch.setattr(os, "readv", short)
-        receipts = send(files, pacs.port)
+        results = send(files, pacs.port)
 
-    assert [receipts[n].outcome for n in range(3)] == [
+    assert [results[n].outcome for n in range(3)] == [
         Outcome.STORED,
         Outcome.REFUSED,
         Outcome.STORED,
@@ -361,7 +363,7 @@ def test_name_that_nobody_knows(tmp_path):
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     nowhere = destination(104).model_copy(update={"host_ip": "no-such-host.invalid"})
     with pytest.raises(Unreachable, match="name"):
-        list(store([file], nowhere, QUICK, answered=lambda: None))
+        list(store([file], nowhere, QUICK))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +378,7 @@ def test_name_that_nobody_knows(tmp_path):
     ids=["silent", "deaf", "trickles", "half-a-header", "closes"],
 )
 def test_no_answer_to_the_request(tmp_path, behave):
-    """A peer that gives no whole answer to the request is unreachable, and in time."""
+    """A peer without a whole answer to the request is unreachable, after its deadline."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     in_time = took(1)
     with RawPeer(behave) as peer, pytest.raises(Unreachable):
@@ -410,10 +412,10 @@ def test_peer_that_stalls(tmp_path, act):
     """A peer that stops reading, or gives no whole answer to a C-STORE, costs its deadline."""
     payload = encode(make_instance()) + bytes(8_000_000)
     file = outgoing(write_instance(tmp_path / "a.dcm", payload=payload))
-    receipts = []
+    results = []
     in_time = took(1.5)
     with RawPeer(after_acceptance(act)) as peer, pytest.raises(AssociationBroken, match="in 1 s"):
-        receipts.extend(store([file], destination(peer.port), QUICK, answered=lambda: None))
+        results.extend(store([file], destination(peer.port), QUICK))
     assert in_time()
 
 
@@ -428,7 +430,7 @@ def test_peer_that_stalls(tmp_path, act):
     ],
 )
 def test_rejections(tmp_path, answer, code):
-    """A rejection is told by its three numbers."""
+    """A rejection carries its three numbers."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     with (
         RawPeer(lambda peer: (peer.pdu(), peer.socket.sendall(answer), peer.hold())) as peer,
@@ -477,27 +479,36 @@ def abort_in_mid_data(peer):
          "other-context", "short-pdv", "other-message"],
 )  # fmt: skip
 def test_associations_that_break(tmp_path, act, words):
-    """However an association ends in the middle, the file on its way may pass, and it says why."""
+    """If the association breaks, the file on its way is to be tried again, with the cause."""
     payload = encode(make_instance()) + bytes(8_000_000)
     file = outgoing(write_instance(tmp_path / "a.dcm", payload=payload))
-    receipts = []
+    results = []
 
     with RawPeer(after_acceptance(act)) as peer:
-        sending = store([file], destination(peer.port), QUICK, answered=lambda: None)
-        receipts.append(next(sending))
+        sending = store([file], destination(peer.port), PATIENT)
+        results.append(next(sending))
         with pytest.raises(AssociationBroken, match=words):
             next(sending)
 
-    [receipt] = receipts
-    assert receipt.outcome is Outcome.RETRY
-    assert receipt.tries == 1
-    assert words in receipt.reason
+    [result] = results
+    assert result.outcome is Outcome.RETRY
+    assert result.unanswered
+    assert words in result.reason
 
 
 def test_broken_acceptance(tmp_path):
-    """An acceptance that cannot be read, or leaves no room for data, is a broken association."""
+    """An acceptance that cannot be read or used is a broken association."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
-    for answer in (pdu(2, bytes(80)), pdu(2, b""), pdu(9, bytes(4)), abort(0, 0)):
+    for answer in (
+        pdu(2, bytes(80)),  # no context is answered
+        pdu(2, bytes(68) + item(0x50, item(0x51, b"\0\0\x40\0"))),  # the same
+        pdu(2, bytes(68) + item(0x21, b"")[:-1]),
+        pdu(2, bytes(68) + item(0x50, b"\x51\0\0\5\0")),
+        pdu(2, bytes(68) + item(0x50, item(0x51, b""))),
+        pdu(2, b""),
+        pdu(9, bytes(4)),
+        abort(0, 0),
+    ):
         with (
             RawPeer(lambda peer, answer=answer: (peer.pdu(), peer.socket.sendall(answer))) as peer,
             pytest.raises(AssociationBroken),
@@ -505,6 +516,78 @@ def test_broken_acceptance(tmp_path):
             send([file], peer.port)
     with RawPeer(lambda peer: peer.accept(maximum=7)) as peer, pytest.raises(AssociationBroken):
         send([file], peer.port)
+
+
+ODD = item(0x99, b"whatever")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"extra": ODD},
+        {"in_contexts": ODD},
+        {"in_user_information": ODD},
+        {"in_user_information": item(0x55, b"VERSION\xff")},
+        {"in_user_information": item(0x55, b"A VERSION NAME OF TOO MANY CHARACTERS")},
+        {"in_user_information": item(0x59, b"\0\x20")},
+        {"implementation": b"1.02.not-a-uid"},
+        {"implementation": b"1." * 40},
+        {"application_context": b"\xff" * 70},
+        {"user_information": False},
+    ],
+    ids=["item", "in-context", "in-user-information", "version-bytes", "version-length",
+         "user-identity", "class-uid-grammar", "class-uid-length", "application-context",
+         "no-user-information"],
+)  # fmt: skip
+def test_items_that_decide_nothing_are_not_read(tmp_path, odd):
+    """Unknown and merely informative items break no association (PS3.8 section 9.3.1)."""
+    file = outgoing(write_instance(tmp_path / "a.dcm"))
+
+    def behave(peer):
+        peer.accept(**odd)
+        context, request, _ = peer.message()
+        peer.socket.sendall(peer.response(context, request))
+        peer.hold()
+
+    with RawPeer(behave) as peer:
+        assert send([file], peer.port)[1].outcome is Outcome.STORED
+
+
+@pytest.mark.parametrize(
+    "transfer",
+    [b"", item(0x40, b""), item(0x40, b"\xff" * 80)],
+    ids=["none", "empty", "garbage"],
+)
+def test_transfer_syntax_of_a_refused_context_is_not_read(tmp_path, transfer):
+    """It is not significant (PS3.8 section 9.3.3.2): the file is refused by name as any other."""
+    file = outgoing(write_instance(tmp_path / "a.dcm"))
+
+    def behave(peer):
+        peer.accept(result=4, transfer=transfer)
+        peer.hold()
+
+    with RawPeer(behave) as peer:
+        result = send([file], peer.port)[1]
+    assert result.outcome is Outcome.REFUSED
+    assert "CT Image Storage" in result.reason
+
+
+def test_answers_about_contexts_that_were_not_proposed_count_for_nothing(tmp_path):
+    """An id that was never proposed, or is even, accepts no context; the others are used."""
+    file = outgoing(write_instance(tmp_path / "a.dcm"))
+    strange = b"".join(
+        item(0x21, bytes((number, 0, 0, 0)) + item(0x40, ImplicitVRLittleEndian.encode()))
+        for number in (2, 251)
+    )
+
+    def behave(peer):
+        peer.accept(extra=strange)
+        context, request, _ = peer.message()
+        peer.socket.sendall(peer.response(context, request))
+        peer.hold()
+
+    with RawPeer(behave) as peer:
+        assert send([file], peer.port)[1].outcome is Outcome.STORED
 
 
 def test_small_maximum_length(tmp_path):
@@ -529,7 +612,7 @@ def descriptors():
 
 
 def test_no_descriptor_is_left(tmp_path):
-    """Whatever peers do, no file or socket stays open."""
+    """No file or socket stays open, whatever the peer does."""
     file = outgoing(write_instance(tmp_path / "a.dcm"))
     before = descriptors()
     for act in (abort_in_mid_data, lambda peer: peer.message()):
@@ -553,7 +636,7 @@ def test_stopped_between_two_files(tmp_path):
         peer.socket.sendall(pdu(6, bytes(4)))
 
     with RawPeer(behave) as peer:
-        sending = store(files, destination(peer.port), QUICK, answered=lambda: None)
+        sending = store(files, destination(peer.port), QUICK)
         assert next(sending).outcome is Outcome.STORED
         sending.close()
     assert released == [5]

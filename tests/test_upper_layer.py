@@ -38,7 +38,7 @@ def answer():
 
 
 def run(*chunks, layer=None):
-    """Feed chunks to an acceptor that says yes to everything; return what happened and was sent."""
+    """Feed chunks to an acceptor that accepts everything; return what it indicated and sent."""
     layer = layer or UpperLayer(LIMITS)
     seen = []
     for chunk in chunks:
@@ -66,7 +66,7 @@ def joined(seen):
 
 
 def after_accept(*chunks):
-    """Return what happened and was sent after an association was accepted."""
+    """Return what is indicated and sent after an association was accepted."""
     _, out, layer = run(wire.request())
     assert (out[:2], layer.state) == (AC_HEADER, State.STA6)
     return run(*chunks, layer=layer)
@@ -123,7 +123,7 @@ def test_a_fragment_is_a_view_of_what_was_received():
     ],
 )
 def test_before_an_association(sent, expected):
-    """What is no A-ASSOCIATE-RQ that can be judged is answered as Table 9-10 says for Sta2."""
+    """Anything but a readable A-ASSOCIATE-RQ is answered as Table 9-10 says for Sta2."""
     seen, out, layer = run(sent)
 
     assert expected == out
@@ -132,7 +132,7 @@ def test_before_an_association(sent, expected):
 
 
 def test_the_number_of_contexts_is_not_this_layers_business():
-    """U12: 128 contexts are one request; so are none."""
+    """U12: a request may propose 128 contexts, or none."""
     many = [(2 * n + 1, wire.CT_IMAGE, (wire.IMPLICIT,)) for n in range(128)]
     for contexts in (many, ()):
         ((requested,), _, _) = run(wire.request(contexts=contexts))
@@ -140,10 +140,22 @@ def test_the_number_of_contexts_is_not_this_layers_business():
         assert len(contexts) == len(requested.request.presentation_context)
 
 
-def test_unknown_items_are_skipped():
-    """Items of unknown types do no harm (PS3.8 section 9.3.1)."""
-    odd = wire.item(0x99, b"whatever")
-    (requested,), _, _ = run(wire.request(extra_items=odd, extra_user_items=odd))
+@pytest.mark.parametrize(
+    ("odd", "informative"),
+    [
+        (wire.item(0x99, b"whatever"), b""),
+        (wire.item(0x20, b"\7\0\0\0" + wire.item(0x99, b"") + wire.item(0x30, b"1.2.3")),
+         wire.item(0x99, b"whatever")),
+        (b"", wire.item(0x55, b"VERSION\xff")),
+        (b"", wire.item(0x55, b"A VERSION NAME OF TOO MANY CHARACTERS")),
+        (b"", wire.item(0x58, b"\1\0\xff\xffgarbage")),
+        (b"", wire.item(0x54, b"\0\x05garbage")),
+    ],
+    ids=["unknown", "unknown-sub-item", "version-bytes", "version-length", "user-identity", "role"],
+)  # fmt: skip
+def test_items_that_decide_nothing_are_not_read(odd, informative):
+    """Items of unknown types and those that only inform do no harm (PS3.8 section 9.3.1)."""
+    (requested,), _, _ = run(wire.request(extra_items=odd, extra_user_items=informative))
 
     assert requested.request.called_ae_title == "ADAPTER"
 
@@ -169,7 +181,7 @@ def test_unknown_items_are_skipped():
     ],
 )  # fmt: skip
 def test_violations_of_an_association(sent, expected):
-    """What may not come is answered as Table 9-10 says for Sta6, and nothing more is read."""
+    """A PDU that may not come is answered as Table 9-10 says for Sta6, and nothing more is read."""
     seen, out, layer = after_accept(sent)
 
     assert expected == out
@@ -186,7 +198,7 @@ def test_a_pdu_of_the_maximum_length_is_taken():
 
 
 def test_an_unanswered_request_takes_nothing_more():
-    """While the local answer is awaited (Sta3), data is a violation."""
+    """Data is a violation while the local answer is awaited (Sta3)."""
     layer = UpperLayer(LIMITS)
     list(layer.receive(wire.request()))
 
@@ -199,7 +211,7 @@ def test_an_unanswered_request_takes_nothing_more():
     ("maximum", "sizes"), [(8, [8] * 5), (12, [12, 10]), (0, [16]), (2**32 - 1, [16])]
 )
 def test_what_is_sent_keeps_to_the_peers_maximum_length(maximum, sizes):
-    """U17: a command set is split as the peer's maximum length asks for; 0 is no limit."""
+    """U17: a command set is split to fit the peer's maximum length; 0 is no limit."""
     _, _, layer = run(wire.request(maximum=maximum))
     layer.take_output()
 
@@ -241,7 +253,7 @@ def test_nothing_is_sent_after_the_end():
 
 
 def test_a_lost_connection_ends_what_was_open():
-    """A connection that closes ends an open association, and none that had ended."""
+    """A connection that closes ends an association only if it was still open."""
     _, _, layer = after_accept()
     assert layer.connection_closed()
     assert not layer.connection_closed()
@@ -249,7 +261,7 @@ def test_a_lost_connection_ends_what_was_open():
 
 
 def test_the_table_is_whole():
-    """Every state but idle knows what to do with everything that can be received."""
+    """Every state but idle has an action for every event."""
     assert {state: set(Received) for state in set(State) - {State.STA1}} == {
         state: set(row) for state, row in TABLE.items()
     }
@@ -279,7 +291,7 @@ EXAMPLES = [
     st.lists(st.integers(min_value=0, max_value=2000), max_size=20),
 )
 def test_any_split_of_the_stream_means_the_same(messages, cuts):
-    """However the peer's bytes are split on their way, the same happens and the same is sent."""
+    """The same is indicated and sent however the peer's bytes are split."""
     whole = wire.request() + b"".join(messages)
 
     seen_whole, out_whole, layer_whole = run(whole)
@@ -293,7 +305,7 @@ def test_any_split_of_the_stream_means_the_same(messages, cuts):
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300), st.booleans())
 def test_garbage_raises_nothing(garbage, in_request):
-    """Whatever bytes come, nothing is raised: the association goes on, or is aborted."""
+    """No bytes make it raise: the association goes on, or is aborted."""
     sent = wire.pdu(1, bytes(68) + garbage) if in_request else garbage
 
     _, out, layer = run(sent)
@@ -305,7 +317,7 @@ def test_garbage_raises_nothing(garbage, in_request):
 @settings(max_examples=200, deadline=None)
 @given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=0, max_value=255))
 def test_a_damaged_request_raises_nothing(where, value):
-    """An A-ASSOCIATE-RQ with any one byte damaged is judged or aborted, and raises nothing."""
+    """An A-ASSOCIATE-RQ with one damaged byte is read or aborted, and raises nothing."""
     damaged = bytearray(wire.request())
     damaged[6 + where % (len(damaged) - 6)] = value
 

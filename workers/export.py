@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapter import stages
 from adapter.core import Adapter
+from adapter.dicom import rejections
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.ledger import configuration, exports, leases, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
@@ -21,15 +22,10 @@ from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
-from adapter.scu.association import (
-    CALLED_NOT_RECOGNISED,
-    CALLING_NOT_RECOGNISED,
-    AssociationBroken,
-    AssociationRejected,
-    Unreachable,
-)
+from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
+from adapter.scu.files import Outgoing, examine
 from workers.clients.results_service import results_service
-from workers.clients.store_scu import Outgoing, examine, store
+from workers.clients.store_scu import store
 from workers.receipt_book import ReceiptBook
 from workers.stage import Parked, TaskResult, TryFailed, Work
 
@@ -37,8 +33,8 @@ log = get_logger(__name__)
 
 #: Rejections that no further try will change (PS3.8 Table 9-21).
 _HOPELESS = {
-    CALLING_NOT_RECOGNISED: "calling-ae-not-recognised",
-    CALLED_NOT_RECOGNISED: "called-ae-not-recognised",
+    rejections.CALLING_AE_TITLE_NOT_RECOGNIZED: "calling-ae-not-recognised",
+    rejections.CALLED_AE_TITLE_NOT_RECOGNIZED: "called-ae-not-recognised",
 }
 #: Looks at a file that is not visible yet, in the time that a shared volume has to show it.
 _LOOKS = 20

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from adapter.core import Adapter
-from adapter.dicom import read_file_meta
+from adapter.dicom.instance import Instance
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.uids import check_uid
 from adapter.errors import ConfigurationError, NotYetVisible, UnreadableInstance
 from adapter.ledger import arrivals, leases
 from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Discarded, Grouped, Quarantined
@@ -26,7 +28,7 @@ from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
-from adapter.models import AETitle, ArrivalId, ArrivalState, Instance, check_uid
+from adapter.models import AETitle, ArrivalId, ArrivalState
 from adapter.processors.base import InstanceObserver, JobProcessor
 from adapter.processors.registry import create_observers, create_processor
 from adapter.stages import RECLAMATION

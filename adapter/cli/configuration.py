@@ -299,7 +299,7 @@ def remove_destination(ctx: typer.Context, name: KeyArgument) -> None:
 @destinations.command("echo")
 def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
     """Send a C-ECHO to a destination, and show the outcome in plain words."""
-    from adapter.echo import echo  # noqa: PLC0415 - see the package's docstring
+    from adapter.scu.echo import echo  # noqa: PLC0415 - see the package's docstring
 
     with opened(ctx) as adapter:
         found = _find(adapter, EntityKind.DESTINATION, name)

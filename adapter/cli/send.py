@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`send` and `echo`: a modality on the command line."""
+"""`send` and `echo`: an SCU on the command line."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapter.cli.which import AsJson, settings_of
+from adapter.dicom.ae_titles import check_ae_title
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import Destination, EntityKind, check_ae_title
+from adapter.models import Destination, EntityKind, Outcome
 from adapter.settings import Scu
 from adapter.terminal import complain, errors, print_json, print_table, say
 from adapter.timeline import count
 
 if TYPE_CHECKING:
-    from adapter.demo import modality
-    from adapter.echo import EchoResult
+    from adapter.scu.echo import EchoResult
+    from adapter.scu.files import Outgoing
+    from adapter.scu.store import StoreResult
 
 Calling = Annotated[
     str | None, typer.Option(help="The calling AE title; by default that of our SCU.")
@@ -39,22 +41,24 @@ def send(
     calling: Calling = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send files and folders by C-STORE, as they are; what was not answered is sent again."""
+    """Send files and folders by C-STORE, as they are; those not answered are sent again."""
     dicom = settings_of(ctx).dicom
     peer = _peer(ae_title, host or local(dicom.scp.host), port or dicom.scp.port)
     scu = _calling_as(dicom.scu, calling)
-    from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
+    from adapter.scu.files import find_files  # noqa: PLC0415 - see the package's docstring
 
-    found = modality.find_files(paths)
+    found = find_files(paths)
     if not found.files:
-        raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped)})")
+        raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped + found.unfit)})")
     stored, failures = _send(found.files, peer, scu)
+    failures += found.unfit
+    total = len(found.files) + found.unfit.total()
     if as_json:
         document = {"stored": stored, "skipped": found.skipped, "failed": failures}
         print_json(document)
     else:
         where = f"{peer.host_ip}:{peer.port}"
-        say(f"{stored} of {count(len(found.files), 'file')} stored by {peer.ae_title} at {where}")
+        say(f"{stored} of {count(total, 'file')} stored by {peer.ae_title} at {where}")
         if found.skipped:
             say(f"skipped: {_skipped(found.skipped)}")
         if failures:
@@ -75,13 +79,13 @@ def echo(
         bool,
         typer.Option(
             "--accept-rejection",
-            help="Call a rejected association an answer too: it is DICOM that is spoken there.",
+            help="Count a rejected association as an answer too: the peer speaks DICOM.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a C-ECHO to any address, and say in plain words what came of it."""
-    from adapter import echo as verification  # noqa: PLC0415 - see the package's docstring
+    from adapter.scu import echo as verification  # noqa: PLC0415 - see the package's docstring
 
     scu = _calling_as(settings_of(ctx).dicom.scu, calling)
     answer = verification.echo(_peer(ae_title, host, port), scu)
@@ -116,8 +120,8 @@ def _calling_as(scu: Scu, calling: str | None) -> Scu:
         raise ConfigurationError([f"--calling: {error}"]) from None
 
 
-def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
-    from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
+def _send(files: list[Outgoing], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
+    from adapter.scu import sender  # noqa: PLC0415 - see the package's docstring
 
     failures: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -131,12 +135,12 @@ def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple
     with shown as progress:
         task = progress.add_task(f"to {peer.ae_title}", total=len(files))
 
-        def settled(_file: modality.DicomFile, status: int | None, why: str) -> None:
-            if not modality.is_stored(status):
-                failures[why] += 1
+        def settled(result: StoreResult) -> None:
+            if result.outcome is not Outcome.STORED:
+                failures[result.reason or ""] += 1
             progress.advance(task)
 
-        modality.send(files, peer, scu, settled)
+        sender.send(files, peer, scu, settled)
     return len(files) - failures.total(), failures
 
 

@@ -19,14 +19,16 @@ from pathlib import Path
 import pydicom
 
 from adapter.core import Adapter, open_adapter
-from adapter.demo import modality, proof, scene
+from adapter.demo import proof, scene
 from adapter.demo.display import live_display, plain_display
-from adapter.demo.modality import DicomFile, Found
 from adapter.demo.progress import DemoProgress, Line, look
 from adapter.demo.scene import Scene
 from adapter.embedded.supervisor import Supervisor
 from adapter.errors import AdapterError
-from adapter.models import ExportState, JobState
+from adapter.models import ExportState, JobState, Outcome
+from adapter.scu.files import Found, find_files
+from adapter.scu.sender import send
+from adapter.scu.store import StoreResult
 from adapter.terminal import console, print_table, say
 from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
 from adapter.verify import verify
@@ -42,18 +44,18 @@ _LOOK_SECONDS = 0.25
 
 @dataclass
 class Sending:
-    """The responses that the modality has got so far."""
+    """How many files the adapter has stored and refused so far."""
 
     total: int
     stored: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
-    def settle(self, _file: DicomFile, status: int | None, why: str) -> None:
-        """Count a file with a response, or one that is given up."""
-        if modality.is_stored(status):
+    def settle(self, result: StoreResult) -> None:
+        """Count a file that was answered or given up."""
+        if result.outcome is Outcome.STORED:
             self.stored += 1
         else:
-            self.failures[why] += 1
+            self.failures[result.reason or ""] += 1
 
     @property
     def line(self) -> Line:
@@ -117,9 +119,9 @@ def visit(stage: Scene, study: Path | None, *, stall_seconds: float) -> None:
 
 
 def _find(study: Path | None) -> Found:
-    found = modality.find_files([study or DEFAULT_STUDY])
+    found = find_files([study or DEFAULT_STUDY])
     if not found.files:
-        skipped = f" (skipped: {_counts(found)})" if found.skipped else ""
+        skipped = f" (skipped: {_counts(found)})" if found.skipped or found.unfit else ""
         raise AdapterError(f"there is no DICOM file to send in {study}{skipped}")
     return found
 
@@ -169,14 +171,14 @@ def _send_and_watch(
     )
     say(
         f"Sending {count(len(found.files), 'file')} to {scene.AE_TITLE}"
-        + (f" (skipped: {_counts(found)})" if found.skipped else "")
+        + (f" (skipped: {_counts(found)})" if found.skipped or found.unfit else "")
     )
     sending = Sending(len(found.files))
     before = look(adapter)
     received = proof.digests(stage.received)
     with ThreadPoolExecutor(1, thread_name_prefix="modality") as pool:
         sent = pool.submit(
-            modality.send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
+            send, found.files, stage.adapter, stage.modality, sending.settle, insist=True
         )
         progress, over = _watch(adapter, sending, sent, before, stall_seconds)
         sent.result()
@@ -194,7 +196,8 @@ def _send_and_watch(
 
 def _counts(found: Found) -> str:
     """Return how many files were skipped, and why."""
-    return ", ".join(f"{number} {reason}" for reason, number in found.skipped.items())
+    skipped = found.skipped + found.unfit
+    return ", ".join(f"{number} {reason}" for reason, number in skipped.items())
 
 
 def _watch(

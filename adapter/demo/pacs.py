@@ -12,8 +12,8 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
 
+from adapter.dicom.uids import check_uid
 from adapter.files import write_durably
-from adapter.models import check_uid
 
 #: C-STORE statuses (PS3.4 Annex B.2.3).
 _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000

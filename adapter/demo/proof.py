@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from adapter.dicom import digest_data_set, read_file_meta
+from adapter.dicom.part10 import digest_data_set, read_file_meta
 from adapter.ledger import Ledger
 from adapter.ledger.schema import task_files, tasks
 

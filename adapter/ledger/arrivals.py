@@ -24,12 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from adapter.dicom.instance import Instance
 from adapter.errors import LeaseLost
 from adapter.ledger import events, leases, locks
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
 from adapter.ledger.schema import arrivals, groups, now
-from adapter.models import ArrivalId, ArrivalState, GroupState, Instance, group_id
+from adapter.models import ArrivalId, ArrivalState, GroupState, group_id
 
 #: Attempts that may die before an arrival is quarantined unread.
 DEADLY_ATTEMPTS = 3

@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from adapter.dicom import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
+from adapter.dicom.instance import Instance
+from adapter.dicom.tags import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, parse_tag
 from adapter.errors import UnreadableInstance
-from adapter.models import Instance, Name, Priority, parse_tag
+from adapter.models import Name, Priority
 from adapter.processors.base import JobProcessor, JobRequest
 
 _PREFIX = "pipeline-"

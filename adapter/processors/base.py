@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
-from adapter.models import AETitle, Instance, Priority
+from adapter.dicom.instance import Instance
+from adapter.models import AETitle, Priority
 
 
 @dataclass(frozen=True, slots=True)

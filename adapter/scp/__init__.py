@@ -5,16 +5,17 @@
 
     connection     a socket and its deadlines; server: all of them; limiter: their number
         |
-    association    upper_layer (pdus, negotiation) and dimse (command_sets): bytes and no I/O
+    association    upper_layer, negotiation and dimse: bytes and no I/O
         |
-    reception      acceptance, configuration: judges an association, gives it a sink
+    acceptor       acceptance, configuration: judges an association, gives it a sink
         |
     sink           what one association stores
-    store          one instance, durable or withdrawn; leading_uids: the start of its data set
+    store          one instance, durable or withdrawn
         |
     background     wake-ups, events, heartbeat: what no C-STORE waits for
 
-`main` puts the parts together, `processes` runs several of them on one port.
+`main` puts the parts together, `processes` runs several of them on one port.  PDUs, command sets
+and statuses are those of ``adapter.dicom``.
 """
 
 from adapter.scp.main import Scp

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an association is accepted, and each of its presentation contexts: pure decisions.
+"""Whether an association and each of its presentation contexts is accepted: pure decisions.
 
-The checks, in this order; the first that fails rejects:
+The checks, in this order; the first that fails rejects the association:
 
 ======================================  ==========================  ========================
 the check                               A-ASSOCIATE-RJ              cause
@@ -24,10 +24,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from adapter.dicom import VERIFICATION
-from adapter.models import AETitle, Versioned, check_ae_title, check_uid
+from adapter.dicom.ae_titles import check_ae_title
+from adapter.dicom.rejections import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+    LOCAL_LIMIT_EXCEEDED,
+    TEMPORARY_CONGESTION,
+)
+from adapter.dicom.storage_classes import storage_classes
+from adapter.dicom.uids import VERIFICATION, is_uid
+from adapter.models import AETitle, Versioned
 from adapter.scp.configuration import Snapshot
-from adapter.scp.storage_classes import storage_classes
 from adapter.settings import ScpSettings
 
 # Results of a presentation context (PS3.8 Table 9-18).
@@ -47,7 +54,7 @@ class ProposedContext:
 
 @dataclass(frozen=True, slots=True)
 class ContextResult:
-    """What becomes of a presentation context; `transfer_syntax` counts only if it is accepted."""
+    """The result of a presentation context; `transfer_syntax` counts only if it is accepted."""
 
     context_id: int
     abstract_syntax: str
@@ -62,7 +69,7 @@ class ContextResult:
 
 @dataclass(frozen=True, slots=True)
 class AssociationRequest:
-    """An A-ASSOCIATE-RQ as far as it is judged; AE titles may be anything that a peer can send."""
+    """The part of an A-ASSOCIATE-RQ that is judged; its AE titles are not checked yet."""
 
     calling_ae: str
     called_ae: str
@@ -87,7 +94,7 @@ class Rejection:
     Attributes
     ----------
     nearest : str, optional
-        The configured AE title that the unknown called one may have been meant for.
+        The configured AE title that is most like the unknown one that was called.
     """
 
     result: int
@@ -110,7 +117,7 @@ def decide(
     Parameters
     ----------
     request : AssociationRequest
-        What the peer asks for.
+        The peer's request.
     configuration : Snapshot
         The AE titles and sources in force.
     settings : ScpSettings
@@ -124,15 +131,16 @@ def decide(
     called = _title(request.called_ae)
     stranger = _stranger(calling, request.peer_address, configuration, settings)
     if calling is None or stranger is not None:
-        return Rejection(1, 1, 3, stranger or "unknown-calling-ae")
+        return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, stranger or "unknown-calling-ae")
     ae_title = configuration.ae_titles.get(called or "")
     if called is None or ae_title is None:
-        return Rejection(1, 1, 7, "unknown-called-ae", _nearest(called, configuration))
+        nearest = _nearest(called, configuration)
+        return Rejection(*CALLED_AE_TITLE_NOT_RECOGNIZED, "unknown-called-ae", nearest)
     if active >= settings.maximum_number_of_associations:
-        return Rejection(2, 3, 2, "association-limit")
+        return Rejection(*LOCAL_LIMIT_EXCEEDED, "association-limit")
     stored = storage_classes(settings.additional_sop_classes)
     if any(cx.abstract_syntax in stored for cx in request.contexts) and storage_low():
-        return Rejection(2, 3, 1, "low-storage")
+        return Rejection(*TEMPORARY_CONGESTION, "low-storage")
     contexts = {cx.context_id: _judge(cx, stored, settings) for cx in request.contexts}
     return Accepted(calling, called, ae_title, contexts)
 
@@ -140,7 +148,7 @@ def decide(
 def _stranger(
     calling: str | None, address: str, configuration: Snapshot, settings: ScpSettings
 ) -> str | None:
-    """Return why nobody may call as `calling` from `address`, or None if it is a known source."""
+    """Return why `calling` may not call from `address`; None if it is a known source."""
     if not settings.reject_unknown_sources:
         return None
     source = configuration.sources.get(calling or "")
@@ -152,7 +160,7 @@ def _stranger(
 def _judge(
     proposed: ProposedContext, stored: frozenset[str], settings: ScpSettings
 ) -> ContextResult:
-    """Choose the first transfer syntax that is allowed; for Storage any is, private ones too."""
+    """Choose the first transfer syntax that is allowed; Storage allows any, private ones too."""
     if proposed.abstract_syntax == VERIFICATION and settings.verification.enabled:
         allowed: Sequence[str] | None = settings.verification.transfer_syntaxes
     elif proposed.abstract_syntax in stored:
@@ -160,7 +168,7 @@ def _judge(
     else:
         return _result(proposed, ABSTRACT_SYNTAX_NOT_SUPPORTED)
     for syntax in proposed.transfer_syntaxes:
-        if _is_uid(syntax) and (allowed is None or syntax in allowed):
+        if is_uid(syntax) and (allowed is None or syntax in allowed):
             return _result(proposed, ACCEPTANCE, syntax)
     return _result(proposed, TRANSFER_SYNTAXES_NOT_SUPPORTED)
 
@@ -176,16 +184,8 @@ def _title(text: str) -> str | None:
         return None
 
 
-def _is_uid(text: str) -> bool:
-    try:
-        check_uid(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _nearest(called: str | None, configuration: Snapshot) -> str | None:
-    """Return the configured AE title that a person would have meant, whatever its case."""
+    """Return the configured AE title that is most like the called one, whatever its case."""
     folded = {title.casefold(): title for title in sorted(configuration.ae_titles)}
     found = get_close_matches((called or "").casefold(), folded, n=1)
     return folded[found[0]] if found else None

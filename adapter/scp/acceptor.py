@@ -6,12 +6,12 @@ A transport asks `decide` and then talks to the sink; it needs nothing else of t
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from adapter.addresses import peer_address
 from adapter.log import get_logger
 from adapter.scp import acceptance, events
 from adapter.scp.acceptance import AssociationRequest, Rejection
@@ -92,7 +92,7 @@ class AssociationAcceptor:
 
         Every sink has to be closed, whatever becomes of the association.
         """
-        request = replace(request, peer_address=_plain(request.peer_address))
+        request = replace(request, peer_address=str(peer_address(request.peer_address)))
         # Taken before anything is judged, so that the limit holds for requests that come at once.
         place = self._limiter.acquire(request.peer_address)
         scp = self._settings.dicom.scp
@@ -136,9 +136,3 @@ class AssociationAcceptor:
         self._events.metrics.rejected(rejected.cause)
         self._events.record(events.REJECTED, **detail)
         log.warning("association rejected", **detail)
-
-
-def _plain(address: str) -> str:
-    """Return an address without its zone, and an IPv4-mapped one as IPv4."""
-    peer = ipaddress.ip_address(address.partition("%")[0])
-    return str(getattr(peer, "ipv4_mapped", None) or peer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One association: the upper layer, DIMSE and the reception put together; still without a socket.
+"""One association: the upper layer, DIMSE and the acceptor put together, without a socket.
 
 ::
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 
-from adapter.dicom import DEFLATED
+from adapter.dicom.pdus import NO_REASON, SERVICE_USER
+from adapter.dicom.statuses import SUCCESS
+from adapter.dicom.storage_classes import storage_classes
+from adapter.dicom.transfer_syntaxes import DEFLATED
 from adapter.log import get_logger
 from adapter.scp.acceptance import Rejection
 from adapter.scp.acceptor import AssociationAcceptor
-from adapter.scp.command_sets import SUCCESS
 from adapter.scp.dimse import (
     DataSet,
     EchoRequest,
@@ -28,11 +30,8 @@ from adapter.scp.dimse import (
 )
 from adapter.scp.negotiation import check_request, make_answer, read_request
 from adapter.scp.sink import StoreSink
-from adapter.scp.storage_classes import storage_classes
 from adapter.scp.store import Answer, Receive, StoreCommand
 from adapter.scp.upper_layer import (
-    NO_REASON,
-    SERVICE_USER,
     Aborted,
     Fragment,
     Indication,
@@ -45,26 +44,26 @@ from adapter.settings import ScpSettings
 
 log = get_logger(__name__)
 
-#: Pieces of a data set that are held until they are handed on; a peer may make them as small as 0.
+#: Pieces of a data set that are held at most before they are handed on; a peer may send empty ones.
 _MOST_PIECES = 32
 
 
 class AcceptorAssociation:
-    """What a connection brings, and what it is answered.
+    """Reads what a connection brings, and says what to answer.
 
     Parameters
     ----------
     settings : ScpSettings
         The limits.
     acceptor : AssociationAcceptor
-        Who decides.
+        Decides whether the association is accepted.
     peer_address : str
         The peer's IP address.
 
     Attributes
     ----------
     layer : UpperLayer
-        Where it stands, and what is to be sent.
+        The association's state, and the bytes to send.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class AcceptorAssociation:
         self._receive: Receive | None = None
         self._request: StoreRequest | RefusedRequest | None = None  # whose data set is on its way
         self._began = 0.0  # when the first byte of its command came
-        self._pieces: list[memoryview] = []  # of it, not handed on yet
+        self._pieces: list[memoryview] = []  # of its data set, not handed on yet
 
     @property
     def established(self) -> bool:
@@ -87,7 +86,7 @@ class AcceptorAssociation:
         return self._sink is not None
 
     def receive(self, data: memoryview) -> None:
-        """Take what the peer sent; what it is to be answered is then the layer's output."""
+        """Take what the peer sent; the layer's output then holds the answer."""
         for indication in self.layer.receive(data):
             if isinstance(indication, Fragment):
                 self._read(indication)
@@ -96,17 +95,17 @@ class AcceptorAssociation:
         self._hand_on()
 
     def abort(self, cause: str, *, source: int = SERVICE_USER) -> None:
-        """End it from this side, e.g. because the peer is too slow."""
+        """End the association from this side, e.g. because the peer is too slow."""
         self.layer.abort(source, NO_REASON)
         self._end("aborted", cause)
 
     def give_up(self) -> None:
-        """Take note that the peer has not asked for an association in time."""
+        """Record that the peer has not asked for an association in time."""
         self.layer.artim_expired()
         self._end("lost", "no A-ASSOCIATE-RQ in time")
 
     def connection_closed(self) -> None:
-        """Take note that the connection is no more."""
+        """Record that the connection is closed."""
         if self.layer.connection_closed():
             self._end("lost", "connection closed")
 
@@ -128,10 +127,10 @@ class AcceptorAssociation:
     def _negotiate(self, indication: Requested) -> None:
         pdu = indication.request
         request = read_request(pdu, self._peer_address)
-        impossible = check_request(pdu, request)
-        if impossible is not None:
-            self._acceptor.reject(request, impossible)
-        decision = impossible or self._acceptor.decide(request)
+        invalid = check_request(pdu, request)
+        if invalid is not None:
+            self._acceptor.reject(request, invalid)
+        decision = invalid or self._acceptor.decide(request)
         if isinstance(decision, Rejection):
             self.layer.reject(decision.result, decision.source, decision.reason)
             return
@@ -140,7 +139,7 @@ class AcceptorAssociation:
         accepted = {number: cx.abstract_syntax for number, cx in contexts.items() if cx.accepted}
         stored = storage_classes(self._settings.additional_sop_classes)
         self._reader = MessageReader(accepted, stored, self._settings.maximum_command_bytes)
-        # A deflated data set has no natural length, and not every sender pads it (PS3.5 Annex A.5).
+        # A deflated data set may be of odd length: not every sender pads it (PS3.5 Annex A.5).
         deflated = [number for number, cx in contexts.items() if cx.transfer_syntax in DEFLATED]
         maximum_length = self._settings.maximum_pdu_bytes
         self.layer.accept(make_answer(pdu, contexts.values(), maximum_length), deflated)
@@ -175,7 +174,7 @@ class AcceptorAssociation:
             self._begin(self._sink, message)
 
     def _hand_on(self) -> None:
-        """Hand on what has come of a data set: as much as there is, so that it is one write."""
+        """Hand on the pieces of a data set that have come, all at once: one write for all."""
         if self._pieces:
             if self._receive is not None:
                 self._receive.data(*self._pieces)

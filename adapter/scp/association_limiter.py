@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import ipaddress
 import mmap
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Bytes of an address; IPv4 addresses are kept as IPv4-mapped ones.
+from adapter.addresses import peer_address
+
+#: Bytes of an address; those of IPv4 stand behind ones, which begin no IPv6 peer's address.
 _RECORD = 16
 _NOBODY = bytes(_RECORD)
 
@@ -118,5 +119,4 @@ class AssociationLimiter:
 
 
 def _packed(address: str) -> bytes:
-    peer = ipaddress.ip_address(address.partition("%")[0])
-    return peer.packed.rjust(_RECORD, b"\xff")
+    return peer_address(address).packed.rjust(_RECORD, b"\xff")

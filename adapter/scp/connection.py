@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection: the socket under an association, and the deadlines that no peer can move.
+"""One connection: the socket under an association, and deadlines that no peer can extend.
 
 ==================  ================================================================================
 deadline            what it ends
 ==================  ================================================================================
-``artimSeconds``    TLS handshake and A-ASSOCIATE-RQ, from the first byte on: closed without a word;
-                    and the wait for the peer to close what has ended (PS3.8 section 9.1.5)
+``artimSeconds``    TLS handshake and A-ASSOCIATE-RQ, counted from the connection: closed without a
+                    PDU; and the wait for the peer to close the connection (PS3.8 section 9.1.5)
 ``pduSeconds``      a PDU that has begun, however slowly it trickles: A-ABORT 2/0
 ``idleSeconds``     silence of an association: A-ABORT 0/0; and a peer that does not read
 ==================  ================================================================================
@@ -21,10 +21,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from struct import Struct
 
+from adapter.dicom.pdus import SERVICE_PROVIDER
 from adapter.log import get_logger
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.association import AcceptorAssociation
-from adapter.scp.upper_layer import SERVICE_PROVIDER, State
+from adapter.scp.upper_layer import State
 from adapter.settings import ScpSettings
 
 log = get_logger(__name__)
@@ -41,15 +42,15 @@ class AcceptorConnection:
     Parameters
     ----------
     sock : socket
-        What was accepted.
+        The accepted socket.
     address : str
         The peer's IP address.
     settings : ScpSettings
         Deadlines and limits.
     acceptor : AssociationAcceptor
-        Who decides.
+        Decides which associations are accepted.
     tls : ssl.SSLContext, optional
-        Speak TLS.
+        Serve over TLS, with this context.
     """
 
     def __init__(
@@ -78,14 +79,15 @@ class AcceptorConnection:
         Parameters
         ----------
         progress : callable
-            Told whether there is an association, whenever that has changed.
+            Called when an association begins and when it ends: with this connection, and whether
+            there is an association.
         """
         try:
             self._converse(progress)
         except OSError as error:
             self._association.connection_closed()
             log.debug("connection lost", peer=self._address, error=type(error).__name__)
-        except Exception:  # the protocol boundary: one peer's trouble is nobody else's
+        except Exception:  # the protocol boundary: an error ends this connection and no other
             log.exception("connection failed", peer=self._address)
             self._association.abort("internal error")
             with suppress(OSError):
@@ -96,13 +98,13 @@ class AcceptorConnection:
                 self._socket.close()
 
     def stop(self) -> None:
-        """Let the association end with A-ABORT, from another thread."""
+        """End the association with A-ABORT; called from another thread."""
         self._stopping = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
     def drop(self) -> None:
-        """Let the connection end at once, from another thread."""
+        """End the connection at once; called from another thread."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -114,15 +116,15 @@ class AcceptorConnection:
         self._limit(socket.SO_SNDTIMEO, self._settings.idle_seconds)
         if self._tls is not None:
             self._shake_hands(self._tls)
-        # Anonymous memory: a peer that sends little has little of it.
+        # Anonymous memory: pages that a peer never fills cost nothing.
         buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES))
         association, layer, established = self._association, self._layer, False
         deadline = self._opened + self._settings.artim_seconds
         while not layer.ended:
             count = self._receive(buffer, deadline)
             if count and count < RECEIVE_BYTES:
-                # More is on its way, held back by Nagle's algorithm until this is acknowledged:
-                # not every peer sets TCP_NODELAY, and each PDU would wait 40 ms.
+                # Acknowledge at once.  A peer without TCP_NODELAY holds the next bytes back until
+                # then (Nagle's algorithm), and a delayed acknowledgement costs 40 ms for each PDU.
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if count is None or (not count and self._stopping):
                 self._expire()
@@ -148,7 +150,7 @@ class AcceptorConnection:
     def _receive(self, buffer: memoryview, deadline: float) -> int | None:
         """Return how many bytes have come, or None if none came in time."""
         while (left := deadline - time.monotonic()) > 0:
-            if not left / 3 < self._timeout < left * 1.05:  # a system call for each would add up
+            if not left / 3 < self._timeout < left * 1.05:  # saves most of the system calls
                 self._timeout = left
                 self._limit(socket.SO_RCVTIMEO, left)
             with suppress(TimeoutError, BlockingIOError):
@@ -163,12 +165,12 @@ class AcceptorConnection:
             self._socket.sendall(data)
 
     def _limit(self, which: int, seconds: float) -> None:
-        """Limit how long a call waits: by the kernel; with TLS by Python, at two calls for one."""
+        """Limit how long a call waits: in the kernel, or with TLS in Python, which costs more."""
         if self._tls is not None:
             self._socket.settimeout(seconds)
         else:
             whole, part = divmod(seconds, 1)
-            value = _TIME.pack(int(whole), max(1, int(part * 1e6)))  # 0 would be no limit
+            value = _TIME.pack(int(whole), max(1, int(part * 1e6)))  # 0 would mean no limit
             self._socket.setsockopt(socket.SOL_SOCKET, which, value)
 
     def _next_deadline(self) -> float:
@@ -193,7 +195,11 @@ class AcceptorConnection:
             self._association.abort("idle")
 
     def _await_close(self, buffer: memoryview) -> None:
-        """Let the peer close: to close over what it still sends would take back our last word."""
+        """Wait for the peer to close.
+
+        To close while it still sends makes the kernel reset the connection, and our last PDU might
+        be lost.
+        """
         deadline = time.monotonic() + self._settings.artim_seconds
         while not self._stopping and self._receive(buffer, deadline):
             pass

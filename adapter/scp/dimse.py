@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DIMSE, as far as C-ECHO and C-STORE need it: fragments in, requests out; responses encoded.
+"""DIMSE for C-ECHO and C-STORE: fragments in, requests out; responses encoded.
 
 ::
 
@@ -8,7 +8,8 @@
                                      +--data set follows--> data fragments --last--> idle
 
 An association carries one message at a time (asynchronous window 1/1), so one reader serves all its
-presentation contexts.  No sockets, files, clocks or threads; the data set is not looked at.
+presentation contexts.  There are no sockets, files, clocks or threads here, and the data set is not
+read.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from adapter.dicom import VERIFICATION
-from adapter.models import check_uid
-from adapter.scp.command_sets import (
+from adapter.dicom.command_sets import (
     AFFECTED_SOP_CLASS_UID,
     AFFECTED_SOP_INSTANCE_UID,
     C_CANCEL_RQ,
@@ -30,13 +29,9 @@ from adapter.scp.command_sets import (
     ERROR_COMMENT,
     MESSAGE_ID,
     MESSAGE_ID_BEING_RESPONDED_TO,
-    MISTYPED_ARGUMENT,
     NO_DATA_SET,
     RESPONSE,
-    SOP_CLASS_NOT_SUPPORTED,
     STATUS,
-    SUCCESS,
-    UNRECOGNIZED_OPERATION,
     UnreadableCommand,
     decode_command,
     encode_command,
@@ -44,28 +39,32 @@ from adapter.scp.command_sets import (
     padded,
     us,
 )
-from adapter.scp.upper_layer import (
+from adapter.dicom.pdus import (
     INVALID_PARAMETER,
     NO_REASON,
     SERVICE_PROVIDER,
     SERVICE_USER,
     UNEXPECTED_PDU,
-    Fragment,
 )
-
-#: The longest UID (PS3.5 section 9.1).
-_UID_LENGTH = 64
+from adapter.dicom.statuses import (
+    MISTYPED_ARGUMENT,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+    UNRECOGNIZED_OPERATION,
+)
+from adapter.dicom.uids import MAXIMUM_LENGTH, VERIFICATION, is_uid
+from adapter.scp.upper_layer import Fragment
 
 
 class ProtocolViolation(Exception):
-    """What the peer sent has no answer but A-ABORT.
+    """The peer sent something that only A-ABORT answers.
 
     Parameters
     ----------
     source, reason : int
         Of the A-ABORT (PS3.8 section 9.3.8).
     cause : str
-        A word for it, for log and events.
+        A word for log and events.
     """
 
     def __init__(self, source: int, reason: int, cause: str) -> None:
@@ -83,7 +82,7 @@ class EchoRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A C-STORE request; its data set follows.  Whether its UIDs are any is the sink's business."""
+    """A C-STORE request, whose data set follows; the sink checks that its UIDs are valid."""
 
     context_id: int
     message_id: int
@@ -93,7 +92,7 @@ class StoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class RefusedRequest:
-    """A request that its command set alone condemns; a data set that follows is to be dropped."""
+    """A request refused for its command set alone; a data set that follows is to be dropped."""
 
     context_id: int
     message_id: int
@@ -153,7 +152,7 @@ class MessageReader:
         Raises
         ------
         ProtocolViolation
-            If it may not come here, or the command set it ends cannot be read.
+            If the fragment may not come now, or ends a command set that cannot be read.
         """
         context_id, command, last, data = fragment
         if self._in_data_set and not command and context_id == self._context_id:
@@ -186,7 +185,7 @@ class MessageReader:
     def _judge(self, context_id: int, elements: Mapping[int, bytes]) -> Message | None:
         field = number(elements, COMMAND_FIELD)
         if field == C_CANCEL_RQ:
-            return None  # there is nothing to cancel, and it has no response (PS3.7 9.3.2.3)
+            return None  # nothing can be cancelled, and C-CANCEL has no response (PS3.7 9.3.2.3)
         message_id = number(elements, MESSAGE_ID)
         if field is None or message_id is None or field & RESPONSE:
             raise ProtocolViolation(SERVICE_USER, NO_REASON, "command-without-answer")
@@ -209,22 +208,14 @@ class MessageReader:
 
 
 def _uid(elements: Mapping[int, bytes], element: int) -> str | None:
-    """Return the text of a UID without its padding, valid or not; None if it is missing."""
+    """Return the text of a UID without its padding, of any grammar; None if it is missing."""
     value = elements.get(element)
     if value is None:
         return None
     text = value.decode("latin-1").rstrip("\0 ")
-    if not 0 < len(text) <= _UID_LENGTH:
+    if not 0 < len(text) <= MAXIMUM_LENGTH:
         raise ProtocolViolation(SERVICE_USER, NO_REASON, "uid-length")
     return text
-
-
-def _is_uid(text: str) -> bool:
-    try:
-        check_uid(text)
-    except ValueError:
-        return False
-    return True
 
 
 def encode_response(
@@ -258,7 +249,7 @@ def encode_response(
         (AFFECTED_SOP_CLASS_UID, sop_class),
         (AFFECTED_SOP_INSTANCE_UID, sop_instance),
     ):
-        if _is_uid(uid):  # what is none is not sent back
+        if is_uid(uid):  # an invalid UID is not sent back
             elements[element] = padded(uid, b"\0")
     if comment:
         elements[ERROR_COMMENT] = padded(comment[:64], b" ")

@@ -14,12 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adapter.scp.command_sets import (
-    MISTYPED_ARGUMENT,
-    SOP_CLASS_NOT_SUPPORTED,
-    SUCCESS,
-    UNRECOGNIZED_OPERATION,
-)
+from adapter.dicom.statuses import ANSWERED, SUCCESS
 from adapter.scp.shared_counters import Key, ProcessCounters, SharedCounters
 
 #: AE titles that are told apart.
@@ -27,19 +22,7 @@ MOST_TITLES = 200
 OTHER = "other"
 
 #: The statuses that a C-STORE is answered with (see `adapter.scp.store` and `adapter.scp.dimse`).
-STATUSES = tuple(
-    f"{status:04X}"
-    for status in (
-        SUCCESS,
-        0xA700,
-        0xA900,
-        0xC000,
-        0x0110,
-        SOP_CLASS_NOT_SUPPORTED,
-        UNRECOGNIZED_OPERATION,
-        MISTYPED_ARGUMENT,
-    )
-)
+STATUSES = tuple(f"{status:04X}" for status in ANSWERED)
 #: Why associations are rejected (see `adapter.scp.acceptance` and `adapter.scp.negotiation`).
 REJECTIONS = (
     "unknown-calling-ae",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The A-ASSOCIATE-RQ as the reception judges it, and the A-ASSOCIATE-AC that says what it decided.
+"""From an A-ASSOCIATE-RQ to the request to judge, and from the decision to the A-ASSOCIATE-AC.
 
 References
 ----------
@@ -12,30 +12,16 @@ from collections.abc import Collection
 from typing import Any
 
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_items import (
-    ApplicationContextItem,
-    AsynchronousOperationsWindowSubItem,
-    ImplementationClassUIDSubItem,
-    ImplementationVersionNameSubItem,
-    MaximumLengthSubItem,
-    PresentationContextItemAC,
-    TransferSyntaxSubItem,
-    UserInformationItem,
-)
+from pynetdicom.pdu_items import PresentationContextItemAC, TransferSyntaxSubItem
 
-from adapter.dicom import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-)
+from adapter.dicom import pdus, rejections
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
+from adapter.dicom.uids import APPLICATION_CONTEXT
 from adapter.scp.acceptance import AssociationRequest, ContextResult, ProposedContext, Rejection
-
-#: The DICOM application context name (PS3.7 Annex A.2.1).
-APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
 
 def read_request(pdu: A_ASSOCIATE_RQ, peer_address: str) -> AssociationRequest:
-    """Return what is judged of an A-ASSOCIATE-RQ."""
+    """Return the part of an A-ASSOCIATE-RQ that is judged."""
     return AssociationRequest(
         calling_ae=pdu.calling_ae_title,
         called_ae=pdu.called_ae_title,
@@ -52,7 +38,7 @@ def read_request(pdu: A_ASSOCIATE_RQ, peer_address: str) -> AssociationRequest:
 
 
 def check_request(pdu: A_ASSOCIATE_RQ, request: AssociationRequest) -> Rejection | None:
-    """Return how to reject a request that nobody could accept, whoever asks whom.
+    """Return how to reject a request that breaks the protocol, whoever sent it.
 
     ===========================================  =====  =======================
     another application context                  1/1/2  ``application-context``
@@ -62,11 +48,11 @@ def check_request(pdu: A_ASSOCIATE_RQ, request: AssociationRequest) -> Rejection
     """
     ids = [cx.context_id for cx in request.contexts]
     if str(pdu.application_context_name or "") != APPLICATION_CONTEXT:
-        return Rejection(1, 1, 2, "application-context")
+        return Rejection(*rejections.APPLICATION_CONTEXT_NOT_SUPPORTED, "application-context")
     if not ids:
-        return Rejection(1, 1, 1, "no-contexts")
+        return Rejection(*rejections.NO_REASON_GIVEN, "no-contexts")
     if len(set(ids)) < len(ids) or not all(number % 2 for number in ids):
-        return Rejection(1, 2, 1, "context-ids")
+        return Rejection(*rejections.INVALID_REQUEST, "context-ids")
     return None
 
 
@@ -75,24 +61,26 @@ def make_answer(
 ) -> A_ASSOCIATE_AC:
     """Return the A-ASSOCIATE-AC.
 
-    No role is answered: the default is that the acceptor is SCP (PS3.7 Annex D.3.3.4).  User
-    identity is not supported, which is said by saying nothing (Annex D.3.3.7).
+    It names no role: by default the acceptor is the SCP (PS3.7 Annex D.3.3.4).  User identity is
+    not supported, and an acceptor says so by not answering it (Annex D.3.3.7).
 
     Parameters
     ----------
     request : A_ASSOCIATE_RQ
-        What is answered.
+        The request.
     results : collection of ContextResult
-        What becomes of each presentation context.
+        The result of each presentation context.
     maximum_length : int
         The longest P-DATA-TF that the peer may send.
     """
     answer = A_ASSOCIATE_AC()
     answer.reserved_aet = request.called_ae_title
     answer.reserved_aec = request.calling_ae_title
-    context: Any = ApplicationContextItem()
-    context.application_context_name = APPLICATION_CONTEXT
-    items: list[Any] = [context, *map(_context_item, results), _user_item(request, maximum_length)]
+    items: list[Any] = [
+        pdus.application_context_item(),
+        *map(_context_item, results),
+        pdus.user_information_item(maximum_length, window=pdus.asks_for_window(request)),
+    ]
     answer.variable_items = items
     return answer
 
@@ -102,28 +90,7 @@ def _context_item(result: ContextResult) -> PresentationContextItemAC:
     item.presentation_context_id = result.context_id
     item.result_reason = result.result
     syntax: Any = TransferSyntaxSubItem()
-    # Of a refused context the transfer syntax is not significant, but it has to be there.
+    # The transfer syntax of a refused context is not significant, but has to be there.
     syntax.transfer_syntax_name = result.transfer_syntax or IMPLICIT_VR_LITTLE_ENDIAN
     item.transfer_syntax_sub_item = [syntax]
-    return item
-
-
-def _user_item(request: A_ASSOCIATE_RQ, maximum_length: int) -> UserInformationItem:
-    length, implementation, version = (
-        MaximumLengthSubItem(),
-        ImplementationClassUIDSubItem(),
-        ImplementationVersionNameSubItem(),
-    )
-    length.maximum_length_received = maximum_length
-    uid: Any = implementation
-    uid.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    item = UserInformationItem()
-    item.user_data = [length, implementation, version]
-    proposed: Any = request.user_information
-    if any(isinstance(one, AsynchronousOperationsWindowSubItem) for one in proposed.user_data):
-        window = AsynchronousOperationsWindowSubItem()
-        window.maximum_number_operations_invoked = 1
-        window.maximum_number_operations_performed = 1
-        item.user_data.append(window)
     return item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam between the wire and the spool: what becomes of the data sets of one association.
+"""The seam between the wire and the spool: the data sets of one association, stored and counted.
 
 ::
 
@@ -7,11 +7,11 @@
     receive = sink.begin(command)          for each C-STORE-RQ; never raises, never waits
     receive.data(fragment, ...)            the bytes as they come, any number of times
     answer = receive.finish()              durable (or withdrawn): now send the C-STORE-RSP
-    receive.discard()                      instead of finish, if the message will not end
-    sink.close("released")                 at the end, whatever it was
+    receive.discard()                      instead of finish, if the message will not be completed
+    sink.close("released")                 at the end of the association, however it ended
 
-A transport brings the bytes and sends the answer, and knows nothing of files.  After a refusal it
-goes on to hand over the rest of the data set, which is dropped.
+The caller brings the bytes and sends the answer, and knows nothing of files.  After a refusal it
+still hands over the rest of the data set, which is dropped.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from adapter.dicom.statuses import SUCCESS
 from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp import events
 from adapter.scp.acceptance import Accepted
 from adapter.scp.events import printable
-from adapter.scp.store import SUCCESS, Answer, Receive, StoreCommand, StoreContext
+from adapter.scp.store import Answer, Receive, StoreCommand, StoreContext
 
 log = get_logger(__name__)
 
-#: Events about single failures that an association may cause; its summary counts them all.
+#: Failures of one association that get an event of their own; its summary counts all of them.
 _MOST_FAILURES = 20
 #: SOP classes of refused presentation contexts that a summary names.
 _MOST_CONTEXTS = 20
 
 
 class StoreSink:
-    """What one association stores: numbered, counted, and summed up at its end.
+    """The instances of one association: numbered, counted, and summed up at its end.
 
     Parameters
     ----------
     context : StoreContext
-        What it shares with the other associations.
+        What all sinks of the SCP share.
     accepted : Accepted
-        The decision it was accepted by, and the configuration that it keeps.
+        The decision that the association was accepted by, with the configuration that it keeps.
     peer_address : str
         The peer's IP address.
     ended : callable, optional
-        Called once when it is closed.
+        Called once when the sink is closed.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class StoreSink:
         self._closed = False
 
     def begin(self, command: StoreCommand) -> Receive:
-        """Begin to receive an instance; what is wrong with it is said by `Receive.finish`."""
+        """Begin to receive an instance; `Receive.finish` says what is wrong with it."""
         self._receive = Receive(
             self._context,
             self.accepted,
@@ -88,7 +89,7 @@ class StoreSink:
         self._echoes += 1
 
     def settle(self, command: StoreCommand, answer: Answer, stored_bytes: int | None) -> None:
-        """Count what became of an instance; `stored_bytes` is None if it is not in the spool."""
+        """Count an answered instance; `stored_bytes` is None if nothing is in the spool."""
         self._receive = None
         stored = stored_bytes if answer.status == SUCCESS else None
         called = self.accepted.called_ae
@@ -111,7 +112,7 @@ class StoreSink:
         Parameters
         ----------
         how : {"released", "aborted", "lost"}
-            How it ended; ``"lost"`` means without a word.
+            How the association ended; ``"lost"`` means without release or abort.
         cause : str, optional
             Why, if it was not released.
         """
@@ -122,7 +123,7 @@ class StoreSink:
             self._receive.discard()
             cause = cause or "ended within an instance"
         summary = self._summary(how) | ({"cause": cause} if cause else {})
-        # Monitors ask for an echo every few seconds, for years: that is no event.
+        # Monitoring sends a C-ECHO every few seconds, for years: that is not worth an event.
         if self._number or self._ignored or self._failed or cause:
             self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
         self._context.events.metrics.ended(how)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One instance on its way from the wire into the spool: checked, durable or withdrawn, answered.
+"""One instance from the wire into the spool: checked, made durable or withdrawn, answered.
 
 ======  =========================================================================================
-status  meaning (PS3.4 Table B.2-1; PS3.7 Annex C)
+status  what makes us answer it (``adapter.dicom.statuses`` has all of them)
 ======  =========================================================================================
 0000    the instance is durable in incoming/, or of a SOP class that its AE title ignores
 A700    no space, or any failure of the spool; the file was withdrawn
-A900    the UIDs of command, presentation context and data set do not fit together, or are no UIDs
+A900    the UIDs of command, presentation context and data set differ, or are not valid
 C000    the data set is empty or does not begin as its transfer syntax says
 0110    a fault of our own
 ======  =========================================================================================
@@ -19,29 +19,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, part10_header
+from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
+from adapter.dicom.part10 import part10_header
+from adapter.dicom.statuses import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH_SOP_CLASS,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SUCCESS,
+)
+from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
+from adapter.dicom.uids import is_uid
 from adapter.log import get_logger
-from adapter.models import ArrivalId, check_uid
+from adapter.models import ArrivalId
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents
-from adapter.scp.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 from adapter.spool import IncomingFile, Spool
 
 log = get_logger(__name__)
 
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-OUT_OF_RESOURCES = 0xA700
-DOES_NOT_MATCH_SOP_CLASS = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-
-#: Bytes of a data set that are looked at first, in the hope that it will do.
+#: Bytes of a data set that are looked at first; they nearly always hold the UIDs.
 _FIRST_FRAGMENT_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class StoreCommand:
-    """A C-STORE-RQ's command set, as it came, and the accepted context that it came under."""
+    """The command set of a C-STORE-RQ, unchecked, and the accepted context it came under."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -57,7 +60,7 @@ class Answer:
     status : int
         The status.
     comment : str
-        At most 64 characters, for the peer's log.
+        For the peer's log; at most 64 characters are sent.
     """
 
     status: int
@@ -72,7 +75,7 @@ class _RefusedStore(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoreContext:
-    """What the sinks of one SCP share.
+    """What all sinks of one SCP share.
 
     Attributes
     ----------
@@ -83,7 +86,7 @@ class StoreContext:
     storage_low : callable
         Tells whether the disk is too full to receive.
     on_stored : callable
-        Told of each instance that is stored; never waits.
+        Called after each instance that is stored; never waits.
     instance_bytes : int, optional
         The longest data set that is taken.
     durable : bool, optional
@@ -104,17 +107,17 @@ class Receive:
     Parameters
     ----------
     context : StoreContext
-        What it shares with all others.
+        What all instances of the SCP share.
     accepted : Accepted
-        The decision that its association was accepted by.
+        The decision that the association was accepted by.
     command : StoreCommand
-        What the peer says it sends.
+        What the peer says that it sends.
     association : str
         The association's id.
     next_arrival : callable
-        Gives the instance its id, when its bytes are durable at a time.
+        Given the time at which the bytes became durable, returns the instance's id.
     settled : callable
-        Called by `finish` with the answer and the bytes stored; None if it is not in the spool.
+        Called by `finish` with the answer and the bytes stored, or None if nothing is in the spool.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class Receive:
         return answer
 
     def discard(self) -> None:
-        """Withdraw the instance: its message will not end, and nothing is answered."""
+        """Withdraw the instance: the rest of its message will not come, and nothing is answered."""
         self._answer = Answer(PROCESSING_FAILURE, "not received whole")
         self._withdraw()
 
@@ -164,8 +167,8 @@ class Receive:
 
     def _begin(self) -> None:
         command, context, accepted = self._command, self._context, self._accepted
-        for uid in (command.sop_class_uid, command.sop_instance_uid):
-            _check_command_uid(uid)
+        if not (is_uid(command.sop_class_uid) and is_uid(command.sop_instance_uid)):
+            raise _RefusedStore(DOES_NOT_MATCH_SOP_CLASS, "a UID of the command is not valid")
         if command.sop_class_uid != command.context.abstract_syntax:
             raise _RefusedStore(
                 DOES_NOT_MATCH_SOP_CLASS, "SOP class differs from the presentation context"
@@ -194,14 +197,14 @@ class Receive:
         self._size += sum(map(len, fragments))
         if self._size > self._context.instance_bytes:
             raise _RefusedStore(OUT_OF_RESOURCES, "the data set is too long")
-        if self._header:  # with the first bytes behind it: one call for both
+        if self._header:  # written with the first bytes of the data set: one call for both
             self._open_file.write(self._header, *fragments)
             self._header = b""
         else:
             self._open_file.write(*fragments)
 
     def _check_first_fragment(self, fragment: bytes | memoryview) -> bool:
-        """Look for the UIDs where they nearly always are; False if they are not there."""
+        """Look for the UIDs in the first bytes of a fragment; False if they are not there."""
         if len(fragment) < _FIRST_FRAGMENT_BYTES:
             return False
         head = bytes(fragment[:_FIRST_FRAGMENT_BYTES])
@@ -217,11 +220,12 @@ class Receive:
             self._check_leading_uids(complete=True)
         file = self._open_file
         file.sync()
-        # Taken after the bytes are durable: a group closes only over files it could have seen.
+        # The time is taken after the bytes are durable: a group closes only over files that were
+        # there to be seen.
         file.publish(self._next_arrival(time.time()))
 
     def _check_leading_uids(self, *, complete: bool) -> None:
-        """Compare the data set's UIDs with the command's; missing ones are left to notification."""
+        """Compare the UIDs of data set and command; notification checks for missing ones."""
         self._checked = True
         found = leading_uids(
             bytes(self._head), self._command.context.transfer_syntax, complete=complete
@@ -246,7 +250,7 @@ class Receive:
     # -- failures ------------------------------------------------------------------------------
 
     def _attempt(self, step: Callable[..., None], *arguments: bytes | memoryview) -> None:
-        """Take a step; whatever goes wrong withdraws the file and becomes the answer."""
+        """Take a step; if it fails, withdraw the file and answer accordingly."""
         try:
             step(*arguments)
         except _RefusedStore as refusal:
@@ -270,10 +274,3 @@ class Receive:
             file.discard()
         except OSError as error:
             log.warning("a refused file stays behind", error=type(error).__name__)
-
-
-def _check_command_uid(uid: str) -> None:
-    try:
-        check_uid(uid)
-    except ValueError:
-        raise _RefusedStore(DOES_NOT_MATCH_SOP_CLASS, "a UID of the command is no UID") from None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The upper layer, as the side that is called: bytes in; indications and bytes out.
+"""The upper layer of the acceptor: bytes in; indications and bytes out.
 
-No sockets, files, clocks or threads.  The states and actions are those of PS3.8 section 9.2, in the
-table below; this side never asks for an association and never asks to release one, so the rest of
-the Standard's table cannot be reached.
+There are no sockets, files, clocks or threads here.  The states and actions are those of PS3.8
+section 9.2, in the table below.  An acceptor never asks for an association and never asks to
+release one, so the rest of the Standard's table cannot be reached.
 
 ::
 
@@ -12,8 +12,8 @@ the Standard's table cannot be reached.
       +-- anything else, and any violation in any state: A-ABORT ------------------------^
                                                                     Sta13 --closed--> Sta1
 
-P-DATA-TF is never assembled: what has come of a fragment is handed on as a view of the bytes that
-were received, before the rest of its PDU is here.
+A P-DATA-TF is never assembled.  The part of a fragment that has come is handed on at once, as a
+view of the received bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
-from adapter.scp import pdus
+from adapter.dicom import pdus
+from adapter.dicom.pdus import (
+    COMMAND,
+    INVALID_PARAMETER,
+    LAST,
+    NO_REASON,
+    PDU_HEADER,
+    PDV_HEADER,
+    SERVICE_PROVIDER,
+    SERVICE_USER,
+    UNEXPECTED_PDU,
+    UNRECOGNIZED_PDU,
+)
+from adapter.dicom.rejections import PROTOCOL_VERSION_NOT_SUPPORTED
 
 #: The longest P-DATA-TF we send to a peer that sets no limit.
 UNLIMITED = 131_072
@@ -44,13 +56,13 @@ class State(Enum):
 
 
 class Received(Enum):
-    """What the peer or the transport can do (the events of PS3.8 section 9.2.2)."""
+    """What can come from the peer or the transport (the events of PS3.8 section 9.2.2)."""
 
     REQUEST = auto()
     DATA = auto()
     RELEASE = auto()
     ABORT = auto()
-    UNEXPECTED = auto()  #: a PDU that only a requestor may be sent
+    UNEXPECTED = auto()  #: a PDU that only an acceptor sends
     UNRECOGNIZED = auto()  #: a PDU of no known type
     INVALID = auto()  #: a PDU with an impossible length or content
     CLOSED = auto()
@@ -75,7 +87,7 @@ def _row(others: Action, **actions: Action) -> dict[Received, Action]:
     return {event: actions.get(event.name.lower(), others) for event in Received}
 
 
-#: What is done with what is received (PS3.8 Table 9-10).  In Sta13 bytes are thrown away unread.
+#: The action for each event (PS3.8 Table 9-10).  In Sta13 bytes are thrown away unread.
 TABLE: dict[State, dict[Received, Action]] = {
     State.STA2: _row(Action.AA_1, request=Action.AE_6, abort=Action.AA_2, closed=Action.AA_5),
     State.STA3: _row(Action.AA_8, abort=Action.AA_3, closed=Action.AA_4),
@@ -96,11 +108,7 @@ _KINDS = {
     pdus.ABORT: Received.ABORT,
 }
 
-#: Reasons of an A-ABORT by the provider (PS3.8 Table 9-26).
-NO_REASON, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0, 1, 2, 6
-#: Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21).
-PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)
-SERVICE_USER, SERVICE_PROVIDER = 0, 2
+#: Reasons of the A-ABORT that answers a violation; any other gets "unexpected PDU".
 _REASONS = {Received.UNRECOGNIZED: UNRECOGNIZED_PDU, Received.INVALID: INVALID_PARAMETER}
 
 
@@ -111,7 +119,7 @@ class Requested(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """A piece of a message, as far as it has come; `data` is valid until the next `receive`."""
+    """A piece of a message; `data` is valid until the next `receive`."""
 
     context_id: int
     command: bool  #: of the command set, else of the data set
@@ -124,7 +132,7 @@ class Released(NamedTuple):
 
 
 class VersionRejected(NamedTuple):
-    """The association was rejected before anybody was asked."""
+    """The association was rejected already, for its protocol version."""
 
     result: int
     source: int
@@ -141,10 +149,7 @@ class Aborted(NamedTuple):
 
 Indication: TypeAlias = Requested | Fragment | Released | VersionRejected | Aborted
 
-_PDU_HEADER = Struct(">BxI")
-_PDV_HEADER = Struct(">IBB")
-_HEADER_LENGTH = 6  # of both
-_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 Annex E.2)
+_HEADER_LENGTH = 6  # of a PDU, and of a presentation data value
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ class Limits:
 
 
 class UpperLayer:
-    """One association, seen from the side that was called.
+    """One association, as its acceptor sees it.
 
     Parameters
     ----------
@@ -176,7 +181,7 @@ class UpperLayer:
     state : State
         Where the association stands.
     pdus_begun : int
-        Grows whenever the peer begins a PDU, so that the time each takes can be limited.
+        Grows whenever the peer begins a PDU, so that the time of each can be limited.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -202,18 +207,18 @@ class UpperLayer:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing that the peer sends matters any more."""
+        """Whether the association has ended: what the peer sends is thrown away."""
         return self.state in {State.STA13, State.STA1}
 
     # -- from the peer -----------------------------------------------------------------------
 
     def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Indication]:
-        """Yield what the peer's bytes mean; each indication is dealt with before reading on.
+        """Yield what the peer's bytes mean; the caller handles each before the next is read.
 
         Parameters
         ----------
         data : bytes-like
-            What came, split anyhow.
+            What came, split anywhere.
         """
         view = memoryview(data)
         at, end = 0, len(view)
@@ -255,18 +260,18 @@ class UpperLayer:
     def _read_header(self, source: bytes | memoryview, at: int) -> Indication | None:
         if not self._pdu_left:
             self.pdus_begun += 1
-            code, length = _PDU_HEADER.unpack_from(source, at)
+            code, length = PDU_HEADER.unpack_from(source, at)
             return self._begin_pdu(_KINDS.get(code, Received.UNRECOGNIZED), code, length)
-        length, context_id, control = _PDV_HEADER.unpack_from(source, at)
+        length, context_id, control = PDV_HEADER.unpack_from(source, at)
         value = length - 2
         left = self._pdu_left - 4 - length
         if value < 0 or left < 0 or 0 < left < _HEADER_LENGTH:
             return self._violation(Received.INVALID)
-        if value % 2 and not (control == _LAST and context_id in self._odd_endings):
+        if value % 2 and not (control == LAST and context_id in self._odd_endings):
             return self._violation(Received.UNEXPECTED)
         self._pdu_left, self._value_left = left, value
         self._context_id = context_id
-        self._command, self._last = bool(control & _COMMAND), bool(control & _LAST)
+        self._command, self._last = bool(control & COMMAND), bool(control & LAST)
         if value:
             return None
         return Fragment(context_id, self._command, self._last, memoryview(b""))
@@ -282,7 +287,7 @@ class UpperLayer:
             most = self._limits.request_bytes if kind is Received.REQUEST else 4
             if not 4 <= length <= most:
                 return self._violation(Received.INVALID)
-            self._body = bytearray(_PDU_HEADER.pack(code, length))
+            self._body = bytearray(PDU_HEADER.pack(code, length))
             self._kind = kind
         self._pdu_left = length
         return None
@@ -298,7 +303,7 @@ class UpperLayer:
         return Released()
 
     def _request(self, pdu: bytes, action: Action) -> Indication:
-        """Judge an A-ASSOCIATE-RQ by itself (AE-6)."""
+        """Check that an A-ASSOCIATE-RQ can be read (AE-6)."""
         version = int.from_bytes(pdu[6:8], "big")
         if len(pdu) >= pdus.FIXED_LENGTH and not version & 1:
             self.state = State.STA3
@@ -321,13 +326,13 @@ class UpperLayer:
         return Aborted(by_peer=False, source=SERVICE_PROVIDER, reason=reason)
 
     def connection_closed(self) -> bool:
-        """Take note that the peer closed the connection; True if that ended the association."""
+        """Record that the peer closed the connection; True if that ended the association."""
         action = TABLE[self.state][Received.CLOSED] if self.state is not State.STA1 else Action.AR_5
         self.state = State.STA1
         return action is Action.AA_4
 
     def artim_expired(self) -> None:
-        """Take note that the peer took too long to ask for an association, or to close (AA-2)."""
+        """Record that the peer took too long to ask for an association, or to close (AA-2)."""
         self.state = State.STA1
 
     # -- from this side ----------------------------------------------------------------------
@@ -338,7 +343,7 @@ class UpperLayer:
         Parameters
         ----------
         answer : A_ASSOCIATE_AC
-            What to say.
+            The answer.
         odd_endings : collection of int, optional
             Contexts whose data sets may end with a fragment of odd length, against Annex E.1.
         """
@@ -363,13 +368,13 @@ class UpperLayer:
         size = self._peer_limit - _HEADER_LENGTH & ~1
         for at in range(0, len(command), size):
             value = command[at : at + size]
-            control = _COMMAND | (_LAST if at + size >= len(command) else 0)
-            pdu = _PDU_HEADER.pack(pdus.P_DATA_TF, _HEADER_LENGTH + len(value))
-            pdu += _PDV_HEADER.pack(len(value) + 2, context_id, control)
+            control = COMMAND | (LAST if at + size >= len(command) else 0)
+            pdu = PDU_HEADER.pack(pdus.P_DATA_TF, _HEADER_LENGTH + len(value))
+            pdu += PDV_HEADER.pack(len(value) + 2, context_id, control)
             self._move(State.STA6, State.STA6, pdu + value)
 
     def take_output(self) -> bytes:
-        """Return what is to be sent to the peer now, once."""
+        """Return the bytes to send to the peer now, and forget them."""
         out = bytes(self._out)
         self._out.clear()
         return out

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An association that we ask for: one synchronous conversation, every step of it bounded in time.
+"""An association that we request: one synchronous conversation, every step bounded in time.
 
 ::
 
     TemporaryError
-    +-- Unreachable    nobody answers, or the peer says "not now": nothing was tried
-    +-- AssociationRejected       the peer answered, and does not want the association
-    +-- AssociationBroken         it ended before its time
+    +-- Unreachable            the peer does not answer, or says "not now": nothing was tried
+    +-- AssociationRejected    the peer answered, and rejected the association
+    +-- AssociationBroken      the association ended too early
 
-pynetdicom encodes and decodes the association's PDUs.  P-DATA is ours: the bytes of a file go to
-the socket as they are, a mebibyte at a time, never decoded and never held as a whole.
+pynetdicom encodes and decodes the control PDUs (``adapter.dicom.pdus``).  P-DATA is our own: the
+bytes of a file go to the socket as they are, a mebibyte at a time, never decoded and never held as
+a whole.
 """
 
 from __future__ import annotations
@@ -19,27 +20,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from struct import Struct
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_items import (
+    AbstractSyntaxSubItem,
+    PresentationContextItemRQ,
+    TransferSyntaxSubItem,
 )
-from pynetdicom.presentation import build_context
 
-from adapter.dicom import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    VERIFICATION,
-)
+from adapter.dicom import command_sets as commands
+from adapter.dicom import pdus, rejections
+from adapter.dicom.pdus import COMMAND, LAST, PDU_HEADER, PDV_HEADER
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
+from adapter.dicom.uids import VERIFICATION
 from adapter.errors import PermanentError, TemporaryError
 from adapter.models import Destination
-from adapter.scp import command_sets as commands
-from adapter.scp import pdus
 from adapter.scu.connection import (
     BUFFERS,
     AssociationBroken,
@@ -57,38 +53,21 @@ __all__ = [
     "Unreachable",
 ]
 
-#: A presentation context as we propose it: an abstract syntax and the one transfer syntax.
+#: A presentation context as we propose it: an abstract syntax and one transfer syntax.
 Context = tuple[str, str]
 
-#: The most contexts that one association has: the odd numbers of a byte (PS3.8 section 9.3.2.2).
+#: The most contexts of one association: their ids are the odd numbers of a byte (PS3.8 9.3.2.2).
 MAXIMUM_CONTEXTS = 128
 
-#: The longest P-DATA-TF that we take, and the longest that we send (to a peer without a limit).
+#: The longest P-DATA-TF that we take; that we send; and that we send to a peer without a limit.
 _TAKEN, _SENT, _SENT_TO_UNLIMITED = 16_384, 1 << 20, 1 << 17
 _LONGEST_CONTROL_PDU = 1 << 20
 _LONGEST_COMMAND = 1 << 16
-#: Bytes that the peer gets `response_seconds` to take.
+#: Bytes that the peer has `response_seconds` to take.
 _PORTION = 1 << 20
 
-_PDU, _PDV = Struct(">BxI"), Struct(">IBB")
+#: Both headers of a P-DATA-TF with one presentation data value.
 _PDATA = Struct(">BxIIBB")
-_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 Annex E.2)
-_RELEASE = _PDU.pack(pdus.RELEASE_RQ, 4) + bytes(4)
-_RELEASED = _PDU.pack(pdus.RELEASE_RP, 4) + bytes(4)
-
-#: What a rejection says, by source and reason (PS3.8 Table 9-21).
-REASONS = {
-    (1, 1): "no reason given",
-    (1, 2): "the application context is not supported",
-    (1, 3): "the calling AE title is not recognised",
-    (1, 7): "the called AE title is not recognised",
-    (2, 1): "no reason given by its upper layer",
-    (2, 2): "the protocol version is not supported",
-    (3, 1): "temporary congestion",
-    (3, 2): "its local limit is exceeded",
-}
-CALLING_NOT_RECOGNISED, CALLED_NOT_RECOGNISED = (1, 1, 3), (1, 1, 7)
-_TRANSIENT, _PRESENTATION_PROVIDER = 2, 3
 
 
 class AssociationRejected(TemporaryError):
@@ -97,30 +76,30 @@ class AssociationRejected(TemporaryError):
     Parameters
     ----------
     result, source, reason : int
-        As it said (PS3.8 section 9.3.4).
+        The three numbers of the A-ASSOCIATE-RJ (PS3.8 section 9.3.4).
     """
 
     def __init__(self, result: int, source: int, reason: int) -> None:
-        self.code = (result, source, reason)
-        words = REASONS.get((source, reason), "a reason unknown to the Standard")
+        self.code: rejections.Code = (result, source, reason)
+        words = rejections.words(self.code)
         super().__init__(f"rejected the association ({result}/{source}/{reason}): {words}")
 
 
 class FileUnreadable(PermanentError):
-    """A file could not be read to its end; the association is over, the other files are not."""
+    """A file could not be read to its end, so that its association was aborted."""
 
 
 class RequestorAssociation:
-    """An association with a destination, to be used in a `with` block that releases or aborts it.
+    """An association with a destination, used in a `with` block that releases or aborts it.
 
     Parameters
     ----------
     destination : Destination
-        Whom to ask.
+        The peer.
     scu : Scu
-        Who asks, and the deadlines.
+        Our AE title, and the deadlines.
     contexts : sequence of Context
-        What to propose; each must be there once, and there are at most 128.
+        The contexts to propose: at most 128, all different.
 
     Attributes
     ----------
@@ -152,15 +131,16 @@ class RequestorAssociation:
                 self._connection.send([request], deadline)
                 kind, body = self._receive_pdu(deadline)
             except AssociationBroken as broken:
-                # No answer at all: as good as nobody being there.
+                # A peer that gives no answer at all is as good as absent.
                 raise Unreachable(f"asked for an association, the peer {broken}") from None
             self.accepted, longest = self._judge(kind, body, contexts)
         except BaseException:
             self._connection.close()
             raise
         limit = min(longest, _SENT) if longest else _SENT_TO_UNLIMITED
-        # Fragments are of even length, and a length counts the header of the PDV (PS3.8 D.1, E.1).
-        self._fragment = limit - _PDV.size & ~1
+        # A fragment has an even length, and the limit counts the header of its value (PS3.8 D.1,
+        # E.1).
+        self._fragment = limit - PDV_HEADER.size & ~1
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +166,7 @@ class RequestorAssociation:
         context_id = self.accepted[VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN]
         command = self._command(commands.C_ECHO_RQ, VERIFICATION, commands.NO_DATA_SET)
         self._connection.send(
-            list(self._fragments(context_id, memoryview(command), _COMMAND, last=True)),
+            list(self._fragments(context_id, memoryview(command), COMMAND, last=True)),
             Deadline(self._seconds),
         )
         return self._receive_status(context_id)
@@ -201,10 +181,10 @@ class RequestorAssociation:
         context_id : int
             The accepted context.
         file : int
-            Descriptor of the file, which stands at the first byte of the data set.
+            Descriptor of the file, positioned at the first byte of the data set.
         size : int
-            Bytes from there to the end.  Only a deflated data set may be of odd length: it gets the
-            zero byte that makes it even (PS3.5 Annex A.5).
+            Bytes from there to the end.  Only a deflated data set may be of odd length.  A zero
+            byte then makes it even (PS3.5 Annex A.5).
 
         Raises
         ------
@@ -213,8 +193,8 @@ class RequestorAssociation:
         FileUnreadable
             If the file cannot be read; the association is then aborted.
         """
-        command = memoryview(self._command(commands.C_STORE_RQ, sop_class, 1, sop_instance))
-        buffers = list(self._fragments(context_id, command, _COMMAND, last=True))
+        encoded = self._command(commands.C_STORE_RQ, sop_class, commands.DATA_SET, sop_instance)
+        buffers = list(self._fragments(context_id, memoryview(encoded), COMMAND, last=True))
         # Whole fragments, header and value, as many as one call of the socket takes.
         amount = min(_PORTION // self._fragment, BUFFERS // 2) * self._fragment
         pad = size % 2
@@ -222,7 +202,7 @@ class RequestorAssociation:
             part = memoryview(self._portion)[: min(amount, size)]
             _read(file, part)
             size -= len(part)
-            if pad and not size:  # amounts are even: a portion of odd length has room for one more
+            if pad and not size:  # amounts are even: there is room for one byte more
                 part = memoryview(self._portion)[: len(part) + 1]
                 part[-1] = 0
             buffers += self._fragments(context_id, part, 0, last=not size)
@@ -231,14 +211,14 @@ class RequestorAssociation:
         return self._receive_status(context_id)
 
     def release(self) -> None:
-        """Release the association and close the connection, whatever the peer says to it."""
+        """Release the association and close the connection, whatever the peer answers."""
         with suppress(AssociationBroken):
             deadline = Deadline(self._release_seconds)
-            self._connection.send([_RELEASE], deadline)
+            self._connection.send([pdus.encode_release_request()], deadline)
             while True:
                 kind, _ = self._receive_pdu(deadline)
-                if kind == pdus.RELEASE_RQ:  # both at once (PS3.8 section 7.2.2)
-                    self._connection.send([_RELEASED], deadline)
+                if kind == pdus.RELEASE_RQ:  # both sides at once (PS3.8 section 7.2.2)
+                    self._connection.send([pdus.encode_release_response()], deadline)
                 elif kind in {pdus.RELEASE_RP, pdus.ABORT}:
                     break
         self._connection.close()
@@ -246,7 +226,8 @@ class RequestorAssociation:
     def abort(self) -> None:
         """Abort the association and close the connection."""
         with suppress(AssociationBroken):
-            self._connection.send([pdus.encode_abort(0, 0)], Deadline(0))
+            abort = pdus.encode_abort(pdus.SERVICE_USER, pdus.NO_REASON)
+            self._connection.send([abort], Deadline(0))
         self._connection.close()
 
     # -- the wire ----------------------------------------------------------------------------
@@ -257,30 +238,32 @@ class RequestorAssociation:
         """Return the contexts that an answer accepts, and the peer's maximum length."""
         if kind == pdus.ASSOCIATE_RJ and len(body) == 4:
             rejection = AssociationRejected(*body[1:])
-            if rejection.code[:2] == (_TRANSIENT, _PRESENTATION_PROVIDER):
+            if rejection.code[:2] == (rejections.TRANSIENT, rejections.PRESENTATION):
                 raise Unreachable(f"the peer {rejection}")
             raise rejection
         if kind == pdus.ABORT:
-            raise AssociationBroken("aborted the association before it stood")
+            raise AssociationBroken("aborted the association before it was established")
         if kind != pdus.ASSOCIATE_AC:
-            raise AssociationBroken("did not answer as the Standard has it")
-        answer = A_ASSOCIATE_AC()
-        accepted = {}
+            raise AssociationBroken("sent a PDU that does not answer an A-ASSOCIATE-RQ")
         try:
-            answer.decode(_PDU.pack(kind, len(body)) + body)
-            longest = pdus.maximum_length(answer)
-            for item in answer.presentation_context:
-                at = (item.context_id or 0) // 2
-                if item.result == 0 and item.transfer_syntax == contexts[at][1]:
-                    accepted[contexts[at]] = 2 * at + 1
-        except Exception:  # noqa: BLE001 - the protocol boundary: pynetdicom stumbles in any way
-            raise AssociationBroken("answered with an A-ASSOCIATE-AC that cannot be read") from None
-        if 0 < longest < pdus.LEAST_MAXIMUM_LENGTH:
-            raise AssociationBroken("has a maximum length in which nothing can be sent")
-        return accepted, longest
+            answer = pdus.decode_acceptance(PDU_HEADER.pack(kind, len(body)) + body)
+        except pdus.MalformedPDU as problem:
+            raise AssociationBroken(
+                f"answered with an A-ASSOCIATE-AC that cannot be read ({problem})"
+            ) from None
+        if not answer.presentation_context:
+            raise AssociationBroken("accepted the association without an answer for any context")
+        proposed = {2 * at + 1: context for at, context in enumerate(contexts)}
+        accepted = {}
+        for item in answer.presentation_context:
+            context = proposed.get(item.context_id or 0)
+            # A syntax other than the one proposed was never offered: nothing can be sent in it.
+            if context and item.result == 0 and item.transfer_syntax == context[1]:
+                accepted[context] = int(item.context_id or 0)
+        return accepted, pdus.maximum_length(answer)
 
     def _receive_pdu(self, deadline: Deadline) -> tuple[int, bytes]:
-        kind, length = _PDU.unpack(self._connection.receive(_PDU.size, deadline))
+        kind, length = PDU_HEADER.unpack(self._connection.receive(PDU_HEADER.size, deadline))
         if length > (_TAKEN if kind == pdus.P_DATA_TF else _LONGEST_CONTROL_PDU):
             raise AssociationBroken("sent a PDU that is too long")
         return kind, self._connection.receive(length, deadline)
@@ -300,7 +283,7 @@ class RequestorAssociation:
                 raise AssociationBroken("sent a PDU that has no place here")
             for fragment, flags in _values(body, context_id):
                 command += fragment
-                last = bool(flags & _LAST)
+                last = bool(flags & LAST)
             if len(command) > _LONGEST_COMMAND:
                 raise AssociationBroken("sent a command set that is too long")
         try:
@@ -322,56 +305,56 @@ class RequestorAssociation:
             commands.COMMAND_DATA_SET_TYPE: commands.us(data_set),
         }
         if sop_instance:
-            elements[_PRIORITY] = commands.us(0)  # medium
+            elements[commands.PRIORITY] = commands.us(commands.MEDIUM)
             elements[commands.AFFECTED_SOP_INSTANCE_UID] = commands.padded(sop_instance, b"\0")
         return commands.encode_command(elements)
 
     def _fragments(
         self, context_id: int, data: memoryview, flags: int, *, last: bool
     ) -> Iterator[bytes | memoryview]:
-        """Yield data in P-DATA-TF that the peer takes: header, fragment, header, fragment."""
+        """Yield data in P-DATA-TF of a length that the peer takes: header, fragment, and so on."""
         for at in range(0, len(data), self._fragment):
             part = data[at : at + self._fragment]
-            end = _LAST if last and at + len(part) == len(data) else 0
+            end = LAST if last and at + len(part) == len(data) else 0
             yield _PDATA.pack(pdus.P_DATA_TF, len(part) + 6, len(part) + 2, context_id, flags | end)
             yield part
 
 
-_PRIORITY = 0x0700
-
-
 def _request(called: str, calling: str, contexts: Sequence[Context]) -> bytes:
-    """Return an A-ASSOCIATE-RQ."""
-    proposed = []
-    for at, (abstract_syntax, transfer_syntax) in enumerate(contexts):
-        context = build_context(abstract_syntax, transfer_syntax)
-        context.context_id = 2 * at + 1
-        proposed.append(context)
-    longest = MaximumLengthNotification()
-    longest.maximum_length_received = _TAKEN
-    uid = ImplementationClassUIDNotification()
-    uid.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    version = ImplementationVersionNameNotification()
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = "1.2.840.10008.3.1.1.1"  # PS3.7 Annex A.2.1
-    primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    primitive.presentation_context_definition_list = proposed
-    primitive.user_information = [longest, uid, version]
-    return A_ASSOCIATE_RQ(primitive).encode()
+    """Return an A-ASSOCIATE-RQ (PS3.8 section 9.3.2)."""
+    request = A_ASSOCIATE_RQ()
+    request.called_ae_title, request.calling_ae_title = called, calling
+    items: list[Any] = [
+        pdus.application_context_item(),
+        *(_context_item(2 * at + 1, *context) for at, context in enumerate(contexts)),
+        pdus.user_information_item(_TAKEN),
+    ]
+    request.variable_items = items
+    return request.encode()
+
+
+def _context_item(number: int, sop_class: str, syntax: str) -> PresentationContextItemRQ:
+    abstract: Any = AbstractSyntaxSubItem()
+    abstract.abstract_syntax_name = sop_class
+    transfer: Any = TransferSyntaxSubItem()
+    transfer.transfer_syntax_name = syntax
+    item = PresentationContextItemRQ()
+    item.presentation_context_id = number
+    item.abstract_transfer_syntax_sub_items = [abstract, transfer]
+    return item
 
 
 def _values(body: bytes, context_id: int) -> Iterator[tuple[bytes, int]]:
     """Yield the command fragments of a P-DATA-TF, with their message control headers."""
     at = 0
     while at < len(body):
-        if at + _PDV.size > len(body):
+        if at + PDV_HEADER.size > len(body):
             raise AssociationBroken("sent a PDU that cannot be read")
-        length, context, flags = _PDV.unpack_from(body, at)
+        length, context, flags = PDV_HEADER.unpack_from(body, at)
         end = at + 4 + length
-        if length < 2 or end > len(body) or context != context_id or not flags & _COMMAND:
+        if length < 2 or end > len(body) or context != context_id or not flags & COMMAND:
             raise AssociationBroken("sent a PDU that has no place here")
-        yield body[at + _PDV.size : end], flags
+        yield body[at + PDV_HEADER.size : end], flags
         at = end
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One TCP connection to a peer, on which nothing waits without a deadline.
 
-A peer may be silent, stop reading, or send a byte now and then: whatever it does, each call here
-ends by its deadline.  Bytes only; what they mean is ``adapter.scu.association``'s.
+A peer may be silent, stop reading, or send a byte now and then.  Whatever it does, each call here
+ends by its deadline.  There are only bytes here; ``adapter.scu.association`` knows what they mean.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _RECEIVE = 65_536
 
 
 class Unreachable(TemporaryError):
-    """Nobody at the peer's address answers, or it says that it cannot serve us just now."""
+    """The peer does not answer at its address, or says that it cannot serve us now."""
 
 
 class AssociationBroken(TemporaryError):
-    """The connection or the association ended before its time."""
+    """The connection or the association ended too early."""
 
 
 class Deadline:
-    """A moment by which something has to be done.
+    """A time limit that starts now.
 
     Parameters
     ----------
     seconds : float
-        Seconds from now.
+        The limit, in seconds.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -65,7 +65,7 @@ def resolve(host: str, port: int, deadline: Deadline) -> list[tuple[Any, ...]]:
         except (OSError, UnicodeError) as error:
             found.append(error if isinstance(error, OSError) else OSError(str(error)))
 
-    # The resolver knows no deadline: it is left behind when it takes too long.
+    # getaddrinfo has no time limit: when it takes too long, its thread is left to itself.
     thread = threading.Thread(target=ask, name="resolve", daemon=True)
     thread.start()
     thread.join(deadline.left())
@@ -87,12 +87,12 @@ class RequestorConnection:
     port : int
         Its TCP port.
     seconds : float
-        Seconds in which the connection must stand, all addresses of the name included.
+        Seconds in which the connection must be made, for all addresses of the name together.
 
     Raises
     ------
     Unreachable
-        If it does not stand by then.
+        If it is not made by then.
     """
 
     def __init__(self, host: str, port: int, seconds: float) -> None:
@@ -130,7 +130,7 @@ class RequestorConnection:
         Raises
         ------
         AssociationBroken
-            If the peer stops taking them, closes the connection or aborts in the middle.
+            If the peer stops reading, closes the connection or aborts.
         """
         pending = [memoryview(buffer) for buffer in buffers]
         at = 0
@@ -188,14 +188,14 @@ class RequestorConnection:
         what = "took no more data"
         if self._wait(select.POLLIN | select.POLLOUT, deadline, what) & select.POLLOUT:
             return
-        # It sends instead of reading: if it aborts, nothing of ours will be read any more.
+        # The peer sends instead of reading.  If that is an A-ABORT, it will read nothing more.
         words = self._parting_words("")
         if words:
             raise AssociationBroken(words)
         self._wait(select.POLLOUT, deadline, what)
 
     def _parting_words(self, otherwise: str) -> str:
-        """Say how the peer ended it, judged by what it sent before that."""
+        """Return how the peer ended the association, judged by the bytes that are still unread."""
         try:
             first = self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

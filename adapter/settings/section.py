@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
 from pydantic.alias_generators import to_camel
 
-from adapter.models import parse_tag
+from adapter.dicom.tags import parse_tag
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = PositiveFloat

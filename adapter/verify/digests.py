@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from adapter.core import Adapter
-from adapter.dicom import digest_data_set, read_file_meta
+from adapter.dicom.part10 import digest_data_set, read_file_meta
 from adapter.errors import UnreadableInstance
 from adapter.ledger.schema import arrivals, groups, jobs, task_files, tasks
 from adapter.models import ArrivalState

@@ -26,11 +26,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
+from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
+from adapter.dicom.uids import check_uid
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.files import delete_tree, make_folder
 from adapter.ledger.tasks import TaskFile
-from adapter.models import check_uid
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
 

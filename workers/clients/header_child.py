@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from adapter.dicom import HeaderLimits, read_header
+from adapter.dicom.header import HeaderLimits, read_header
 from adapter.errors import UnreadableInstance
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapter.dicom.instance import Instance
 from adapter.errors import NotYetVisible, UnreadableInstance
-from adapter.models import Instance
 from adapter.settings import Notification
 
 #: Tries of one header before its file is given up: a child may also die of somebody else's doing.

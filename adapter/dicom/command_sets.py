@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command sets: group 0000, always in Implicit VR Little Endian (PS3.7 section 6.3.1).
 
-Only the encoding and the numbers are here; what a command set asks for is ``adapter.scp.dimse``'s.
+Only the encoding and the numbers are here.  What a command set asks for is decided in
+``adapter.scp.dimse``.
 """
 
 from __future__ import annotations
@@ -18,18 +19,16 @@ AFFECTED_SOP_CLASS_UID = 0x0002
 COMMAND_FIELD = 0x0100
 MESSAGE_ID = 0x0110
 MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+PRIORITY = 0x0700
 COMMAND_DATA_SET_TYPE = 0x0800
 STATUS = 0x0900
 ERROR_COMMENT = 0x0902
 AFFECTED_SOP_INSTANCE_UID = 0x1000
 
-NO_DATA_SET = 0x0101
-
-# Statuses (PS3.7 Annex C; PS3.4 Table B.2-1).
-SUCCESS = 0x0000
-SOP_CLASS_NOT_SUPPORTED = 0x0122
-UNRECOGNIZED_OPERATION = 0x0211
-MISTYPED_ARGUMENT = 0x0212
+#: Command Data Set Type (0000,0800): no data set follows; any other value says that one does.
+NO_DATA_SET, DATA_SET = 0x0101, 0x0001
+#: Priority (0000,0700): medium.
+MEDIUM = 0x0000
 
 _ELEMENT = Struct("<HHI")
 _US = Struct("<H")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which SOP classes are stored: the Standard's, those it has retired, and what the settings add.
+"""Which SOP classes are stored: the Standard's, its retired ones, and those that settings add.
 
 The current ones come from pynetdicom, which has those of PS3.4 Table B.5-1.  The retired ones are
-named here, from PS3.6 Table A-1: old archives still send them.  Classes of objects that belong to
-no patient (PS3.4 Table GG.3-1: protocols, hanging protocols, inventories), of security (DICOS) and
-of industry (DICONDE) are not in that table; `additionalSopClasses` adds them.
+named here, from PS3.6 Table A-1: old archives still send them.  Not in that table are the classes
+of objects that belong to no patient (PS3.4 Table GG.3-1: protocols, hanging protocols,
+inventories), of security (DICOS) and of industry (DICONDE); `additionalSopClasses` adds them.
 """
 
 from __future__ import annotations

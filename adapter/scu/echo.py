@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C-ECHO to a destination: does it answer us, and if not, what is wrong, in plain words."""
+"""C-ECHO to a destination: whether it answers, and if not, what is wrong, in plain words."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from adapter.dicom.rejections import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+)
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
+from adapter.dicom.uids import VERIFICATION
 from adapter.models import Destination
 from adapter.scu.association import (
-    CALLED_NOT_RECOGNISED,
-    CALLING_NOT_RECOGNISED,
     AssociationBroken,
     AssociationRejected,
     RequestorAssociation,
@@ -21,7 +24,7 @@ from adapter.settings import Scu
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """What became of a C-ECHO.
+    """The result of a C-ECHO.
 
     Attributes
     ----------
@@ -32,8 +35,8 @@ class EchoResult:
     seconds : float
         How long it took.
     rejected : bool
-        Whether the destination rejected the association for good: it is there, but does not know us
-        or the title we call it by.
+        Whether the destination rejected the association for good: it is there, but does not know
+        our AE title or the one that we call it by.
     """
 
     ok: bool
@@ -43,7 +46,7 @@ class EchoResult:
 
 
 def echo(destination: Destination, scu: Scu) -> EchoResult:
-    """Ask a destination for Verification and say what came of it; it never raises for a peer.
+    """Ask a destination for Verification and return what came of it; no peer makes it raise.
 
     References
     ----------
@@ -81,9 +84,9 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
 
 
 def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
-    """Return what to do about a rejection, if we know."""
-    if rejection.code == CALLING_NOT_RECOGNISED:
+    """Return what to do about a rejection, if that is known."""
+    if rejection.code == CALLING_AE_TITLE_NOT_RECOGNIZED:
         return f"; add our AE title {scu.ae_title} at the peer"
-    if rejection.code == CALLED_NOT_RECOGNISED:
+    if rejection.code == CALLED_AE_TITLE_NOT_RECOGNIZED:
         return f"; the peer does not call itself {destination.ae_title}, check its AE title"
     return ""

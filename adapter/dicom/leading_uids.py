@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at the first elements of a data set, without decoding it.
+"""The SOP class and instance UIDs at the start of a data set, found without decoding it.
 
-Only the SOP class and instance UIDs are wanted, and only if they stand within the first 64 KiB.
-The work is bounded by that many bytes, whatever they are; it fails with `UnreadableStart` only.
+They are looked for within the first 64 KiB.  The work is bounded by that many bytes, whatever they
+hold, and fails with `UnreadableStart` only.
 
 References
 ----------
@@ -14,12 +14,11 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from adapter.dicom import (
+from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
+from adapter.dicom.transfer_syntaxes import (
     DEFLATED,
     EXPLICIT_VR_BIG_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
 )
 
 #: Bytes of a data set that are looked at.
@@ -132,21 +131,21 @@ def leading_uids(head: bytes, transfer_syntax: str, *, complete: bool) -> dict[i
 
 
 def _skip(element: _Element) -> int:
-    """Return where the next element begins; sequences without a length and items are entered."""
+    """Return where the next element begins; items and sequences without a length are entered."""
     if element.tag >> 16 == _DELIMITERS or element.length == _UNDEFINED:
         return element.value_at
     return element.value_at + element.length
 
 
 def _descent(element: _Element) -> int:
-    """Return by how many levels an element leads into (or out of) sequences without a length."""
+    """Return how many levels an element leads into, or out of, sequences without a length."""
     if element.tag >> 16 == _DELIMITERS:
         return -1 if element.tag == _SEQUENCE_END else 0
     return 1 if element.length == _UNDEFINED else 0
 
 
 def _check_outermost(tag: int, *, first: bool) -> None:
-    """Refuse what cannot stand in a composite instance: it has a SOP class in group 0008."""
+    """Refuse an element that no composite instance holds here: its SOP class is in group 0008."""
     group = tag >> 16
     if group == 0 or group >= _DELIMITERS or (first and tag > SOP_INSTANCE_UID):
         raise UnreadableStart("the data set does not begin with the elements of an instance")

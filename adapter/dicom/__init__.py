@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM itself: what is on the wire and in files, without a socket, a setting or a decision.
+
+::
+
+    uids  ae_titles  tags            the rules of their values, and the well-known ones
+    transfer_syntaxes                the few whose kind matters
+    implementation                   how we name ourselves
+    storage_classes                  which SOP classes are stored
+    pdus  rejections                 the upper layer's PDUs, read with suspicion
+    command_sets  statuses           DIMSE's command sets and what a status means
+    part10                           file meta information, written and read
+    instance  header  leading_uids   what is read of a data set, under limits
+
+The SCP, the SCU, the workers and the demo stand on it; it imports nothing of the adapter but its
+errors.  Only `pdus` and `storage_classes` import pynetdicom, and only `header` imports pydicom:
+the process that reads headers imports no more than it needs.
+"""

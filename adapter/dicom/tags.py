@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tags of data elements, as numbers: 0xGGGGEEEE."""
+
+from __future__ import annotations
+
+import re
+
+SOP_CLASS_UID = 0x00080016
+SOP_INSTANCE_UID = 0x00080018
+STUDY_INSTANCE_UID = 0x0020000D
+SERIES_INSTANCE_UID = 0x0020000E
+
+_TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
+
+
+def parse_tag(value: str) -> int:
+    """Return the number of a tag written as GGGG,EEEE, GGGGEEEE or (GGGG,EEEE).
+
+    Raises
+    ------
+    ValueError
+        If it is not written like a tag.
+    """
+    match = _TAG.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a DICOM tag such as 0020,000D")
+    return int(match[1] + match[2], 16)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transfer syntaxes whose kind matters to the adapter; it converts none into another."""
+
+from __future__ import annotations
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+#: Syntaxes whose whole data set is deflated (PS3.5 section A.5, and two of JPIP).
+DEFLATED = frozenset(
+    {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
+)
+
+#: Syntaxes whose pixel data is, or may be, lossy (PS3.5 section 10.1, Annex A.4).
+LOSSY = frozenset(
+    {
+        f"1.2.840.10008.1.2.4.{number}"
+        for number in (50, 51, 81, 91, 93, 100, 101, 102, 103, 104, 105, 106, 107, 108, 112, 203)
+    }
+    | {f"1.2.840.10008.1.2.4.{number}.1" for number in range(100, 107)}
+)

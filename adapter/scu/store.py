@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Storage SCU: files to a destination, as they are.
+
+The bytes of a file's data set are sent in the file's own transfer syntax; nothing is decoded,
+converted or left out.  A file that the destination does not accept in that syntax fails by name.
+When to try again is up to the caller.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pydicom.uid import UID
+
+from adapter.dicom import statuses
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN, LOSSY
+from adapter.errors import NotYetVisible, PermanentError
+from adapter.files import open_beneath
+from adapter.models import Destination, Outcome
+from adapter.scu.association import (
+    MAXIMUM_CONTEXTS,
+    AssociationBroken,
+    Context,
+    FileUnreadable,
+    RequestorAssociation,
+)
+from adapter.scu.files import Outgoing
+from adapter.settings import Scu
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What became of one file.
+
+    Attributes
+    ----------
+    file : Outgoing
+        The file.
+    outcome : Outcome
+        Whether it is stored, may be tried again, or is refused for good.
+    status : int, optional
+        The status of the C-STORE, if it was answered.
+    reason : str, optional
+        Why the file is not stored.
+    sent : bool
+        Whether any of it was sent, so that this was a try.
+    """
+
+    file: Outgoing
+    outcome: Outcome
+    status: int | None = None
+    reason: str | None = None
+    sent: bool = True
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the association was lost before the answer: the destination may have the file."""
+        return self.sent and self.status is None and self.outcome is Outcome.RETRY
+
+
+def judge(status: int, *, repeat: bool) -> Outcome:
+    """Return what the status of a C-STORE means for the file (``adapter.dicom.statuses``).
+
+    Parameters
+    ----------
+    status : int
+        The status (0000,0900) of the answer.
+    repeat : bool
+        Whether the file may have been sent there before, so that a duplicate is our own.
+    """
+    if statuses.is_stored(status, repeat=repeat):
+        return Outcome.STORED
+    return Outcome.REFUSED if statuses.is_refused(status) else Outcome.RETRY
+
+
+def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]]:
+    """Distribute files over associations, each with the contexts to propose in it.
+
+    Each SOP class and transfer syntax has a context of its own, with that one syntax, so that the
+    peer answers for each of them.  Each SOP class also has a context in Implicit VR Little Endian,
+    unless all its files are lossy: the Standard demands that proposal (PS3.5 section 10.1).  At
+    most 128 contexts go into one association.
+    """
+    syntaxes: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        syntaxes[file.sop_class_uid].add(file.transfer_syntax_uid)
+    associations: list[tuple[list[Context], list[Outgoing]]] = [([], [])]
+    places: dict[Context, int] = {}
+    for sop_class, used in syntaxes.items():
+        default = [] if used <= LOSSY else [(sop_class, IMPLICIT_VR_LITTLE_ENDIAN)]
+        for syntax in sorted(used):
+            needed = dict.fromkeys([(sop_class, syntax), *default])
+            proposed = associations[-1][0]
+            new = [context for context in needed if context not in proposed]
+            if len(proposed) + len(new) > MAXIMUM_CONTEXTS:
+                associations.append((list(needed), []))
+            else:
+                proposed += new
+            places[sop_class, syntax] = len(associations) - 1
+    for file in files:
+        associations[places[file.context]][1].append(file)
+    return associations
+
+
+def store(
+    files: Sequence[Outgoing],
+    destination: Destination,
+    scu: Scu,
+    *,
+    answered: Callable[[], None] = lambda: None,
+) -> Generator[StoreResult]:
+    """Send files and yield what became of each; close the iterator to stop between two files.
+
+    Parameters
+    ----------
+    files : sequence of Outgoing
+        What to send, in order.
+    answered : callable, optional
+        Called when the destination accepts an association.
+
+    Raises
+    ------
+    Unreachable, AssociationRejected, AssociationBroken
+        If there is no association, or it ends; the file on its way has then been yielded.
+    """
+    for contexts, sent in plan(files):
+        # A file that cannot be read to its end costs its association, but not the files after it.
+        left = list(reversed(sent))
+        while left:
+            with (
+                suppress(FileUnreadable),
+                RequestorAssociation(destination, scu, contexts) as association,
+            ):
+                answered()
+                yield from _store_each(association, left)
+
+
+def _store_each(association: RequestorAssociation, left: list[Outgoing]) -> Iterator[StoreResult]:
+    """Send files, each taken off the list's end, until none is left or the association is lost."""
+    while left:
+        file = left.pop()
+        context_id = association.accepted.get(file.context)
+        if context_id is None:
+            yield StoreResult(file, Outcome.REFUSED, reason=_refusal(file), sent=False)
+            continue
+        try:
+            status = _store_one(association, context_id, file)
+        except AssociationBroken as broken:
+            yield StoreResult(file, Outcome.RETRY, reason=f"the destination {broken}")
+            raise
+        except FileUnreadable as failure:
+            yield StoreResult(file, Outcome.REFUSED, reason=str(failure))
+            raise
+        except NotYetVisible as missing:
+            yield StoreResult(file, Outcome.RETRY, reason=str(missing), sent=False)
+        except OSError as error:
+            words = f"the file cannot be opened (errno {error.errno})"
+            yield StoreResult(file, Outcome.RETRY, reason=words, sent=False)
+        except PermanentError as failure:
+            yield StoreResult(file, Outcome.REFUSED, reason=str(failure), sent=False)
+        else:
+            outcome = judge(status, repeat=file.repeat)
+            failed = outcome is not Outcome.STORED
+            words = f"the destination answered with status {status:04X}"
+            yield StoreResult(file, outcome, status, words if failed else None)
+
+
+def _store_one(association: RequestorAssociation, context_id: int, file: Outgoing) -> int:
+    descriptor = open_beneath(file.root, file.path)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END) - file.data_set
+        os.lseek(descriptor, file.data_set, os.SEEK_SET)
+        return association.store(
+            context_id, file.sop_class_uid, file.sop_instance_uid, descriptor, size
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(file: Outgoing) -> str:
+    sop_class, syntax = UID(file.sop_class_uid), UID(file.transfer_syntax_uid)
+    return f"the destination does not accept {sop_class.name} in {syntax.name}"[:200]
