@@ -11,13 +11,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapter import stages
 from adapter.core import Adapter
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
-from adapter.ledger import configuration, exports, leases, remote_tasks
+from adapter.ledger import configuration, exports, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
@@ -30,6 +31,7 @@ from adapter.scu.association import (
     AssociationRejected,
     Unreachable,
 )
+from workers import defeats
 from workers.clients.results_service import results_service
 from workers.clients.store_scu import Outgoing, examine, store
 from workers.receipt_book import ReceiptBook
@@ -57,13 +59,17 @@ def run(work: Work) -> dict[str, Any]:
             if not reported:
                 break
             continue
-        try:
-            with leases.kept(work.adapter.ledger, export.lease):
-                state = _export(work, export)
-        except LeaseLost:
-            log.warning("an export was taken over by another worker", export=export.id)
-            state = None
-        done[state or "lost"] += 1
+        count = partial(
+            exports.defeat,
+            work.adapter.ledger,
+            export,
+            settings.dicom.scu.export,
+            maximum=settings.workers.maximum_lease_expiries,
+        )
+        with defeats.counted(work, stages.EXPORT, export.lease, export.id, count) as attempt:
+            attempt.outcome = _export(work, export)
+        state = attempt.outcome
+        done[state] += 1
         if state in {ExportState.PARKED, ExportState.PARTIAL}:
             log.error(
                 "an export needs an operator",
@@ -224,6 +230,12 @@ def _report(work: Work, done: Counter[str]) -> bool:
         except TemporaryError as error:
             log.warning("a report was not taken", task=report.task, problem=str(error))
             remote_tasks.not_taken(ledger, report, service)
+            done["unreported"] += 1
+            return False
+        except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
+            why = defeats.blame(work, stages.EXPORT, report.task, error)
+            maximum = settings.workers.maximum_lease_expiries
+            remote_tasks.not_taken(ledger, report, service, why, maximum)
             done["unreported"] += 1
             return False
         remote_tasks.taken(ledger, report)

@@ -26,17 +26,19 @@ import signal
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.files import sync_directory
-from adapter.ledger import jobs, leases
+from adapter.ledger import jobs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
 from adapter.settings import Pipeline
-from adapter.stages import EXPORT, RECLAMATION
+from adapter.stages import EXPORT, PIPELINE, RECLAMATION
+from workers import defeats
 from workers.clients.attempt import Attempt, read_results
 from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader
@@ -67,11 +69,11 @@ def run(work: Work) -> dict[str, Any]:
             if claimed is None:
                 break
             lease, job = claimed
-            try:
-                with leases.kept(ledger, lease):
-                    outcome = Run(work, lease, job, reader).take()
-            except LeaseLost:
-                outcome = "lost"
+            maximum = settings.workers.maximum_lease_expiries
+            count = partial(jobs.defeat, ledger, lease, job, maximum=maximum)
+            with defeats.counted(work, PIPELINE, lease, job.id, count) as attempt:
+                attempt.outcome = Run(work, lease, job, reader).take()
+            outcome = attempt.outcome
             log.info("a job was run", job=job.id, pipeline=job.pipeline_id, outcome=outcome)
             counts[outcome] += 1
     return dict(counts)
@@ -173,6 +175,7 @@ class Run:
     def _wait(self, error: TemporaryError | OSError) -> str:
         """Let the job wait after an error that may pass; a file that is to appear costs no try."""
         if isinstance(error, OSError):
+            defeats.raise_if_nobodys(self._work, error)
             return self._fail_try(Failure("failed", f"file system: {error.strerror}"))
         if not isinstance(error, NotYetVisible):
             return self._fail_try(Failure("failed", str(error)))

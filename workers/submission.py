@@ -12,24 +12,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from adapter.core import Adapter
 from adapter.errors import (
     ConfigurationError,
-    LeaseLost,
     NotYetVisible,
     PermanentError,
+    ProcessorError,
     TemporaryError,
 )
-from adapter.ledger import jobs, leases, payload
+from adapter.ledger import jobs, payload
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.payload import Origin
 from adapter.log import get_logger
 from adapter.models import JobState
 from adapter.processors.registry import create_processor
-from adapter.stages import PIPELINE
+from adapter.stages import PIPELINE, SUBMISSION
+from workers import defeats
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile, Platform
@@ -58,14 +60,11 @@ def submit_due(work: Work, platform: Platform) -> dict[str, Any]:
         if claimed is None:
             break
         lease, job = claimed
-        try:
-            with leases.kept(ledger, lease):
-                outcome = Submission(work, platform, lease, job).take()
-        except LeaseLost:
-            log.warning("a job was lost to another worker or discarded", job=job.id)
-            outcome = "lost"
-        counts[outcome] += 1
-        if outcome == JobState.STARTED:
+        count = partial(jobs.defeat, ledger, lease, job, maximum=workers.maximum_lease_expiries)
+        with defeats.counted(work, SUBMISSION, lease, job.id, count) as attempt:
+            attempt.outcome = Submission(work, platform, lease, job).take()
+        counts[attempt.outcome] += 1
+        if attempt.outcome == JobState.STARTED:
             work.queues.wake(PIPELINE)
     return dict(counts)
 
@@ -105,6 +104,7 @@ class Submission:
         except TemporaryError as error:
             failure, delay = Failure("failed", str(error)), error.delay
         except OSError as error:
+            defeats.raise_if_nobodys(self._work, error)
             failure, delay = Failure("failed", f"file system: {error.strerror}"), None
         parked = jobs.fail_try(
             ledger,
@@ -198,7 +198,7 @@ def processor_title(origin: Origin) -> str:
         return "unknown"
     try:
         return create_processor(origin.ae_title).title
-    except ConfigurationError:  # it is not installed any more
+    except (ConfigurationError, ProcessorError):  # it is not installed any more, or fails
         return origin.ae_title.processor
 
 

@@ -6,7 +6,7 @@ red      the ledger does not answer or has another schema, the spool is not ther
          ledger's, or its disk is above the watermark: nothing is received or nothing moves on
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
          Redis is away, a role that was there is silent, one says that it is in problem, or several
-         hosts work on a spool whose ledger serves one (those that started at once let each other)
+         hosts work on a spool whose ledger serves one (they may have started at the same time)
 green    none of these
 =======  ==========================================================================================
 """
@@ -166,6 +166,8 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
     report.yellow += [
         f"{kept.amount} {one if kept.amount == 1 else more}"
         for one, more, kept in (
+            ("group is parked", "groups are parked", attention.parked_groups),
+            ("group cannot be reclaimed", "groups cannot be reclaimed", attention.stuck_groups),
             ("job is parked", "jobs are parked", attention.parked_jobs),
             ("export is parked", "exports are parked", attention.parked_exports),
             ("export is partial", "exports are partial", attention.partial_exports),
