@@ -33,11 +33,22 @@ OUTCOMES: dict[str, tuple[str, ...]] = {
         "invalid-output",
         "not-visible",
         "kills-its-worker",
+        "parked",
         "waits",
         "lost",
     ),
     EXPORT: (*ExportState, "reported", "unreported", "lost"),
-    RECLAMATION: ("retried", "discarded", "groups", "failed", "stuck", "stale", "forgotten"),
+    RECLAMATION: (
+        "retried",
+        "quarantined",
+        "discarded",
+        "groups",
+        "failed",
+        "stuck",
+        "stale",
+        "forgotten",
+        "lost",
+    ),
 }
 #: Upper bounds of the buckets of a run's time (seconds).
 BOUNDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)

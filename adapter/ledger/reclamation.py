@@ -80,7 +80,7 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
     """Return the condition that nothing needs a group's files and their retention has passed.
 
     Every job has ended well or was discarded, no export of theirs is open, and nobody holds a lease
-    on any of it.  A group without jobs never qualifies, unless an operator has given it up.  A group
+    on any of it.  A group without jobs never qualifies unless an operator has given it up.  A group
     that kills its workers waits for an operator.
     """
     job = jobs.c.group_id == groups.c.id

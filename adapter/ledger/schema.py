@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger's tables: every fact that must not be lost, beside the bytes themselves.
 
-Times are seconds since 1970 (UTC) by the database's clock; only `received_at` is by the SCP's.  A row
+Times are seconds since 1970 (UTC) by the database's clock; `received_at` is by the SCP's.  A row
 that is being worked on carries a lease: a token, an expiry, and how often the lease ran out or the
 row defeated its worker (`adapter.ledger.attempts`).  No column holds patient data: UIDs, AE titles,
 counts, sizes, states and hashes only.
