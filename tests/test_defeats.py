@@ -16,16 +16,18 @@ from pydicom.uid import generate_uid
 from sqlalchemy import select
 
 from adapter.core import Adapter
+from adapter.errors import PermanentError
 from adapter.ledger import attempts, queries
 from adapter.ledger import groups as groups_verbs
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
-from adapter.ledger.schema import arrivals, events, groups, jobs
+from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
 from adapter.models import AETitle
 from adapter.processors import registry
 from adapter.processors.ae_title import AETitleJobProcessor
 from adapter.stages import due_stages
 from adapter.verify import verify
-from tests.support_ledger import change_rows
+from tests import support_exports
+from tests.support_ledger import add_row, change_rows
 from tests.support_stages import (
     IncomingAssociation,
     add_ae_title,
@@ -35,7 +37,7 @@ from tests.support_stages import (
     make_work,
     rows,
 )
-from workers import grouping, notification, reclamation, submission
+from workers import export, grouping, notification, pipeline, reclamation, submission
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.stage import Work
 
@@ -769,3 +771,87 @@ def test_a_retried_late_instance_opens_the_next_generation(
             select(groups.c.generation, groups.c.instances).order_by(groups.c.generation)
         ).all()
     assert [tuple(row) for row in generations] == [(1, 1), (2, 1)]
+
+
+# -- exports -------------------------------------------------------------------------------------
+
+
+def test_an_export_that_defeats_its_worker_is_parked(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rests without a try, others go on, and after the bound it is parked with the reason."""
+    support_exports.add_destination(adapter, 1)
+    support_exports.add_task(adapter, 1)
+    support_exports.add_task(adapter, 1)
+    bad, good = rows(adapter, exports)
+
+    def send(_work: Work, of: Any, _destination: Any) -> None:
+        if of.id == bad.id:
+            raise KeyError("CANARY")
+        raise PermanentError("for this test", "done")
+
+    monkeypatch.setattr(export, "_send", send)
+    assert export.run(work) == {"pending": 1, "parked": 1}
+    for _ in range(MAXIMUM - 2):
+        assert export.run(work) == {}
+        end_rests(adapter, exports)
+        assert export.run(work) == {"pending": 1}
+    end_rests(adapter, exports)
+    assert export.run(work) == {"parked": 1}
+
+    reasons = {row.id: (row.state, row.reason, row.tries) for row in rows(adapter, exports)}
+    assert reasons == {bad.id: ("parked", "unforeseen", 0), good.id: ("parked", "done", 0)}
+    assert defeats(work, "export", "unforeseen") == MAXIMUM
+
+
+def test_a_report_that_defeats_its_worker_is_kept_and_told(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer stays owed, waits longer each time, and the bound is an event."""
+
+    class Broken:
+        def report(self, _report: Any) -> None:
+            raise KeyError("CANARY")
+
+    add_row(
+        adapter,
+        tasks,
+        id="t",
+        agent="A",
+        remote=True,
+        report="due",
+        report_success=True,
+        report_retry_later=False,
+        created_at=0,
+    )
+    monkeypatch.setattr(export, "results_service", lambda _settings: Broken())
+    for failures in range(1, MAXIMUM + 1):
+        assert export.run(work) == {"unreported": 1}
+        (task,) = rows(adapter, tasks)
+        assert (task.report, task.report_failures) == ("due", failures)
+        assert export.run(work) == {}
+        change_rows(adapter, tasks, report_due_at=0)
+
+    assert kinds(adapter).count("task-not-reported") == 1
+    assert defeats(work, "export", "unforeseen") == MAXIMUM
+
+
+def test_a_job_that_defeats_its_run_is_parked(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline stage goes by the same rule."""
+    received(adapter)
+    notification.run(work)
+    grouping.run(work)
+    change_rows(adapter, jobs, state="started")
+
+    def fail(*_: object) -> None:
+        raise KeyError("CANARY")
+
+    monkeypatch.setattr(pipeline, "find_pipeline", fail)
+    for _ in range(MAXIMUM - 1):
+        assert pipeline.run(work) == {"failed": 1}
+        assert pipeline.run(work) == {}
+        end_rests(adapter, jobs)
+    assert pipeline.run(work) == {"parked": 1}
+    assert rows(adapter, jobs)[0].outcome == "unforeseen"
