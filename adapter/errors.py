@@ -9,6 +9,7 @@
     +-- PermanentError              will not pass: park it, where an operator sees it
     |   +-- UnreadableInstance      the bytes are not a DICOM data set that can be registered
     +-- ConfigurationError          invalid settings or configuration: every problem with its path
+    +-- ProcessorError              a job processor failed, or returned something unusable
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
     +-- SpoolError                  the spool cannot be used in its present state
     +-- LedgerError                 the ledger cannot be used in its present state
@@ -18,7 +19,8 @@ A stage knows two kinds of failure: one that may pass and one that will not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
 class AdapterError(Exception):
@@ -79,8 +81,46 @@ class ConfigurationError(AdapterError):
         self.problems = list(problems)
 
 
+def validation_problems(
+    items: Iterable[Any],
+    *,
+    within: Sequence[str] = (),
+    whole: str = "",
+    separator: str = ".",
+    unknown: Callable[[str], str] | None = None,
+) -> list[str]:
+    """Return what pydantic found wrong, one line for each key, with the key's path.
+
+    Parameters
+    ----------
+    items : iterable of mapping
+        What ``errors()`` of pydantic's exception returns.
+    within : sequence of str, optional
+        The path of what was validated.
+    whole : str, optional
+        What stands for a path that would be empty.
+    separator : str, optional
+        What stands between two keys of a path.
+    unknown : callable, optional
+        Says what is wrong with an unknown key, given its name; by default pydantic's words.
+    """
+    problems = []
+    for item in items:
+        path = separator.join([*within, *map(str, item["loc"])]) or whole
+        if unknown is not None and item["type"] == "extra_forbidden":
+            what = unknown(str(item["loc"][-1]))
+        else:
+            what = str(item["msg"]).removeprefix("Value error, ")
+        problems.append(f"{path}: {what}" if path else what)
+    return problems
+
+
 class LeaseLost(AdapterError):
     """The lease on a row ran out, and another worker may have claimed the row."""
+
+
+class ProcessorError(AdapterError):
+    """A call of a job processor failed, or returned what cannot be used."""
 
 
 class SpoolError(AdapterError):

@@ -4,7 +4,9 @@
 ::
 
     arrival  received -> registered | discarded | quarantined
+             quarantined -> received | discarded, when an operator says so
     group    open -> closed -> submitted -> reclaiming -> reclaimed
+             open -> parked -> closing -> closed | parked;  parked -> reclaiming, given up
     job      queued -> created -> described -> uploaded -> started -> succeeded
              any of these -> parked -> (where it stood) | discarded
     export   pending -> sending -> succeeded | partial
@@ -49,6 +51,8 @@ class GroupState(StrEnum):
     """Where a group stands."""
 
     OPEN = "open"  #: takes instances
+    PARKED = "parked"  #: it cannot be closed; waits for an operator, and takes no instances
+    CLOSING = "closing"  #: an operator has it closed: tried again, and takes no instances
     CLOSED = "closed"  #: complete; its jobs exist
     SUBMITTED = "submitted"  #: every job has been handed to the platform
     RECLAIMING = "reclaiming"  #: its files are being deleted

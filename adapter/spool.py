@@ -280,12 +280,54 @@ class Spool:
             self.incoming_path(arrival).unlink(missing_ok=True)
 
     def settle_quarantined(self, arrival: str) -> None:
-        """Move a file to quarantine/, durably, from wherever its registration left it."""
-        for source in (self.incoming_path(arrival), self.instance_path(arrival)):
-            if source.exists():
-                self._link([(source, self.quarantine_path(arrival))])
-        self.instance_path(arrival).unlink(missing_ok=True)
-        self.incoming_path(arrival).unlink(missing_ok=True)
+        """Move a file to quarantine/, durably, from wherever its registration left it.
+
+        By renaming: a file that may not be linked (its owner is another user, link(2)) may still be
+        moved.
+        """
+        self._move(
+            (self.incoming_path(arrival), self.instance_path(arrival)),
+            self.quarantine_path(arrival),
+        )
+
+    def settle_retried(self, arrival: str) -> None:
+        """Move a quarantined file back to incoming/, durably; twice is as good as once.
+
+        Raises
+        ------
+        NotYetVisible
+            If it is in neither place.
+        """
+        target = self.incoming_path(arrival)
+        self._move((self.quarantine_path(arrival), self.instance_path(arrival)), target)
+        if not target.exists():
+            raise NotYetVisible("a quarantined file is not visible (yet)")
+
+    def find_quarantined(self, arrival: str) -> Path:
+        """Return where a quarantined file is: it stays where it was if it could not be moved."""
+        expected = self.quarantine_path(arrival)
+        places = (expected, self.incoming_path(arrival), self.instance_path(arrival))
+        return next((path for path in places if path.exists()), expected)
+
+    def probe(self, arrival: str) -> None:
+        """Do with a file of our own what registration does with an arrival's.
+
+        Raises
+        ------
+        OSError
+            If it fails: then the spool is in trouble, and not one arrival's file.
+        """
+        name = f".{uuid.uuid4().hex}.part"
+        source = self.incoming_path(arrival).with_name(name)
+        target = self.instance_path(arrival).with_name(name)
+        try:
+            source.write_bytes(b"probe")
+            os.link(source, target)
+            sync_directory(target.parent)
+            source.read_bytes()
+        finally:
+            for path in (source, target):
+                path.unlink(missing_ok=True)
 
     def delete_arrival(self, arrival: str) -> None:
         """Delete an arrival's file wherever it is; already gone is gone."""
@@ -310,6 +352,19 @@ class Spool:
         for folder in folders:
             sync_directory(folder)
 
+    @staticmethod
+    def _move(sources: Iterable[Path], target: Path) -> None:
+        """Move a file to its new name, durably, from each of the names that it may have."""
+        moved = False
+        for source in sources:
+            with suppress(FileNotFoundError):
+                source.rename(target)
+                # Where both are names of one file rename(2) leaves them as they are.
+                source.unlink(missing_ok=True)
+                moved = True
+        if moved or target.exists():
+            sync_directory(target.parent)
+
     def _list(self, top: Path) -> Iterator[ArrivalId]:
         for number in range(SHARDS):
             yield from self._scan(top / f"{number:02d}")
@@ -330,11 +385,12 @@ class Spool:
         """Delete unfinished files last written before a time, and return how many there were."""
         count = 0
         for number in range(SHARDS):
-            for path in (self.incoming / f"{number:02d}").glob(".*.part"):
-                with suppress(FileNotFoundError):
-                    if path.stat().st_mtime < before:
-                        path.unlink()
-                        count += 1
+            for top in (self.incoming, self.instances):
+                for path in (top / f"{number:02d}").glob(".*.part"):
+                    with suppress(FileNotFoundError):
+                        if path.stat().st_mtime < before:
+                            path.unlink()
+                            count += 1
         return count
 
     # -- results -----------------------------------------------------------------------------
@@ -379,9 +435,17 @@ class Spool:
                     yield str(uuid.UUID(path.name))
 
     def delete_job(self, job: str) -> None:
-        """Delete a job's results, payload and attempts; already gone is gone."""
+        """Delete a job's results, payload and attempts; already gone is gone.
+
+        Raises
+        ------
+        OSError
+            If something of it cannot be deleted.
+        """
         for folder in (self.result_folder(job), self.work_folder(job)):
             delete_tree(folder)
+            if folder.exists():
+                shutil.rmtree(folder)  # once more, to learn why
 
     # -- what the SCP needs when ledger and Redis are away -----------------------------------
 

@@ -130,6 +130,14 @@ def rows(adapter: Adapter, table: Table, *where: Any) -> list[Any]:
         return list(connection.execute(select(table).where(*where)).all())
 
 
+def end_rests(adapter: Adapter, table: Table) -> None:
+    """Let rows that rest after a defeat be due now."""
+    with adapter.ledger.write() as connection:
+        connection.execute(
+            table.update().where(table.c.lease_token.is_(None)).values(lease_until=0)
+        )
+
+
 def let_time_pass(adapter: Adapter, seconds: float) -> None:
     """Move every open group's clocks into the past, as if so many seconds had gone by."""
     with adapter.ledger.write() as connection:

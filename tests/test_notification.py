@@ -18,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from adapter.core import Adapter
 from adapter.ledger import arrivals as arrivals_verbs
+from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
 from adapter.ledger.schema import arrivals, groups
 from adapter.processors import registry
 from tests.support_ledger import everything_in
@@ -253,7 +254,7 @@ def test_the_third_death_quarantines(adapter: Adapter, work: Work) -> None:
     association = IncomingAssociation(adapter, add_ae_title(adapter))
     killer = association.store(make_instance())
     association.store(make_instance())
-    for death in range(arrivals_verbs.DEADLY_ATTEMPTS):
+    for death in range(ARRIVAL_ATTEMPTS):
         waiting = sorted(adapter.spool.list_incoming())
         _, leased = arrivals_verbs.lease_batch(
             adapter.ledger, waiting[: 1 if death == 0 else 2], limit=10, seconds=30
@@ -373,7 +374,7 @@ def test_a_failing_disk_is_not_the_files_fault(
     IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        for _ in range(arrivals_verbs.DEADLY_ATTEMPTS + 1):
+        for _ in range(ARRIVAL_ATTEMPTS + 1):
             with pytest.raises(OSError, match="space"):
                 notification.run(work)
 

@@ -99,7 +99,7 @@ def settings() -> Settings:
 def work() -> Work:
     """Return what the stages of this process work with."""
     adapter = open_adapter(settings())
-    return Work(adapter, StageQueues(app), _stopping)
+    return Work(adapter, StageQueues(app), _stopping, metrics)
 
 
 @contextmanager

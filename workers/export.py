@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from adapter import stages
 from adapter.core import Adapter
 from adapter.dicom import rejections
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
-from adapter.ledger import configuration, exports, leases, remote_tasks
+from adapter.ledger import configuration, exports, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
@@ -24,6 +25,7 @@ from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.scu.files import Outgoing, examine
+from workers import defeats
 from workers.clients.results_service import results_service
 from workers.clients.store_scu import store
 from workers.receipt_book import ReceiptBook
@@ -50,12 +52,16 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
     export = exports.claim(work.adapter.ledger, settings.dicom.scu, settings.workers, first)
     if export is None:
         return reported
-    try:
-        with leases.kept(work.adapter.ledger, export.lease):
-            state, failure = _export(work, export)
-    except LeaseLost:
-        log.warning("an export was taken over by another worker", export=export.id)
-        return TaskResult(export.id, "lost")
+    count = partial(
+        exports.defeat,
+        work.adapter.ledger,
+        export,
+        settings.dicom.scu.export,
+        maximum=settings.workers.maximum_lease_expiries,
+    )
+    with defeats.counted(work, stages.EXPORT, export.lease, export.id, count) as attempt:
+        attempt.outcome, attempt.failure = _export(work, export)
+    state = attempt.outcome
     if state in {ExportState.PARKED, ExportState.PARTIAL}:
         log.error(
             "an export needs an operator",
@@ -66,7 +72,8 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
     if state in {ExportState.SUCCEEDED, ExportState.PARTIAL}:
         work.queues.wake(stages.RECLAMATION)
     facts = {"destination": export.destination}
-    return TaskResult(export.id, state, failure, facts, reported.counts if reported else {})
+    more = reported.counts if reported else {}
+    return TaskResult(export.id, state, attempt.failure, facts, more)
 
 
 # -- one export ----------------------------------------------------------------------------------
@@ -224,6 +231,11 @@ def _report(work: Work) -> TaskResult | None:
             log.warning("a report was not taken", task=report.task, problem=str(error))
             remote_tasks.not_taken(ledger, report, service)
             return TaskResult("", "unreported", TryFailed(f"not taken: {error}"), facts)
+        except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
+            why = defeats.blame(work, stages.EXPORT, report.task, error)
+            maximum = settings.workers.maximum_lease_expiries
+            remote_tasks.not_taken(ledger, report, service, why, maximum)
+            return TaskResult("", "unreported", TryFailed(f"{why.reason}: {why.message}"), facts)
         remote_tasks.taken(ledger, report)
         return TaskResult("", "reported", None, facts)
     finally:

@@ -4,48 +4,67 @@
 A group closes when (a) its quiet time has passed and (b) nothing for its AE title that was received
 before that moment still waits in incoming/.  Its maximum wait closes it regardless.
 
-On a volume that shows new files late, (b) can only be told once everything that was there then is
-seen: as many seconds after the quiet time, and after the group was opened, since a rebuild gives
-files new names long after they were received.
+On a volume that shows new files late, (b) is known only when every file that was there at that
+moment is seen: that many seconds after the quiet time, and after the group was opened, since a
+rebuild gives files new names long after they were received.
+
+A group that cannot be closed, because its job processor fails or is not installed, rests and is
+tried again; after so many attempts it is parked (`adapter.ledger.attempts`).
 """
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from adapter.core import Adapter
-from adapter.errors import ConfigurationError
-from adapter.ledger import groups
+from adapter.ledger import arrivals, attempts, groups
 from adapter.ledger.configuration import ae_title_version, versions_of_same_title
 from adapter.ledger.groups import MAXIMUM_WAIT, QUIET
 from adapter.ledger.leases import Lease
-from adapter.log import get_logger
+from adapter.models import ArrivalState, GroupState
 from adapter.processors.registry import create_processor
-from adapter.stages import SUBMISSION
-from workers.stage import TaskResult, Work
+from adapter.stages import GROUPING, SUBMISSION
+from workers import defeats
+from workers.stage import Parked, TaskResult, Work
 
-log = get_logger(__name__)
-
-#: Seconds between looks for a job processor that is not installed any more.
-PLUGIN_PAUSE = 30.0
+#: Arrivals that one look into the ledger asks for.
+_LOOK = 500
 
 
 def take(work: Work, first: str | None = None) -> TaskResult | None:
     """Look at a group that is due, `first` if it is, and close it; None if no group is due."""
     adapter = work.adapter
-    claimed = groups.claim_due(adapter.ledger, adapter.settings.workers.lease_seconds, first)
+    ledger, workers = adapter.ledger, adapter.settings.workers
+    claimed = groups.claim_due(ledger, workers.lease_seconds, first)
     if claimed is None:
         return None
     lease, group = claimed
-    created = close_or_hold(adapter, lease, group)
+    if why := attempts.killed(group.lease_expiries, workers.maximum_lease_expiries):
+        defeats.log_and_count(work, GROUPING, group.id, why)
+        return TaskResult(group.id, groups.park(ledger, lease, group, why), Parked(why.text))
+    created: list[str] = []
+    count = partial(groups.defeat, ledger, lease, group, maximum=workers.maximum_lease_expiries)
+    with defeats.counted(work, GROUPING, lease, group.id, count) as attempt:
+        created = close_or_hold(adapter, lease, group)
+        attempt.outcome = "closed" if created else "waits"
     if not created:
-        return TaskResult(group.id, "waits")
+        return TaskResult(group.id, attempt.outcome, attempt.failure)
     work.queues.wake(SUBMISSION, *created)
     return TaskResult(group.id, "closed", facts={"jobs": created}, more={"jobs": len(created)})
 
 
 def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
-    """Close a leased group if nothing holds it open, and return the jobs that it became."""
+    """Close a leased group if nothing holds it open, and return the jobs that it became.
+
+    Raises
+    ------
+    ConfigurationError, ProcessorError
+        If the AE title's job processor cannot be used.
+    LeaseLost
+        If another worker holds the group.
+    """
     ledger = adapter.ledger
     with ledger.read() as connection:
         ae_title = ae_title_version(connection, group.version)
@@ -53,24 +72,33 @@ def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
     assert ae_title is not None, "groups.version refers to an AE title's version"
     now, lag = ledger.now(), adapter.settings.lag_seconds
     reason = MAXIMUM_WAIT if group.maximum_at <= now else QUIET
-    unseen = max(group.due_at, group.opened_at) + lag - now
-    if reason == QUIET and 0 < unseen <= lag:
-        groups.hold_open(ledger, lease, group.id, unseen)
-        return []
-    if reason == QUIET and any(
-        arrival.version in same_title and arrival.received_at <= group.due_at
-        for arrival in adapter.spool.list_incoming()
-    ):
-        groups.hold_open(ledger, lease, group.id)
-        return []
-    try:
-        processor = create_processor(ae_title)
-    except ConfigurationError as error:  # its plug-in was taken away: the group waits for it
-        log.error("a group cannot be closed", group=group.id, error=str(error))
-        groups.hold_open(ledger, lease, group.id, PLUGIN_PAUSE)
-        return []
+    if reason == QUIET and group.state == GroupState.OPEN:
+        unseen = max(group.due_at, group.opened_at) + lag - now
+        if 0 < unseen <= lag:
+            groups.hold_open(ledger, lease, group.id, unseen)
+            return []
+        if _older_wait(adapter, same_title, group.due_at):
+            groups.hold_open(ledger, lease, group.id)
+            return []
     requests = [
         (request.pipeline, request.pipeline_id, request.priority, request.retry_delay)
-        for request in processor.jobs()
+        for request in create_processor(ae_title).jobs()
     ]
     return groups.close(ledger, lease, group.id, requests, reason=reason)
+
+
+def _older_wait(adapter: Adapter, versions: set[int], moment: float) -> bool:
+    """Tell whether an arrival of an AE title, received up to a moment, is not registered yet.
+
+    A file whose row is settled may still be in incoming/: it was not moved yet, or cannot be.
+    """
+    older = (
+        str(arrival)
+        for arrival in adapter.spool.list_incoming()
+        if arrival.version in versions and arrival.received_at <= moment
+    )
+    while look := list(islice(older, _LOOK)):
+        known = arrivals.states(adapter.ledger, look)
+        if any(known.get(a, ArrivalState.RECEIVED) == ArrivalState.RECEIVED for a in look):
+            return True
+    return False

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.registry import CollectorRegistry
 
+from adapter.ledger.attempts import REASONS
 from adapter.models import ArrivalState, ExportState, JobState
 from adapter.stages import EXPORT, GROUPING, NOTIFICATION, PIPELINE, RECLAMATION, STAGES, SUBMISSION
 
@@ -19,7 +20,7 @@ OTHER = "other"
 #: What a stage's run may say that it did; another word counts as `OTHER`.
 OUTCOMES: dict[str, tuple[str, ...]] = {
     NOTIFICATION: tuple(ArrivalState),
-    GROUPING: ("closed", "jobs"),
+    GROUPING: ("closed", "jobs", "failed", "parked", "lost"),
     SUBMISSION: (JobState.STARTED, JobState.PARKED, "failed", "waits", "lost"),
     PIPELINE: (
         "succeeded",
@@ -32,11 +33,22 @@ OUTCOMES: dict[str, tuple[str, ...]] = {
         "invalid-output",
         "not-visible",
         "kills-its-worker",
+        "parked",
         "waits",
         "lost",
     ),
     EXPORT: (*ExportState, "reported", "unreported", "lost"),
-    RECLAMATION: ("discarded", "groups", "stale", "forgotten"),
+    RECLAMATION: (
+        "retried",
+        "quarantined",
+        "discarded",
+        "groups",
+        "failed",
+        "stuck",
+        "stale",
+        "forgotten",
+        "lost",
+    ),
 }
 #: Upper bounds of the buckets of a run's time (seconds).
 BOUNDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
@@ -73,11 +85,20 @@ class WorkerMetrics:
             registry=self.registry,
         )
 
+        self._defeated = Counter(
+            "dicom_adapter_defeated",
+            "Attempts on a row that an error nobody foresaw, or the worker's death, has ended.",
+            ["stage", "reason"],
+            registry=self.registry,
+        )
+
     def serve(self, stages: list[str]) -> None:
         """Tell of these stages from now on: a counter begins at zero, not with its first event."""
         for stage in stages:
             self._runs.labels(stage)
             self._cut_short.labels(stage)
+            for reason in REASONS:
+                self._defeated.labels(stage, reason)
             for outcome in (*OUTCOMES[stage], OTHER):
                 self._work.labels(stage, outcome)
 
@@ -99,6 +120,10 @@ class WorkerMetrics:
         for outcome, amount in (done or {}).items():
             known = outcome if outcome in OUTCOMES[stage] else OTHER
             self._work.labels(stage, known).inc(amount)
+
+    def defeated(self, stage: str, reason: str) -> None:
+        """Count an attempt that a row has defeated, for one of `attempts.REASONS`."""
+        self._defeated.labels(stage, reason).inc()
 
 
 assert list(OUTCOMES) == list(STAGES), "each stage says what it does"

@@ -5,6 +5,9 @@ Lease and count the attempt; read the headers under limits; ask the AE title's j
 the observers; link into instances/; one transaction for the rows; unlink from incoming/.  A run
 that died anywhere is done again from the start: a file leaves incoming/ after its row is there, and
 a row is written after the observers were told.
+
+A batch that fails is registered one by one, so that an error stays with the arrival that it came
+from; the rule for that arrival stands in `adapter.ledger.attempts`.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from adapter.core import Adapter
 from adapter.dicom.instance import Instance
 from adapter.dicom.part10 import read_file_meta
 from adapter.dicom.uids import check_uid
-from adapter.errors import ConfigurationError, NotYetVisible, UnreadableInstance
-from adapter.ledger import arrivals, leases
-from adapter.ledger.arrivals import DEADLY_ATTEMPTS, Decision, Discarded, Grouped, Quarantined
+from adapter.errors import LeaseLost, NotYetVisible, UnreadableInstance
+from adapter.ledger import arrivals, attempts, leases
+from adapter.ledger.arrivals import Decision, Discarded, Grouped, Quarantined
+from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
 from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
@@ -31,7 +35,8 @@ from adapter.log import get_logger
 from adapter.models import AETitle, ArrivalId, ArrivalState
 from adapter.processors.base import InstanceObserver, JobProcessor
 from adapter.processors.registry import create_observers, create_processor
-from adapter.stages import RECLAMATION
+from adapter.stages import NOTIFICATION, RECLAMATION
+from workers import defeats
 from workers.clients.headers import HeaderReader
 from workers.stage import Work
 
@@ -40,24 +45,99 @@ log = get_logger(__name__)
 #: Arrivals that one look into the ledger asks for.
 _LOOK = 500
 
+#: Seconds between looks for an arrival's file that is listed but not there (yet).
+_VISIBILITY_PAUSE = 1.0
+
 
 def register_batch(work: Work, lease: Lease, rows: Sequence[Any]) -> dict[str, str]:
-    """Take leased arrivals all the way, and return the state of each."""
-    ledger, spool = work.adapter.ledger, work.adapter.spool
-    with leases.kept(ledger, lease), work.headers.borrow() as reader:
-        deciding = Deciding(work.adapter, reader)
-        decided = [deciding.decide(row) for row in rows]
+    """Take leased arrivals all the way, and return the state of each that was settled.
+
+    Raises
+    ------
+    Exception
+        What is no single arrival's fault; those that were not settled are leased still.
+    """
+    batch = Batch(work, lease)
+    with leases.kept(work.adapter.ledger, lease), work.headers.borrow() as reader:
+        batch.decide(rows, Deciding(work, reader))
+        batch.record()
+    settle(work.adapter, batch.settled)
+    return batch.settled
+
+
+class Batch:
+    """Leased arrivals on their way to their rows.
+
+    Parameters
+    ----------
+    work : Work
+        What the stage works with.
+    lease : Lease
+        The arrivals' lease.
+
+    Attributes
+    ----------
+    settled : dict of str to str
+        The states of the arrivals that are given back or at their end.
+    """
+
+    def __init__(self, work: Work, lease: Lease) -> None:
+        self._work = work
+        self._ledger = work.adapter.ledger
+        self._spool = work.adapter.spool
+        self._lease = lease
+        self._decided: list[tuple[Any, Decision]] = []
+        self.settled: dict[str, str] = {}
+
+    def decide(self, rows: Sequence[Any], deciding: Deciding) -> None:
+        """Decide what becomes of each arrival, and tell the observers of it."""
         observers = create_observers()
-        for _, instance in decided:
+        for row in rows:
+            try:
+                decision, instance = deciding.decide(row)
+            except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
+                self._failed(row, error)
+                continue
+            self._decided.append((row, decision))
             if instance is not None:
                 notify_observers(observers, instance)
-        decisions = [decision for decision, _ in decided]
-        spool.link_instances(
+
+    def record(self) -> None:
+        """Record the decisions in one transaction; if that fails, in one for each arrival."""
+        try:
+            self._record([decision for _, decision in self._decided])
+        except Exception as error:
+            if attempts.is_nobodys(error):
+                raise
+            log.warning("a batch is registered one by one", error=type(error).__name__)
+        else:
+            return
+        for row, decision in self._decided:
+            try:
+                self._record([decision])
+            except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
+                self._failed(row, error)
+
+    def _record(self, decisions: Sequence[Decision]) -> None:
+        self._spool.link_instances(
             d.instance.arrival for d in decisions if not isinstance(d, Quarantined)
         )
-        settled = arrivals.register(ledger, lease, decisions)
-    settle(work.adapter, settled)
-    return settled
+        self.settled |= arrivals.register(self._ledger, self._lease, decisions)
+
+    def _failed(self, row: Any, error: Exception) -> None:
+        """Give an arrival back that could not be registered, counted if it is its own fault."""
+        workers = self._work.adapter.settings.workers
+        age = self._ledger.now() - row.received_at
+        if isinstance(error, NotYetVisible) and age < workers.visibility_seconds:
+            arrivals.wait_for(self._ledger, self._lease, row.id, _VISIBILITY_PAUSE)
+            return
+        why = defeats.blame(self._work, NOTIFICATION, row.id, error, arrival=row.id)
+        titles: arrivals.Parties = (None, None)
+        if why.reason != attempts.LEDGER_REFUSES:  # else they may be what it refuses
+            titles = parties(self._spool.incoming_path(row.id))
+        state = arrivals.defeat(self._ledger, self._lease, row, why, titles)
+        if state != ArrivalState.RECEIVED:
+            self.settled[row.id] = state
 
 
 class Deciding:
@@ -65,27 +145,39 @@ class Deciding:
 
     Parameters
     ----------
-    adapter : Adapter
-        Settings, spool and ledger.
+    work : Work
+        What the stage works with.
     reader : HeaderReader
         Reads the headers.
     """
 
-    def __init__(self, adapter: Adapter, reader: HeaderReader) -> None:
-        self._adapter = adapter
+    def __init__(self, work: Work, reader: HeaderReader) -> None:
+        self._work = work
+        self._adapter = work.adapter
         self._reader = reader
-        self._hash_key = adapter.spool.hash_key()
+        self._hash_key = work.adapter.spool.hash_key()
         self._processors: dict[int, tuple[AETitle, JobProcessor] | None] = {}
 
     def decide(self, row: Any) -> tuple[Decision, Instance | None]:
-        """Return what becomes of an arrival, and its header if it could be read."""
+        """Return what becomes of an arrival, and its header if it could be read.
+
+        Raises
+        ------
+        ConfigurationError, ProcessorError
+            If the AE title's job processor cannot be used.
+        NotYetVisible
+            If the file is not there (yet).
+        OSError
+            If the disk or the file's owner refuses to have it read.
+        """
         arrival: str = row.id
-        if row.attempts > DEADLY_ATTEMPTS:
-            message = f"{DEADLY_ATTEMPTS} attempts to register it died"
-            return Quarantined(arrival, "kills-its-worker", message), None
+        if row.attempts > ARRIVAL_ATTEMPTS:
+            why = attempts.Defeat(attempts.KILLS, f"{ARRIVAL_ATTEMPTS} attempts on it died")
+            defeats.log_and_count(self._work, NOTIFICATION, arrival, why)
+            return Quarantined(arrival, why.reason, why.message), None
         found = self._processor(row.version)
         if found is None:
-            message = "the AE title's configuration it was accepted under cannot be used"
+            message = "the ledger does not know the AE title's version that it was accepted under"
             return Quarantined(arrival, "unknown-version", message), None
         ae_title, processor = found
         instance = None
@@ -107,16 +199,13 @@ class Deciding:
         ), instance
 
     def _processor(self, version: int) -> tuple[AETitle, JobProcessor] | None:
-        """Return a version's AE title and processor, read from the ledger; None if unusable."""
+        """Return a version's AE title and processor, read from the ledger; None if unknown."""
         if version not in self._processors:
-            self._processors[version] = None
             with self._adapter.ledger.read() as connection:
                 ae_title = ae_title_version(connection, version)
-            try:
-                if ae_title is not None:
-                    self._processors[version] = ae_title, create_processor(ae_title)
-            except ConfigurationError as error:
-                log.error("a job processor cannot be used", version=version, error=str(error))
+            self._processors[version] = (
+                None if ae_title is None else (ae_title, create_processor(ae_title))
+            )
         return self._processors[version]
 
 
@@ -153,12 +242,19 @@ def notify_observers(observers: Sequence[InstanceObserver], instance: Instance) 
 
 
 def settle(adapter: Adapter, states: dict[str, str]) -> None:
-    """Take arrivals' files out of incoming/: the last step, done again if it was lost."""
+    """Take arrivals' files out of incoming/: the last step, done again if it was lost.
+
+    A file that cannot be moved stays where it is, and its row says what it is: it is not taken
+    again, and it moves as soon as it can be.
+    """
     for arrival, state in states.items():
-        if state == ArrivalState.QUARANTINED:
-            adapter.spool.settle_quarantined(arrival)
-        elif state != ArrivalState.RECEIVED:
-            adapter.spool.settle_registered([arrival])
+        try:
+            if state == ArrivalState.QUARANTINED:
+                adapter.spool.settle_quarantined(arrival)
+            elif state != ArrivalState.RECEIVED:
+                adapter.spool.settle_registered([arrival])
+        except OSError as error:
+            log.debug("a settled file stays in incoming/", arrival=arrival, errno=error.errno)
 
 
 def claimed_batches(work: Work) -> Iterator[tuple[Lease, list[Any]]]:
@@ -196,12 +292,10 @@ def run(work: Work) -> dict[str, Any]:
     for lease, rows in claimed_batches(work):
         try:
             settled = register_batch(work, lease, rows)
-        except NotYetVisible:
-            # Settled by another worker between our look and our lease, or not visible here yet.
-            arrivals.give_back(work.adapter.ledger, lease)
-            break
-        except (*AWAY, OSError):  # the ledger is away, or the disk is full or failing
-            # No attempt that died: the arrivals are not to be taken for what kills their reader.
+        except LeaseLost:
+            raise
+        except Exception:
+            # No arrival's fault: none of them is counted, and the stage pauses.
             with suppress(*AWAY):
                 arrivals.give_back(work.adapter.ledger, lease)
             raise

@@ -25,17 +25,19 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.files import sync_directory
-from adapter.ledger import jobs, leases
+from adapter.ledger import jobs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
 from adapter.models import export_id, task_id
 from adapter.settings import Pipeline
-from adapter.stages import EXPORT, RECLAMATION
+from adapter.stages import EXPORT, PIPELINE, RECLAMATION
+from workers import defeats
 from workers.clients.attempt import Attempt, read_results
 from workers.clients.embedded_platform import find_pipeline, metadata_path
 from workers.clients.headers import HeaderReader
@@ -65,14 +67,14 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
     lease, job = claimed
     facts = {"pipeline": job.pipeline_id}
     with work.headers.borrow() as reader:
+        maximum = settings.workers.maximum_lease_expiries
+        count = partial(jobs.defeat, ledger, lease, job, maximum=maximum)
         run = Run(work, lease, job, reader)
-        try:
-            with leases.kept(ledger, lease):
-                outcome = run.take()
-        except LeaseLost:
-            outcome = "lost"
-    log.info("a job was run", job=job.id, pipeline=job.pipeline_id, outcome=outcome)
-    return TaskResult(job.id, outcome, run.failure, facts)
+        with defeats.counted(work, PIPELINE, lease, job.id, count) as attempt:
+            attempt.outcome = run.take()
+            attempt.failure = run.failure
+    log.info("a job was run", job=job.id, pipeline=job.pipeline_id, outcome=attempt.outcome)
+    return TaskResult(job.id, attempt.outcome, attempt.failure, facts)
 
 
 class Run:
@@ -177,6 +179,7 @@ class Run:
     def _wait(self, error: TemporaryError | OSError) -> str:
         """Let the job wait after an error that may pass; a file that is to appear costs no try."""
         if isinstance(error, OSError):
+            defeats.raise_if_nobodys(self._work, error)
             return self._fail_try(Failure("failed", f"file system: {error.strerror}"))
         if not isinstance(error, NotYetVisible):
             return self._fail_try(Failure("failed", str(error)))

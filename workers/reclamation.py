@@ -2,64 +2,150 @@
 """Reclamation: deletes the spool's files that nothing needs any more, in small batches.
 
 Discarded arrivals at once; a group's instances and results when all its jobs and exports have ended
-well (or an operator discarded them) and their retention has passed.  Files first, rows after: what
-a crash interrupts is deleted again.
+well (or an operator discarded them) and their retention has passed.  Files first, rows after: a
+deletion that a crash interrupts is done again.  A file that cannot be deleted holds up no other:
+its row is counted, rests, and is tried again (`adapter.ledger.attempts`).
+
+It also moves quarantined files that an operator retries back to incoming/.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from adapter.ledger import reclamation
-from adapter.log import get_logger
+from adapter.errors import NotYetVisible
+from adapter.ledger import attempts, leases, reclamation
+from adapter.ledger.attempts import Defeat
+from adapter.ledger.leases import Lease
+from adapter.stages import NOTIFICATION, RECLAMATION
+from workers import defeats
 from workers.stage import Work
-
-log = get_logger(__name__)
 
 
 def run(work: Work) -> dict[str, Any]:
     """Reclaim everything that is due."""
-    counts = {"discarded": _discarded(work), "groups": _groups(work)}
+    counts = Counter({"discarded": 0, "groups": 0})
+    _retried(work, counts)
+    _discarded(work, counts)
+    _groups(work, counts)
     if reclamation.claim_housekeeping(
         work.adapter.ledger, work.adapter.settings.workers.housekeeping_seconds
     ):
-        counts |= _housekeeping(work)
-    return counts
+        counts.update(_housekeeping(work))
+    return dict(counts)
 
 
-def _discarded(work: Work) -> int:
-    adapter, count = work.adapter, 0
+def _retried(work: Work, counts: Counter[str]) -> None:
+    """Move files that an operator retries back to incoming/."""
+    ledger, spool = work.adapter.ledger, work.adapter.spool
     while not work.stopping.is_set():
-        ids = reclamation.discarded(adapter.ledger, adapter.settings.lag_seconds)
-        if not ids:
+        lease, rows = reclamation.claim_retried(ledger, work.adapter.settings.workers.lease_seconds)
+        if not rows:
             break
-        for arrival in ids:
-            adapter.spool.delete_arrival(arrival)
-        reclamation.mark_deleted(adapter.ledger, ids)
-        count += len(ids)
-    return count
+        for row in rows:
+            count = partial(reclamation.not_moved_back, ledger, lease, row)
+            with defeats.counted(work, RECLAMATION, lease, row.id, count) as attempt:
+                spool.settle_retried(row.id)
+                reclamation.moved_back(ledger, lease, row.id)
+                attempt.outcome = "retried"
+            counts[attempt.outcome] += 1
+        work.queues.wake(NOTIFICATION)
 
 
-def _groups(work: Work) -> int:
-    adapter, count = work.adapter, 0
+def _discarded(work: Work, counts: Counter[str]) -> None:
+    """Delete the files of discarded arrivals."""
+    adapter = work.adapter
+    ledger, workers = adapter.ledger, adapter.settings.workers
+    while not work.stopping.is_set():
+        lease, rows = reclamation.claim_discarded(
+            ledger, adapter.settings.lag_seconds, workers.lease_seconds
+        )
+        if not rows:
+            break
+        with leases.kept(ledger, lease):
+            deleted, failed = _delete(work, lease, rows)
+            reclamation.discarded_deleted(ledger, lease, deleted)
+            for row, why in failed:
+                counts[
+                    reclamation.discarded_not_deleted(
+                        ledger, lease, row, why, workers.maximum_lease_expiries
+                    )
+                ] += 1
+        counts["discarded"] += len(deleted)
+
+
+def _delete(
+    work: Work, lease: Lease, rows: Iterable[Any]
+) -> tuple[list[str], list[tuple[Any, Defeat]]]:
+    """Delete arrivals' files; return the ids of those that are gone, and why others are not."""
+    deleted: list[str] = []
+    failed: list[tuple[Any, Defeat]] = []
+    for row in rows:
+        try:
+            work.adapter.spool.delete_arrival(row.id)
+            deleted.append(row.id)
+        except OSError as error:
+            try:
+                why = defeats.blame(work, RECLAMATION, row.id, error, arrival=row.id)
+            except OSError:
+                leases.give_back(work.adapter.ledger, lease)
+                raise
+            failed.append((row, why))
+    return deleted, failed
+
+
+def _groups(work: Work, counts: Counter[str]) -> None:
+    """Delete the files of groups that nothing needs any more."""
+    adapter = work.adapter
+    ledger, workers = adapter.ledger, adapter.settings.workers
+    maximum = workers.maximum_lease_expiries
     while not work.stopping.is_set():
         claimed = reclamation.claim_group(
-            adapter.ledger,
-            adapter.settings.retention_seconds,
-            adapter.settings.workers.lease_seconds,
+            ledger, adapter.settings.retention_seconds, workers.lease_seconds
         )
         if claimed is None:
             break
         lease, group = claimed
-        for job in reclamation.jobs_of(adapter.ledger, group.id):
-            adapter.spool.delete_job(job)
-        while ids := reclamation.files_of(adapter.ledger, group.id):
-            for arrival in ids:
-                adapter.spool.delete_arrival(arrival)
-            reclamation.mark_deleted(adapter.ledger, ids, lease)
-        reclamation.finish_group(adapter.ledger, lease, group.id)
-        count += 1
-    return count
+        count = partial(reclamation.group_defeat, ledger, lease, group, maximum=maximum)
+        why = attempts.killed(group.lease_expiries, maximum)
+        if why and group.reason is None:  # else it is stuck for a reason that may pass
+            defeats.log_and_count(work, RECLAMATION, group.id, why)
+            counts[count(why)] += 1
+            continue
+        with defeats.counted(work, RECLAMATION, lease, group.id, count) as attempt:
+            _reclaim(work, lease, group.id)
+            attempt.outcome = "groups"
+        counts[attempt.outcome] += 1
+
+
+def _reclaim(work: Work, lease: Lease, group: str) -> None:
+    """Delete a group's files, as many as can be, and record that they are gone.
+
+    Raises
+    ------
+    OSError
+        If some of them cannot be deleted.
+    """
+    ledger, spool = work.adapter.ledger, work.adapter.spool
+    for job in reclamation.jobs_of(ledger, group):
+        spool.delete_job(job)
+    refused: OSError | None = None
+    for ids in reclamation.files_of(ledger, group):
+        gone = []
+        for arrival in ids:
+            try:
+                spool.delete_arrival(arrival)
+                gone.append(arrival)
+            except OSError as error:
+                refused = error
+        reclamation.mark_deleted(ledger, gone, lease)
+    if refused is not None:
+        raise refused
+    reclamation.finish_group(ledger, lease, group)
 
 
 def _housekeeping(work: Work) -> dict[str, int]:
@@ -73,11 +159,17 @@ def _housekeeping(work: Work) -> dict[str, int]:
         (str(a) for a in adapter.spool.list_instances() if a.received_at < now - 600),
     )
     for batch in known:
-        adapter.spool.link_incoming(batch)
+        try:
+            adapter.spool.link_incoming(batch)
+        except (OSError, NotYetVisible):
+            for arrival in batch:
+                with _sweeping(work, arrival, arrival):
+                    adapter.spool.link_incoming([arrival])
     # A run that was just beginning when its job was discarded may make its folder too late.
     for batch in reclamation.left_behind(adapter.ledger, adapter.spool.list_jobs()):
         for job in batch:
-            adapter.spool.delete_job(job)
+            with _sweeping(work, job):
+                adapter.spool.delete_job(job)
     rows = 0
     while not work.stopping.is_set():
         forgotten = reclamation.forget(adapter.ledger, storage.history_days * 86400)
@@ -85,3 +177,12 @@ def _housekeeping(work: Work) -> dict[str, int]:
             break
         rows += forgotten
     return {"stale": stale, "forgotten": rows}
+
+
+@contextmanager
+def _sweeping(work: Work, name: str, arrival: str | None = None) -> Iterator[None]:
+    """Let the sweep go on after a file that it cannot move or delete: the next one tries again."""
+    try:
+        yield
+    except (OSError, NotYetVisible) as error:
+        defeats.blame(work, RECLAMATION, name, error, arrival=arrival)

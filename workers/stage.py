@@ -12,6 +12,7 @@ from typing import Any
 from adapter.core import Adapter
 from adapter.stages import StageQueues
 from workers.clients.headers import HeaderReaders
+from workers.metrics import WorkerMetrics
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Work:
         Wakes the next stage.
     stopping : threading.Event
         Set when the worker is told to stop: finish or give back what is held, take nothing more.
+    metrics : WorkerMetrics
+        What the worker counts.
     headers : HeaderReaders
         Child processes that read headers which a peer or a pipeline wrote.
     """
@@ -33,6 +36,7 @@ class Work:
     adapter: Adapter
     queues: StageQueues
     stopping: threading.Event = field(default_factory=threading.Event)
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     headers: HeaderReaders = field(init=False)
 
     def __post_init__(self) -> None:

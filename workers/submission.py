@@ -11,23 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from adapter.core import Adapter
 from adapter.errors import (
     ConfigurationError,
-    LeaseLost,
     NotYetVisible,
     PermanentError,
+    ProcessorError,
     TemporaryError,
 )
-from adapter.ledger import jobs, leases, payload
+from adapter.ledger import jobs, payload
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.payload import Origin
 from adapter.log import get_logger
 from adapter.models import JobState
 from adapter.processors.registry import create_processor
-from adapter.stages import PIPELINE
+from adapter.stages import PIPELINE, SUBMISSION
+from workers import defeats
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile, Platform
@@ -55,15 +57,13 @@ def submit(work: Work, platform: Platform, first: str | None = None) -> TaskResu
         return None
     lease, job = claimed
     submission = Submission(work, platform, lease, job)
-    try:
-        with leases.kept(ledger, lease):
-            outcome = submission.take()
-    except LeaseLost:
-        log.warning("a job was lost to another worker or discarded", job=job.id)
-        return TaskResult(job.id, "lost")
-    if outcome == JobState.STARTED:
+    count = partial(jobs.defeat, ledger, lease, job, maximum=workers.maximum_lease_expiries)
+    with defeats.counted(work, SUBMISSION, lease, job.id, count) as attempt:
+        attempt.outcome = submission.take()
+        attempt.failure = submission.failure
+    if attempt.outcome == JobState.STARTED:
         work.queues.wake(PIPELINE, job.id)
-    return TaskResult(job.id, outcome, submission.failure, {"pipeline": job.pipeline_id})
+    return TaskResult(job.id, attempt.outcome, attempt.failure, {"pipeline": job.pipeline_id})
 
 
 class Submission:
@@ -102,6 +102,7 @@ class Submission:
         except TemporaryError as error:
             failure, delay = Failure("failed", str(error)), error.delay
         except OSError as error:
+            defeats.raise_if_nobodys(self._work, error)
             failure, delay = Failure("failed", f"file system: {error.strerror}"), None
         parked = jobs.fail_try(
             ledger,
@@ -197,7 +198,7 @@ def processor_title(origin: Origin) -> str:
         return "unknown"
     try:
         return create_processor(origin.ae_title).title
-    except ConfigurationError:  # it is not installed any more
+    except (ConfigurationError, ProcessorError):  # it is not installed any more, or fails
         return origin.ae_title.processor
 
 

@@ -167,6 +167,8 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
     report.yellow += [
         f"{kept.amount} {one if kept.amount == 1 else more}"
         for one, more, kept in (
+            ("group is parked", "groups are parked", attention.parked_groups),
+            ("group cannot be reclaimed", "groups cannot be reclaimed", attention.stuck_groups),
             ("job is parked", "jobs are parked", attention.parked_jobs),
             ("export is parked", "exports are parked", attention.parked_exports),
             ("export is partial", "exports are partial", attention.partial_exports),

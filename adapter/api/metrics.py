@@ -306,6 +306,8 @@ def _kept(ledger: LedgerMetrics | None, spool: SpoolMetrics | None) -> Iterator[
         return
     attention = ledger.attention
     kept = {
+        "parked-groups": attention.parked_groups,
+        "stuck-groups": attention.stuck_groups,
         "parked-jobs": attention.parked_jobs,
         "parked-exports": attention.parked_exports,
         "partial-exports": attention.partial_exports,

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from adapter.api.opening import NotOpen
+from adapter.errors import validation_problems
 from adapter.log import get_logger
 
 log = get_logger(__name__)
@@ -84,7 +85,7 @@ def _refused(_request: Request, error: Exception) -> ProblemResponse:
 
 def _invalid(_request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
-    errors = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    errors = validation_problems(error.errors())
     return respond(HTTPStatus.UNPROCESSABLE_ENTITY, "a parameter is not valid", errors=errors)
 
 

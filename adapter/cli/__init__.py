@@ -25,6 +25,7 @@ from adapter.cli import (
     configuration,
     demo,
     exports,
+    groups,
     jobs,
     ledger,
     quarantine,
@@ -66,6 +67,7 @@ app.add_typer(configuration.ae_titles, name="aet")
 app.add_typer(configuration.sources, name="source")
 app.add_typer(configuration.destinations, name="destination")
 app.add_typer(studies.studies, name="studies")
+app.add_typer(groups.groups, name="groups")
 app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(exports.exports, name="exports")
 app.add_typer(quarantine.quarantine, name="quarantine")

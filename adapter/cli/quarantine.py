@@ -10,6 +10,7 @@ import typer
 from adapter.cli.which import After, AsJson, Limit, opened
 from adapter.errors import AdapterError
 from adapter.ledger import quarantine as verbs
+from adapter.ledger.arrivals import RETRIED
 from adapter.terminal import print_json, print_page, print_table, say
 
 quarantine = typer.Typer(help="Files that could not be processed.", no_args_is_help=True)
@@ -54,11 +55,42 @@ def show(
         if found is None:
             raise AdapterError(f"{file} is not in quarantine")
         document = found.model_dump(mode="json", by_alias=True)
-        document["path"] = str(adapter.spool.quarantine_path(found.id))
+        document["path"] = str(adapter.spool.find_quarantined(found.id))
     if as_json:
         print_json(document)
     else:
         print_table(("", "file"), document.items(), "")
+
+
+@quarantine.command("retry")
+def retry(
+    ctx: typer.Context,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="FILE...")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="All files that are quarantined for this reason.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Have quarantined files registered again, when the cause is gone."""
+    if bool(ids) == bool(reason):
+        raise typer.BadParameter("name files, or a --reason")
+    with opened(ctx) as adapter:
+        if reason:
+            done = verbs.retry_reason(adapter.ledger, reason)
+        else:
+            done = verbs.retry(adapter.ledger, ids or [])
+    missing = [file for file in ids or [] if file not in done]
+    if as_json:
+        print_json({"files": done, "missing": missing})
+    else:
+        for file, state in done.items():
+            again = "is registered again" if state == RETRIED else f"is {state} already"
+            say(f"{file} {again}")
+        if reason and not done:
+            say(f"nothing is in quarantine for the reason {reason}")
+    if missing:
+        raise AdapterError(f"not in quarantine: {', '.join(missing)}")
 
 
 @quarantine.command("discard")

@@ -184,6 +184,8 @@ def _read_elements(
     except MemoryError:
         raise UnreadableInstance("reading the header takes too much memory", "too-large") from None
     except _BROKEN_BYTES as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # from the disk, not from a decoder
         raise UnreadableInstance(
             f"the data set cannot be parsed ({type(error).__name__}, {uid.name})", "not-parseable"
         ) from None

@@ -2,14 +2,15 @@
 """Arrivals: registering acknowledged files, exactly once each.
 
 ``received -> registered | discarded | quarantined``.  An arrival is leased while its header is
-read.  The attempt is counted first, so that a file which kills its reader is recognised.
+read.  The attempt is counted first, so that a file which kills or defeats its worker is recognised
+(`adapter.ledger.attempts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     Connection,
@@ -26,14 +27,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.dicom.instance import Instance
 from adapter.errors import LeaseLost
-from adapter.ledger import events, leases, locks
+from adapter.ledger import attempts, events, leases, locks
+from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
 from adapter.ledger.schema import arrivals, groups, now
 from adapter.models import ArrivalId, ArrivalState, GroupState, group_id
 
-#: Attempts that may die before an arrival is quarantined unread.
-DEADLY_ATTEMPTS = 3
+#: Why an arrival is discarded: an operator said so.
+BY_OPERATOR = "by-operator"
+#: The mark of a received arrival whose file has to be moved back from quarantine/.
+RETRIED = "retried"
 
 #: Seconds between a group's quiet time and the look at it: a receiver that has taken an instance's
 #: receive time needs a moment to make its name visible.
@@ -83,6 +87,7 @@ class Quarantined:
 
 
 Decision = Grouped | Discarded | Quarantined
+Parties: TypeAlias = tuple[str | None, str | None]
 
 
 def states(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
@@ -104,7 +109,7 @@ def lease_batch(
     Returns
     -------
     tuple
-        The lease and the leased rows; None and nothing if all of them are held or done.
+        The lease and the leased rows; None and nothing if all of them are held, done or at rest.
     """
     ids = [str(arrival) for arrival in waiting]
     with ledger.write() as connection:
@@ -142,13 +147,63 @@ def _insert_received(connection: Connection, waiting: Sequence[ArrivalId]) -> No
 
 
 def give_back(ledger: Ledger, lease: Lease) -> None:
-    """Release leased arrivals that were not tried after all; the attempt does not count."""
+    """Give back the arrivals that are leased still; the attempt does not count."""
     with ledger.write() as connection:
         connection.execute(
             update(arrivals)
             .where(arrivals.c.lease_token == lease.token)
             .values(lease_token=None, lease_until=None, attempts=arrivals.c.attempts - 1)
         )
+
+
+def wait_for(ledger: Ledger, lease: Lease, arrival: str, seconds: float) -> None:
+    """Give back an arrival whose file is not visible yet; the attempt does not count.
+
+    Raises
+    ------
+    LeaseLost
+        If another worker holds it.
+    """
+    with ledger.write() as connection:
+        leases.rest(connection, lease, arrival, seconds, attempts=arrivals.c.attempts - 1)
+
+
+def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, parties: Parties) -> str:
+    """Record that an arrival defeated its worker; the last attempt quarantines it.
+
+    Parameters
+    ----------
+    row : row of `arrivals`
+        The arrival as it was leased, this attempt counted.
+    parties : tuple of (str or None)
+        The calling and the called AE title, as far as they can be told.
+
+    Returns
+    -------
+    str
+        The arrival's state.
+
+    Raises
+    ------
+    LeaseLost
+        If another worker holds it.
+    """
+    if row.attempts >= attempts.ARRIVAL_ATTEMPTS:
+        decision = Quarantined(row.id, why.reason, why.message, *parties)
+        return register(ledger, lease, [decision])[row.id]
+    seconds = attempts.rest_seconds(row.attempts, lease.seconds)
+    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
+    with ledger.write() as connection:
+        leases.rest(connection, lease, row.id, seconds, **facts)
+        events.record(
+            connection,
+            "registration-failed-try",
+            association=row.association,
+            arrival=row.id,
+            tries=row.attempts,
+            **facts,
+        )
+    return ArrivalState.RECEIVED
 
 
 def register(ledger: Ledger, lease: Lease, decisions: Sequence[Decision]) -> dict[str, str]:
@@ -200,7 +255,7 @@ def _quarantine(connection: Connection, lease: Lease, decision: Quarantined) -> 
         lease,
         decision.arrival,
         state=ArrivalState.QUARANTINED,
-        reason=decision.reason,
+        reason=decision.reason[:32],
         message=decision.message[:500],
         calling_ae_title=decision.calling_ae_title,
         called_ae_title=decision.called_ae_title,

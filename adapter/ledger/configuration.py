@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from adapter.errors import ConfigurationError
+from adapter.errors import ConfigurationError, validation_problems
 from adapter.ledger import events, locks, owners
 from adapter.ledger.database import Ledger
 from adapter.ledger.schema import configuration, now
@@ -42,13 +42,7 @@ def parse(kind: EntityKind, body: dict[str, Any]) -> Entity:
     try:
         return ENTITIES[kind].model_validate(body)
     except ValidationError as error:
-        raise ConfigurationError(
-            [
-                f"{'.'.join(map(str, item['loc'])) or kind}: "
-                f"{item['msg'].removeprefix('Value error, ')}"
-                for item in error.errors()
-            ]
-        ) from None
+        raise ConfigurationError(validation_problems(error.errors(), whole=kind)) from None
 
 
 @dataclass(frozen=True, slots=True)

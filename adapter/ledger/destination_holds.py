@@ -13,15 +13,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select, update
 
 from adapter.ledger import events
+from adapter.ledger.delays import growing_delay
 from adapter.ledger.leases import due
 from adapter.ledger.schema import exports, holds, now
 from adapter.models import ExportState
 from adapter.settings import ScuExport
-
-#: The longest a hold legally lasts (seconds).
-LONGEST_HOLD = 7 * 86400.0
-
-_DOUBLINGS = 32  # after these, 2**n only overflows
 
 
 def same_name(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
@@ -33,7 +29,7 @@ def on_hold() -> ColumnElement[bool]:
     """Return the condition that an export's destination is on hold."""
     return exists().where(
         func.lower(holds.c.destination) == func.lower(exports.c.destination),
-        ~due(holds.c.until, LONGEST_HOLD),
+        ~due(holds.c.until),
     )
 
 
@@ -54,19 +50,22 @@ def extend(connection: Connection, destination: str, why: str, policy: ScuExport
             insert(holds).values(
                 destination=destination,
                 since=now(),
-                until=now() + min(policy.hold_minimum_seconds, policy.hold_maximum_seconds),
+                until=now()
+                + growing_delay(policy.hold_minimum_seconds, 0, policy.hold_maximum_seconds),
                 failures=1,
                 reason=why[:200],
             )
         )
         events.record(connection, "destination-on-hold", destination=destination, reason=why)
     elif not row.held:  # else another export has found it away at the same time
-        length = policy.hold_minimum_seconds * 2 ** min(row.failures, _DOUBLINGS)
+        length = growing_delay(
+            policy.hold_minimum_seconds, row.failures, policy.hold_maximum_seconds
+        )
         connection.execute(
             update(holds)
             .where(here)
             .values(
-                until=now() + min(length, policy.hold_maximum_seconds),
+                until=now() + length,
                 failures=row.failures + 1,
                 reason=why[:200],
             )

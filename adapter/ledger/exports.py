@@ -32,8 +32,18 @@ from sqlalchemy import (
 )
 
 from adapter.errors import PermanentError
-from adapter.ledger import destination_holds, events, leases, locks, receipts, remote_tasks
+from adapter.ledger import (
+    attempts,
+    destination_holds,
+    events,
+    leases,
+    locks,
+    receipts,
+    remote_tasks,
+)
+from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
+from adapter.ledger.delays import LONGEST_WAIT
 from adapter.ledger.export_policy import FailureReason, FileCounts, state_after_try
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.receipts import File, Receipt
@@ -41,9 +51,6 @@ from adapter.ledger.schema import exports, now, task_files, tasks
 from adapter.ledger.schema import holds as holds_table
 from adapter.models import ExportState
 from adapter.settings import Scu, ScuExport, Workers
-
-#: The longest an export legally waits for its next try (seconds).
-LONGEST_WAIT = 7 * 86400.0
 
 #: Which export is claimed first.
 ORDER = (exports.c.priority.desc(), exports.c.created_at, exports.c.id)
@@ -59,7 +66,8 @@ class Export:
     id: str
     destination: str
     tries: int
-    again: bool  #: whether a worker died while it held the export
+    expiries: int  #: how often it killed or defeated its worker
+    again: bool  #: whether it did: then files may be sent that were received already
     task: str
     job: str | None
     remote: bool
@@ -78,7 +86,7 @@ def export_due(scu: Scu, workers: Workers) -> ColumnElement[bool]:
     remote = exists().where(tasks.c.id == exports.c.task_id, tasks.c.remote)
     return and_(
         exports.c.state.in_((ExportState.PENDING, ExportState.SENDING)),
-        due(exports.c.due_at, LONGEST_WAIT),
+        due(exports.c.due_at),
         free(exports, workers.lease_seconds),
         or_(~exports.c.failed, ~remote),
         ~destination_holds.on_hold(),
@@ -126,10 +134,10 @@ def claim(ledger: Ledger, scu: Scu, workers: Workers, first: str | None = None) 
             if not rows:
                 return None
             export = _claimed(connection, lease, rows[0])
-            if rows[0].lease_expiries < workers.maximum_lease_expiries:
+            why = attempts.killed(export.expiries, workers.maximum_lease_expiries)
+            if why is None:
                 return export
-            died = f"{rows[0].lease_expiries} workers died while they held it"
-            _park(connection, export, FailureReason("kills-its-worker", died), scu.export)
+            _park(connection, export, FailureReason(why.reason, why.message), scu.export)
 
 
 def _claimed(connection: Connection, lease: Lease, row: Row[Any]) -> Export:
@@ -141,6 +149,7 @@ def _claimed(connection: Connection, lease: Lease, row: Row[Any]) -> Export:
         id=row.id,
         destination=row.destination,
         tries=row.tries,
+        expiries=row.lease_expiries,
         again=row.lease_expiries > 0,
         task=row.task_id,
         job=task.job_id,
@@ -268,6 +277,30 @@ def conclude(
         if export.remote:
             remote_tasks.decide(connection, export.task, policy)
     return state, message
+
+
+def defeat(
+    ledger: Ledger, export: Export, policy: ScuExport, why: Defeat, maximum: int
+) -> ExportState:
+    """Count that an export defeated its worker (no try); the last of `maximum` times parks it."""
+    failure = FailureReason(why.reason, why.message)
+    count = export.expiries + 1
+    if count >= maximum:
+        return park(ledger, export, failure, policy)
+    with ledger.write() as connection:
+        leases.rest(
+            connection,
+            export.lease,
+            export.id,
+            attempts.rest_seconds(count, export.lease.seconds),
+            state=ExportState.PENDING,
+            lease_expiries=count,
+            reason=why.reason,
+            message=why.message[:500],
+            updated_at=now(),
+        )
+        _record(connection, "export-failed-try", export, reason=why.reason, tries=export.tries)
+    return ExportState.PENDING
 
 
 def park(ledger: Ledger, export: Export, failure: FailureReason, policy: ScuExport) -> ExportState:

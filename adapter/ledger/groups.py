@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups: closed by grouping, once, together with the jobs that they become.
 
-``open -> closed -> submitted -> reclaiming -> reclaimed``.  Registration opens and pushes them
-(`adapter.ledger.arrivals`).
+::
+
+    open -> closed -> submitted -> reclaiming -> reclaimed
+    open -> parked -> closing -> closed | parked
+            parked -> reclaiming               given up
+
+Registration opens and pushes them (`adapter.ledger.arrivals`).  A group that defeats grouping too
+often is parked; what comes after that opens the next generation.
 """
 
 from __future__ import annotations
@@ -12,16 +18,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, insert, or_, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
 
-from adapter.ledger import events, leases
+from adapter.errors import PermanentError
+from adapter.ledger import attempts, events, leases
+from adapter.ledger.arrivals import BY_OPERATOR
+from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease, due, free
-from adapter.ledger.schema import groups, jobs, now
-from adapter.models import GroupState, JobState, Priority, job_id
-
-#: The longest a group legally stays open (seconds).
-LONGEST_WAIT = 7 * 86400.0
+from adapter.ledger.schema import arrivals, groups, jobs, now
+from adapter.models import ArrivalState, GroupState, JobState, Priority, job_id
 
 #: Which group is looked at first.
 ORDER = (groups.c.look_at,)
@@ -32,11 +38,14 @@ QUIET, MAXIMUM_WAIT = "quiet", "maximum-wait"
 #: Seconds between looks at a group that waits for older instances to be registered.
 GUARD_SECONDS = 1.0
 
+#: The states of a group that grouping has to close.
+TO_CLOSE = (GroupState.OPEN, GroupState.CLOSING)
+
 
 def close_due(lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition that the grouping stage should look at a group."""
-    look = or_(due(groups.c.look_at, LONGEST_WAIT), groups.c.maximum_at <= now())
-    return and_(groups.c.state == GroupState.OPEN, look, free(groups, lease_seconds))
+    look = or_(due(groups.c.look_at), groups.c.maximum_at <= now())
+    return and_(groups.c.state.in_(TO_CLOSE), look, free(groups, lease_seconds))
 
 
 def claim_due(ledger: Ledger, seconds: float, first: str | None = None) -> tuple[Lease, Any] | None:
@@ -52,6 +61,9 @@ def claim_due(ledger: Ledger, seconds: float, first: str | None = None) -> tuple
             seconds=seconds,
         )
     return (lease, rows[0]) if rows else None
+
+
+# -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the group -------
 
 
 def hold_open(ledger: Ledger, lease: Lease, group: str, seconds: float = GUARD_SECONDS) -> None:
@@ -88,7 +100,7 @@ def close(
     list of str
         The jobs' ids; empty if an instance came in the meantime and the group stays open.
     """
-    time_has_come = due(groups.c.due_at, LONGEST_WAIT)
+    time_has_come = due(groups.c.due_at)
     if reason == MAXIMUM_WAIT:
         time_has_come = groups.c.maximum_at <= now()
     with ledger.write() as connection:
@@ -97,13 +109,15 @@ def close(
             .where(
                 groups.c.id == group,
                 groups.c.lease_token == lease.token,
-                groups.c.state == GroupState.OPEN,
+                groups.c.state.in_(TO_CLOSE),
                 time_has_come,
             )
             .values(
                 state=GroupState.CLOSED,
                 closed_at=now(),
                 close_reason=reason,
+                reason=None,
+                message=None,
                 lease_token=None,
                 lease_until=None,
                 lease_expiries=0,
@@ -143,11 +157,111 @@ def close(
     return created
 
 
+def defeat(ledger: Ledger, lease: Lease, group: Any, why: Defeat, maximum: int) -> str:
+    """Count that a group defeated its worker; the last of `maximum` times parks it.
+
+    Returns
+    -------
+    str
+        ``"parked"`` or ``"failed"``.
+    """
+    count = group.lease_expiries + 1
+    if count >= maximum:
+        return park(ledger, lease, group, why)
+    seconds = attempts.rest_seconds(count, lease.seconds)
+    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
+    with ledger.write() as connection:
+        leases.rest(connection, lease, group.id, seconds, lease_expiries=count, **facts)
+        events.record(connection, "group-failed-try", group=group.id, tries=count, **facts)
+    return "failed"
+
+
+def park(ledger: Ledger, lease: Lease, group: Any, why: Defeat) -> str:
+    """Park a group until an operator retries or discards it; return ``"parked"``."""
+    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
+    with ledger.write() as connection:
+        leases.finish(connection, lease, group.id, state=GroupState.PARKED, **facts)
+        events.record(connection, "group-parked", group=group.id, **facts)
+    return GroupState.PARKED
+
+
+# -- what an operator asks for -------------------------------------------------------------------
+
+
+def retry(ledger: Ledger, group: str) -> GroupState:
+    """Let a parked group be closed, or one whose files could not be deleted be reclaimed, at once.
+
+    Returns
+    -------
+    GroupState
+        Where it stands now.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such group, or nothing holds it up.
+    """
+    anew = {
+        "reason": None,
+        "message": None,
+        "lease_token": None,
+        "lease_until": None,
+        "lease_expiries": 0,
+    }
+    stuck = and_(groups.c.state == GroupState.RECLAIMING, groups.c.reason.is_not(None))
+    with ledger.write() as connection:
+        for where, values in (
+            (groups.c.state == GroupState.PARKED, {"state": GroupState.CLOSING, "look_at": now()}),
+            (stuck, {}),
+        ):
+            row = connection.execute(
+                update(groups)
+                .where(groups.c.id == group, where)
+                .values(**anew, **values)
+                .returning(groups.c.state)
+            ).first()
+            if row is not None:
+                events.record(connection, "group-retried", group=group, state=row.state)
+                return GroupState(row.state)
+        raise _refusal(connection, group, "only a group that is held up can be retried")
+
+
+def discard(ledger: Ledger, group: str) -> None:
+    """Give a parked group up for good; its files are deleted, and may be sent again.
+
+    Raises
+    ------
+    PermanentError
+        If there is no such group, or it is not parked.
+    """
+    with ledger.write() as connection:
+        done = connection.execute(
+            update(groups)
+            .where(groups.c.id == group, groups.c.state == GroupState.PARKED)
+            .values(state=GroupState.RECLAIMING, reason=None, message=None)
+        )
+        if done.rowcount != 1:
+            raise _refusal(connection, group, "only a parked group can be discarded")
+        connection.execute(
+            update(arrivals)
+            .where(arrivals.c.group_id == group, arrivals.c.state == ArrivalState.REGISTERED)
+            .values(state=ArrivalState.DISCARDED, reason=BY_OPERATOR)
+        )
+        events.record(connection, "group-discarded", group=group)
+
+
+def _refusal(connection: Connection, group: str, rule: str) -> PermanentError:
+    state = connection.execute(select(groups.c.state).where(groups.c.id == group)).scalar()
+    if state is None:
+        return PermanentError(f"there is no group {group}", "no-such-group")
+    return PermanentError(f"group {group} is {state}: {rule}", "wrong-state")
+
+
 def job_name(called_ae_title: str, pipeline: str, at: float, job: str) -> str:
     """Return ``<aet>-<pipeline>-<UTC yyyyMMddHHmmss>-<8 digits of the job's id>``.
 
-    At most 63 characters of a-z, 0-9 and single hyphens: what is too long is cut in front of the
-    time, so that a name is unique and carries no PHI.
+    At most 63 characters of a-z, 0-9 and single hyphens: a name that is too long is cut before the
+    time, so that it stays unique and carries no PHI.
     """
     stamp = f"{datetime.fromtimestamp(at, UTC):%Y%m%d%H%M%S}-{job[:8]}"
     plain = re.sub(r"[^a-z0-9]+", "-", f"{called_ae_title}-{pipeline}".lower()).strip("-")

@@ -14,15 +14,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
 
 from adapter.errors import PermanentError
-from adapter.ledger import events, leases, tasks
+from adapter.ledger import attempts, events, leases, tasks
+from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
+from adapter.ledger.delays import LONGEST_WAIT
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.schema import groups, jobs, now
 from adapter.ledger.tasks import TaskFile
 from adapter.models import SUBMISSION_STATES, GroupState, JobState
-
-#: The longest a job legally waits (seconds): no retry delay may be longer than a week.
-LONGEST_WAIT = 7 * 86400.0
 
 #: Which job is claimed first.
 ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
@@ -75,9 +74,8 @@ class Failure:
 
 def deadly(job: Job, maximum_expiries: int) -> Failure | None:
     """Return why a job whose lease keeps running out must be parked; None if it need not be."""
-    if job.lease_expiries < maximum_expiries:
-        return None
-    return Failure("kills-its-worker", f"{job.lease_expiries} workers died while they held the job")
+    why = attempts.killed(job.lease_expiries, maximum_expiries)
+    return None if why is None else Failure(why.reason, why.message)
 
 
 # -- claims --------------------------------------------------------------------------------------
@@ -87,7 +85,7 @@ def submission_due(lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition that the submission stage has a step to take for a job."""
     return and_(
         jobs.c.state.in_(SUBMISSION_STATES),
-        due(jobs.c.due_at, LONGEST_WAIT),
+        due(jobs.c.due_at),
         free(jobs, lease_seconds),
     )
 
@@ -96,7 +94,7 @@ def run_due(lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition that the pipeline stage has a job to run."""
     return and_(
         jobs.c.state == JobState.STARTED,
-        due(jobs.c.due_at, LONGEST_WAIT),
+        due(jobs.c.due_at),
         free(jobs, lease_seconds),
     )
 
@@ -214,6 +212,33 @@ def fail_try(
         )
         _record_failure(connection, "job-failed-try", job, failure)
     return False
+
+
+def defeat(ledger: Ledger, lease: Lease, job: Job, why: Defeat, maximum: int) -> str:
+    """Count that a job defeated its worker (no try); the last of `maximum` times parks it.
+
+    Returns
+    -------
+    str
+        ``"parked"`` or ``"failed"``.
+    """
+    failure = Failure(why.reason, why.message)
+    count = job.lease_expiries + 1
+    if count >= maximum:
+        park(ledger, lease, job, failure)
+        return JobState.PARKED
+    with ledger.write() as connection:
+        leases.rest(
+            connection,
+            lease,
+            job.id,
+            attempts.rest_seconds(count, lease.seconds),
+            lease_expiries=count,
+            updated_at=now(),
+            **failure.values,
+        )
+        _record_failure(connection, "job-failed-try", job, failure)
+    return "failed"
 
 
 def park(ledger: Ledger, lease: Lease, job: Job, failure: Failure) -> None:

@@ -3,8 +3,10 @@
 
 A claim is one conditional UPDATE.  Every later write of a claimed row carries the lease's token; a
 stale token changes no row, and its holder stops (`LeaseLost`).  A worker that dies leaves its lease
-to run out: the row is then due at once, and the expiry is counted.  A time further ahead than its
-longest legal interval counts as due, so that a clock set back by hours holds nothing up.
+to run out: the row is then due at once, and the expiry is counted.  A row that defeats its worker
+(`adapter.ledger.attempts`) is counted too, and rests: nobody holds it, and it is not free before
+`lease_until`.  A time further ahead than its longest legal interval counts as due, so that a clock
+set back by hours holds nothing up.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Table, and_, case,
 
 from adapter.errors import LeaseLost
 from adapter.ledger.database import Ledger
+from adapter.ledger.delays import LONGEST_WAIT
 from adapter.ledger.engines import AWAY
 from adapter.ledger.schema import now
 from adapter.log import get_logger
 
 log = get_logger(__name__)
+
+#: The longest that a row rests, in lengths of a lease.
+LONGEST_REST = 10
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,14 @@ class Lease:
 
 
 def free(table: FromClause, seconds: float) -> ColumnElement[bool]:
-    """Return the condition that nobody holds a row, or its holder's lease ran out."""
+    """Return the condition that nobody holds a row and it does not rest."""
     until = table.c.lease_until
-    return or_(until.is_(None), until < now(), until > now() + 10 * seconds)
+    return or_(until.is_(None), until < now(), until > now() + LONGEST_REST * seconds)
 
 
-def due(column: ColumnElement[float], longest: float) -> ColumnElement[bool]:
-    """Return the condition that a time has come; one more than `longest` s ahead counts as come."""
-    return or_(column <= now(), column > now() + longest)
+def due(column: ColumnElement[float]) -> ColumnElement[bool]:
+    """Return the condition that a time has come; one beyond the longest wait counts as come."""
+    return or_(column <= now(), column > now() + LONGEST_WAIT)
 
 
 def claim(
@@ -179,6 +185,35 @@ def finish(connection: Connection, lease: Lease, row: str, **values: Any) -> Non
         row,
         **{"lease_token": None, "lease_until": None, "lease_expiries": 0, **values},
     )
+
+
+def give_back(ledger: Ledger, lease: Lease) -> None:
+    """Give back all rows of a lease as they are; nothing is counted against them."""
+    table = lease.table
+    with ledger.write() as connection:
+        connection.execute(
+            update(table)
+            .where(table.c.lease_token == lease.token)
+            .values(lease_token=None, lease_until=None)
+        )
+
+
+def rest(connection: Connection, lease: Lease, row: str, seconds: float, **values: Any) -> None:
+    """Write to a leased row and give it back, to be claimed again after a rest.
+
+    Parameters
+    ----------
+    seconds : float
+        How long it rests; at most `LONGEST_REST` lengths of the lease, less a little.
+
+    Raises
+    ------
+    LeaseLost
+        As `change`.
+    """
+    longest = 0.9 * LONGEST_REST * lease.seconds
+    until = now() + min(seconds, longest)
+    change(connection, lease, row, **{"lease_token": None, "lease_until": until, **values})
 
 
 @contextmanager

@@ -31,16 +31,14 @@ from sqlalchemy import (
 )
 
 from adapter.ledger import events, locks, receipts
+from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
+from adapter.ledger.delays import growing_delay
 from adapter.ledger.leases import due
 from adapter.ledger.schema import exports, now, task_files, tasks
 from adapter.models import ExportState, Priority, ReportState, export_id
 from adapter.settings import ResultsServiceSettings, ScuExport
 
-#: The longest a report legally waits (seconds).
-LONGEST_WAIT = 7 * 86400.0
-
-_DOUBLINGS = 32
 _ENDED = (ExportState.SUCCEEDED, ExportState.DISCARDED)
 
 
@@ -86,7 +84,7 @@ def report_due() -> ColumnElement[bool]:
     """Return the condition that a remote Results Service is owed a task's answer now."""
     return and_(
         tasks.c.report == ReportState.DUE,
-        or_(tasks.c.report_due_at.is_(None), due(tasks.c.report_due_at, LONGEST_WAIT)),
+        or_(tasks.c.report_due_at.is_(None), due(tasks.c.report_due_at)),
     )
 
 
@@ -360,12 +358,34 @@ def taken(ledger: Ledger, report: Report) -> None:
             )
 
 
-def not_taken(ledger: Ledger, report: Report, service: ResultsServiceSettings) -> None:
-    """Keep a report that was not taken, to be repeated."""
+def not_taken(
+    ledger: Ledger,
+    report: Report,
+    service: ResultsServiceSettings,
+    why: Defeat | None = None,
+    maximum: int = 0,
+) -> None:
+    """Keep a report that was not taken, to be repeated.
+
+    Parameters
+    ----------
+    why : Defeat, optional
+        What defeated the worker, if the Results Service did not refuse the report.
+    maximum : int
+        The failure that is then recorded as an event: the report stays due.
+    """
     with ledger.write() as connection:
         connection.execute(
             update(tasks).where(_still(report)).values(**_later(service, report.failures))
         )
+        if why is not None and report.failures + 1 == maximum:
+            events.record(
+                connection,
+                "task-not-reported",
+                task=report.task,
+                reason=why.reason,
+                message=why.message,
+            )
 
 
 def _report_again(connection: Connection, row: Row[Any], service: ResultsServiceSettings) -> None:
@@ -377,9 +397,9 @@ def _report_again(connection: Connection, row: Row[Any], service: ResultsService
 
 
 def _later(service: ResultsServiceSettings, failures: int) -> dict[str, Any]:
-    delay = service.report_minimum_seconds * 2 ** min(failures, _DOUBLINGS)
+    delay = growing_delay(service.report_minimum_seconds, failures, service.report_maximum_seconds)
     return {
-        "report_due_at": now() + min(delay, service.report_maximum_seconds),
+        "report_due_at": now() + delay,
         "report_failures": failures + 1,
     }
 

@@ -2,8 +2,9 @@
 """The ledger's tables: every fact that must not be lost.  The bytes themselves are in the spool.
 
 Times are seconds since 1970 (UTC) by the database's clock; only `received_at` is the SCP's.  A row
-that a worker has claimed carries a lease: a token, an expiry, and the number of earlier expiries.
-No column contains patient data: UIDs, AE titles, counts, sizes, states and hashes only.
+that a worker has claimed carries a lease: a token, an expiry, and how often the lease ran out or
+the row defeated its worker (`adapter.ledger.attempts`).  No column contains patient data: UIDs, AE
+titles, counts, sizes, states and hashes only.
 
 ========================  =====================================================================
 table                     a row is
@@ -128,6 +129,9 @@ groups = Table(
     Column("close_reason", String(32)),
     Column("instances", Integer, nullable=False, server_default="0"),
     Column("reclaimed_at", Double),
+    #: why it is parked, or why its files cannot be deleted: a code, and a sentence for people
+    Column("reason", String(32)),
+    Column("message", String(500)),
     *_lease(),
     UniqueConstraint("version", "key", "generation"),
     Index("ix_groups_state_look_at", "state", "look_at"),

@@ -5,6 +5,10 @@ A *job processor* owns the instances of the AE titles that name it: it says whic
 how they are grouped, and which jobs a closed group becomes.  An AE title has exactly one.  An
 *observer* is told of every instance and owns none.  Both are found by entry point
 (`adapter.processors.registry`) and run in the notification and grouping stages, not in the SCP.
+
+A job processor that raises anything else than it may, or returns what cannot be used, fails for the
+file or the group that it was asked about: that one is tried again a few times and then quarantined
+or parked (`adapter.ledger.attempts`).
 """
 
 from __future__ import annotations

@@ -1,22 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the plug-ins: job processors and observers, by entry point."""
+"""Finds the plug-ins, job processors and observers, by entry point, and guards against them.
+
+A plug-in may do anything.  What a job processor does wrong becomes one of two errors: it cannot be
+used at all (`ConfigurationError`), or a call of it failed (`ProcessorError`).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from adapter.errors import ConfigurationError
+from adapter.dicom.instance import Instance
+from adapter.errors import (
+    ConfigurationError,
+    ProcessorError,
+    UnreadableInstance,
+    validation_problems,
+)
+from adapter.ledger.delays import LONGEST_WAIT
 from adapter.log import get_logger
-from adapter.models import AETitle
-from adapter.processors.base import InstanceObserver, JobProcessor
+from adapter.models import AETitle, Priority
+from adapter.processors.base import InstanceObserver, JobProcessor, JobRequest
 
 log = get_logger(__name__)
 
 PROCESSORS = "dicom_adapter.job_processors"
 OBSERVERS = "dicom_adapter.observers"
+
+T = TypeVar("T")
 
 
 def processor_names() -> list[str]:
@@ -27,24 +42,33 @@ def processor_names() -> list[str]:
 def create_processor(ae_title: AETitle) -> JobProcessor:
     """Return the job processor of an AE title, with its settings validated.
 
+    Each call of it returns something that can be used, or raises `ProcessorError`.
+
     Raises
     ------
     ConfigurationError
-        If no such processor is installed, or listing every problem of its settings.
+        If no such processor is installed, if it cannot be made, or listing every problem of its
+        settings.
     """
-    found: EntryPoint | None = next(
-        iter(entry_points(group=PROCESSORS, name=ae_title.processor)), None
-    )
+    name = ae_title.processor
+    found: EntryPoint | None = next(iter(entry_points(group=PROCESSORS, name=name)), None)
     if found is None:
-        raise ConfigurationError(
-            [f"processor: {ae_title.processor!r} is none of {', '.join(processor_names())}"]
-        )
-    plugin: type[JobProcessor] = found.load()
+        raise ConfigurationError([f"processor: {name!r} is none of {', '.join(processor_names())}"])
     try:
+        plugin: type[JobProcessor] = found.load()
         settings = plugin.Settings.model_validate(ae_title.processor_settings)
+        return _Guarded(ae_title, settings, plugin(ae_title, settings))
     except ValidationError as error:
-        raise ConfigurationError([_problem(item) for item in error.errors()]) from None
-    return plugin(ae_title, settings)
+        raise ConfigurationError(
+            validation_problems(
+                error.errors(),
+                within=["processorSettings"],
+                unknown=lambda _key: "unknown setting of this processor",
+            )
+        ) from None
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
+        problem = f"processor: {name!r} cannot be used ({type(error).__name__})"
+        raise ConfigurationError([problem]) from error
 
 
 def validate(ae_title: AETitle) -> None:
@@ -59,7 +83,7 @@ def validate(ae_title: AETitle) -> None:
 
 
 def create_observers() -> list[InstanceObserver]:
-    """Return an instance of every observer that is installed; one that cannot be made is told."""
+    """Return an instance of every observer that is installed; one that cannot be made is logged."""
     made = []
     for entry in entry_points(group=OBSERVERS):
         try:
@@ -69,8 +93,81 @@ def create_observers() -> list[InstanceObserver]:
     return made
 
 
-def _problem(item: Any) -> str:
-    path = ".".join(["processorSettings", *map(str, item["loc"])])
-    if item["type"] == "extra_forbidden":
-        return f"{path}: unknown setting of this processor"
-    return f"{path}: {item['msg'].removeprefix('Value error, ')}"
+class _Guarded(JobProcessor):
+    """A job processor whose every answer is checked.
+
+    Parameters
+    ----------
+    ae_title : AETitle
+        Whose job processor it is.
+    settings : BaseModel
+        The validated settings.
+    plugin : JobProcessor
+        The plug-in.
+    """
+
+    def __init__(self, ae_title: AETitle, settings: Any, plugin: JobProcessor) -> None:
+        super().__init__(ae_title, settings)
+        self._plugin = plugin
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return self._ask("title", lambda: self._plugin.title, lambda title: isinstance(title, str))
+
+    @property
+    def tags(self) -> Sequence[int]:
+        return self._ask(
+            "tags",
+            lambda: tuple(self._plugin.tags),
+            lambda tags: all(isinstance(tag, int) for tag in tags),
+        )
+
+    @property
+    def timeout(self) -> float:
+        return float(self._ask("timeout", lambda: self._plugin.timeout, _is_seconds))
+
+    @property
+    def maximum_wait(self) -> float:
+        return float(self._ask("maximum_wait", lambda: self._plugin.maximum_wait, _is_seconds))
+
+    def group_value(self, instance: Instance) -> str | None:
+        return self._ask(
+            "group_value",
+            lambda: self._plugin.group_value(instance),
+            lambda value: value is None or isinstance(value, str),
+        )
+
+    def jobs(self) -> Sequence[JobRequest]:
+        return self._ask("jobs", lambda: list(self._plugin.jobs()), _are_jobs)
+
+    def _ask(self, what: str, call: Callable[[], T], is_sound: Callable[[T], bool]) -> T:
+        name = self.ae_title.processor
+        try:
+            answer = call()
+            sound = is_sound(answer)
+        except UnreadableInstance:
+            raise
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything
+            problem = f"{what} of the job processor {name!r} raised {type(error).__name__}"
+            raise ProcessorError(problem) from error
+        if not sound:
+            raise ProcessorError(f"{what} of the job processor {name!r} returned what is of no use")
+        return answer
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= LONGEST_WAIT
+
+
+def _are_jobs(requests: Sequence[Any]) -> bool:
+    """Tell whether there is at least one job, each can be recorded, and no two are of one name."""
+    names = {request.pipeline for request in requests if isinstance(request, JobRequest)}
+    return 0 < len(names) == len(requests) and all(
+        isinstance(request.pipeline, str)
+        and 0 < len(request.pipeline) <= 64
+        and isinstance(request.pipeline_id, str)
+        and 0 < len(request.pipeline_id) <= 256
+        and request.priority in tuple(Priority)
+        and _is_seconds(request.retry_delay)
+        for request in requests
+    )

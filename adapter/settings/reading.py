@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from adapter.errors import ConfigurationError
+from adapter.errors import ConfigurationError, validation_problems
 from adapter.settings.model import CONFIG_VARIABLE, DATA_VARIABLE, Settings
 
 #: Keys of old releases, and what replaces each.
@@ -129,7 +129,9 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems += [_problem(item) for item in error.errors()]
+        problems += validation_problems(
+            error.errors(), within=["DicomAdapter"], separator=" > ", unknown=_unknown_key
+        )
     if problems:
         raise ConfigurationError(problems)
     settings = settings.model_copy(update={"data": settings.data.absolute()})
@@ -137,10 +139,7 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
     return settings
 
 
-def _problem(error: Any) -> str:
-    path = " > ".join(["DicomAdapter", *map(str, error["loc"])])
-    if error["type"] == "extra_forbidden":
-        # Variables are case-insensitive: pydantic reports the key in lower case.
-        renamed = _REMOVED_FOLDED.get(str(error["loc"][-1]).lower())
-        return f"{path}: removed; use {renamed}" if renamed else f"{path}: unknown key"
-    return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+def _unknown_key(key: str) -> str:
+    # Variables are case-insensitive: pydantic reports the key in lower case.
+    renamed = _REMOVED_FOLDED.get(key.lower())
+    return f"removed; use {renamed}" if renamed else "unknown key"

@@ -166,7 +166,9 @@ class Workers(Section):
         30.0, description="Seconds after which a dead worker's work is due again."
     )
     maximum_lease_expiries: PositiveInt = Field(
-        10, description="Expired leases of one row before it is parked: it kills its workers."
+        10,
+        description="Attempts on one row that may end with the worker's death, or with an "
+        "unforeseen error, before it is parked.",
     )
     visibility_seconds: Seconds = Field(
         120.0, description="Seconds a shared volume may take to show a file that has a row."

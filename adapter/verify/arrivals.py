@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from adapter.core import Adapter
+from adapter.ledger.arrivals import RETRIED
 from adapter.ledger.reclamation import without_row
 from adapter.ledger.schema import arrivals, groups, now
 from adapter.models import ArrivalState, GroupState
@@ -22,6 +23,7 @@ from adapter.verify.listing import Listing
 from adapter.verify.steps import GOING
 
 _DEFECT = "report this as a defect"
+_OWNER = "see that the adapter's user may rename the file; it is then moved by itself"
 _RESTORE = "restore the file from a backup; it was acknowledged, so ask its sender for it otherwise"
 
 
@@ -35,6 +37,7 @@ def compare(adapter: Adapter, listing: Listing) -> Iterator[Difference]:
                 select(
                     arrivals.c.id,
                     arrivals.c.state,
+                    arrivals.c.reason,
                     arrivals.c.size,
                     arrivals.c.group_id,
                     groups.c.state.label("group_state"),
@@ -69,9 +72,11 @@ def _row(adapter: Adapter, listing: Listing, row: Any) -> Iterator[Difference]:
         case _:
             return
     if row.id not in found and not place(row.id).exists():
-        if row.state == ArrivalState.QUARANTINED and row.id in listing.incoming:
+        if row.young or (row.reason == RETRIED and row.id in listing.quarantine):
             return  # on its way there
-        if row.young:
+        if row.state == ArrivalState.QUARANTINED and row.id in listing.incoming:
+            problem = "it is quarantined, but its file cannot be moved from incoming/"
+            yield Difference("arrival", row.id, problem, _OWNER)
             return
         yield Difference("arrival", row.id, f"its file is not in {where}/", _RESTORE)
     elif row.size is not None and found.get(row.id, row.size) != row.size:

@@ -92,7 +92,8 @@ def _files_of_tasks(connection: Connection) -> dict[str, dict[str, int | None]]:
 
 def _jobs_to_come(connection: Connection) -> set[str]:
     """Return the ids of the jobs that open groups will get: their results may exist already."""
-    opened = connection.execute(select(groups).where(groups.c.state == GroupState.OPEN)).all()
+    to_close = groups.c.state.in_((GroupState.OPEN, GroupState.PARKED, GroupState.CLOSING))
+    opened = connection.execute(select(groups).where(to_close)).all()
     return {job for of_group in expected_jobs(connection, opened).values() for job in of_group}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, select
 
 from adapter.core import Adapter
-from adapter.errors import ConfigurationError
+from adapter.errors import ConfigurationError, ProcessorError
 from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.schema import (
     arrivals,
@@ -81,7 +81,7 @@ def _pipelines(connection: Connection, version: int) -> list[str]:
         return []
     try:
         return [request.pipeline for request in create_processor(ae_title).jobs()]
-    except ConfigurationError:  # it is not installed here
+    except (ConfigurationError, ProcessorError):  # it is not installed here, or fails
         return []
 
 
@@ -175,9 +175,9 @@ def _leases(connection: Connection, seconds: float) -> Iterator[Difference]:
         ),
     }
     for kind, (table, waiting, ended) in unfinished.items():
-        until = table.c.lease_until
-        at_work = connection.execute(select(exists().where(until > now()))).scalar_one()
-        overdue = and_(waiting, until < now() - _FEW * seconds)
+        held, until = table.c.lease_token.is_not(None), table.c.lease_until
+        at_work = connection.execute(select(exists().where(held, until > now()))).scalar_one()
+        overdue = and_(waiting, held, until < now() - _FEW * seconds)
         if not at_work:
             for row in connection.execute(select(table.c.id).where(overdue)):
                 yield Difference(

@@ -113,9 +113,9 @@ def test_a_group_waits_until_all_that_was_received_is_seen(work: Work, volume: L
     let_time_pass(work.adapter, 6)
 
     volume.host = "receiver"
-    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"waits": 1}
     let_time_pass(work.adapter, LAG - 10)
-    assert take_all(work, grouping.take) == {"closed": 0, "jobs": 0}
+    assert take_all(work, grouping.take) == {"waits": 1}
     volume.delay = 0.0
     assert notification.run(work) == {"registered": 1}
     let_time_pass(work.adapter, LAG + 10)

@@ -24,6 +24,8 @@ def _answer(line: bytes, limits: HeaderLimits) -> dict[str, object]:
         return {"unreadable": [str(error), error.code]}
     except FileNotFoundError:
         return {"missing": True}
+    except OSError as error:
+        return {"failed": error.errno}
     return {"instance": asdict(instance)}
 
 

@@ -7,7 +7,9 @@ it ends when its parent does.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import queue
 import selectors
 import subprocess
@@ -49,6 +51,8 @@ class HeaderReader:
             If it cannot be read within the limits, or reading it killed the child three times.
         NotYetVisible
             If the file is not there.
+        OSError
+            If the disk or the file's owner refuses it.
         """
         try:
             seconds = self._limits.header_seconds + path.stat().st_size / _SLOWEST
@@ -141,6 +145,9 @@ def _instance(answer: bytes) -> Instance:
     document = json.loads(answer)
     if "missing" in document:
         raise NotYetVisible("an acknowledged file is not visible (yet)")
+    if "failed" in document:
+        number = document["failed"] or errno.EIO
+        raise OSError(number, os.strerror(number))
     if "unreadable" in document:
         message, code = document["unreadable"]
         raise UnreadableInstance(message, code)

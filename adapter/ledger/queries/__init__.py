@@ -8,6 +8,7 @@ from adapter.ledger.queries.counts import count_retrying, count_states
 from adapter.ledger.queries.due import Questions, due
 from adapter.ledger.queries.exports import find_export, list_exports
 from adapter.ledger.queries.facts import LARGEST_PAGE, Page
+from adapter.ledger.queries.groups import list_groups
 from adapter.ledger.queries.jobs import find_job, list_jobs
 from adapter.ledger.queries.progress import attention, unfinished
 from adapter.ledger.queries.studies import list_studies
@@ -25,6 +26,7 @@ __all__ = [
     "find_job",
     "find_timeline",
     "list_exports",
+    "list_groups",
     "list_jobs",
     "list_studies",
     "unfinished",

@@ -33,7 +33,7 @@ _SINCE: dict[tuple[str, str], ColumnElement[Any]] = {
 }
 #: The rows that a worker of the stage may have leased.
 _LEASED: dict[str, tuple[Table, ColumnElement[bool]]] = {
-    "grouping": (groups, groups.c.state == GroupState.OPEN),
+    "grouping": (groups, groups.c.state.in_((GroupState.OPEN, GroupState.CLOSING))),
     "submission": (jobs, jobs.c.state.in_(SUBMISSION_STATES)),
     "pipeline": (jobs, jobs.c.state == JobState.STARTED),
     "export": (exports, exports.c.state.in_((ExportState.PENDING, ExportState.SENDING))),

@@ -94,7 +94,7 @@ def _exports() -> Select[Any]:
         exports,
         tasks.c.job_id,
         tasks.c.report,
-        (func.coalesce(exports.c.lease_until, 0) > now()).label("working"),
+        and_(exports.c.lease_token.is_not(None), exports.c.lease_until > now()).label("working"),
     ).join(tasks, exports.c.task_id == tasks.c.id)
 
 

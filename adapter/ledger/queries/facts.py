@@ -86,6 +86,8 @@ class Group(Facts):
     due_at: AwareDatetime
     closed_at: AwareDatetime | None
     close_reason: str | None
+    reason: str | None = Field(description="Why it is parked, or cannot be reclaimed: a code.")
+    message: str | None = Field(description="The same as a sentence.")
     instances: int
     reclaimed_at: AwareDatetime | None
 
@@ -235,6 +237,8 @@ class Kept(Facts):
 class Attention(Facts):
     """Work that needs an operator, and destination holds."""
 
+    parked_groups: Kept = Field(description="Groups that cannot be closed.")
+    stuck_groups: Kept = Field(description="Groups whose files cannot be deleted (yet).")
     parked_jobs: Kept
     parked_exports: Kept
     partial_exports: Kept

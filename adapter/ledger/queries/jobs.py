@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.facts import JobFacts, Page
@@ -77,7 +77,7 @@ def _jobs() -> Select[Any]:
         groups.c.called_ae_title,
         groups.c.generation,
         groups.c.instances,
-        (func.coalesce(jobs.c.lease_until, 0) > now()).label("working"),
+        and_(jobs.c.lease_token.is_not(None), jobs.c.lease_until > now()).label("working"),
     ).join(groups, jobs.c.group_id == groups.c.id)
 
 

@@ -11,14 +11,16 @@ from sqlalchemy import ColumnElement, Select, Table, and_, or_, select
 from adapter.ledger.queries.facts import LARGEST_PAGE
 
 
-def newest_first(query: Select[Any], table: Table, limit: int, after: str | None) -> Select[Any]:
-    """Order a query by `created_at` and limit it to the page that follows the row `after`.
+def newest_first(
+    query: Select[Any], table: Table, limit: int, after: str | None, time: str = "created_at"
+) -> Select[Any]:
+    """Order a query by a time and limit it to the page that follows the row `after`.
 
     The query returns one row more than a page has: it shows whether there is another page.
     """
     if after is not None:
-        query = query.where(_older(table, after))
-    return query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(bounded(limit) + 1)
+        query = query.where(_older(table, after, table.c[time]))
+    return query.order_by(table.c[time].desc(), table.c.id.desc()).limit(bounded(limit) + 1)
 
 
 def bounded(limit: int) -> int:
@@ -32,7 +34,6 @@ def split(rows: Sequence[Any], limit: int) -> tuple[Sequence[Any], str | None]:
     return rows[:limit], str(rows[limit - 1].id) if len(rows) > limit else None
 
 
-def _older(table: Table, row: str) -> ColumnElement[bool]:
-    at = select(table.c.created_at).where(table.c.id == row).scalar_subquery()
-    same = and_(table.c.created_at == at, table.c.id < row)
-    return or_(table.c.created_at < at, same)
+def _older(table: Table, row: str, time: ColumnElement[float]) -> ColumnElement[bool]:
+    at = select(time).where(table.c.id == row).scalar_subquery()
+    return or_(time < at, and_(time == at, table.c.id < row))

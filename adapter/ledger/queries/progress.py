@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, union_all
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import hold_facts
 from adapter.ledger.queries.facts import Attention, Kept, Unfinished
-from adapter.ledger.reclamation import discarded_due, group_due
+from adapter.ledger.reclamation import discarded_due, group_due, retried_due
 from adapter.ledger.schema import arrivals, exports, groups, holds, jobs, now, task_files, tasks
 from adapter.models import (
     SUBMISSION_STATES,
@@ -26,14 +26,14 @@ from adapter.settings import Settings
 def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
     """Return the unfinished work in the ledger, by stage.
 
-    ``grouping`` counts open groups, ``submission`` jobs to hand over, ``pipeline`` jobs handed
+    ``grouping`` counts groups to close, ``submission`` jobs to hand over, ``pipeline`` jobs handed
     over, ``export`` unfinished exports and reports due to a Results Service, ``reclamation`` files
     and groups that may be deleted.  Files in incoming/ are not included: the spool lists them.
     """
     retention, lease = settings.retention_seconds, settings.workers.lease_seconds
     questions: dict[str, Select[Any]] = {
         "grouping": select(groups.c.opened_at.label("since")).where(
-            groups.c.state == GroupState.OPEN
+            groups.c.state.in_((GroupState.OPEN, GroupState.CLOSING))
         ),
         "submission": select(jobs.c.created_at.label("since")).where(
             jobs.c.state.in_(SUBMISSION_STATES)
@@ -49,7 +49,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
         ),
         "reclamation": _both(
             select(arrivals.c.registered_at.label("since")).where(
-                discarded_due(settings.lag_seconds)
+                or_(retried_due(lease), discarded_due(settings.lag_seconds, lease))
             ),
             select((groups.c.closed_at + retention).label("since")).where(
                 group_due(retention, lease)
@@ -64,6 +64,11 @@ def attention(ledger: Ledger) -> Attention:
     """Return the work that waits for an operator, and the destination holds."""
     with ledger.read() as connection:
         return Attention(
+            parked_groups=_groups(connection, groups.c.state == GroupState.PARKED),
+            stuck_groups=_groups(
+                connection,
+                and_(groups.c.state == GroupState.RECLAIMING, groups.c.reason.is_not(None)),
+            ),
             parked_jobs=_parked_jobs(connection),
             parked_exports=_exports(connection, ExportState.PARKED),
             partial_exports=_exports(connection, ExportState.PARTIAL),
@@ -90,6 +95,18 @@ def _ask(connection: Connection, question: Select[Any]) -> Unfinished:
     since = question.subquery()
     amount, age = connection.execute(select(func.count(), now() - func.min(since.c.since))).one()
     return Unfinished(amount=amount, oldest_seconds=None if age is None else max(0.0, age))
+
+
+def _groups(connection: Connection, which: ColumnElement[bool]) -> Kept:
+    size = (
+        select(func.sum(arrivals.c.size))
+        .where(
+            arrivals.c.group_id.in_(select(groups.c.id).where(which)),
+            arrivals.c.deleted_at.is_(None),
+        )
+        .scalar_subquery()
+    )
+    return _kept(connection, select(func.count(), size).select_from(groups).where(which))
 
 
 def _parked_jobs(connection: Connection) -> Kept:

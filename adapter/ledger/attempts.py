@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one rule for a row that kills or defeats its worker.
+
+A row *kills* a worker if the worker dies while it holds the row's lease.  A row *defeats* a worker
+if an error that nobody foresaw ends the work on it: one that has no place of its own among the
+failed tries of a job or an export.  Both count against the row, in the same counter:
+
+==========================  =======================================================================
+the ledger is away, the     counts against no row: the rows are given back, and the stage pauses
+spool's disk fails
+a row defeats its worker    that row is separated from its batch, counted, and rests, longer each
+                            time; the others go on
+a row kills its worker      its lease runs out, which counts; it is due at once
+counted too often           it is parked or quarantined with the reason, an event and a metric; an
+                            operator lets it be tried again (`retry`) or gives it up (`discard`)
+==========================  =======================================================================
+
+===========  ====================  ===========================  ==================================
+row          counter               bound                        then
+===========  ====================  ===========================  ==================================
+arrival      `attempts`            `ARRIVAL_ATTEMPTS`           `quarantined`
+group        `lease_expiries`      `maximumLeaseExpiries`       `parked`; while it is reclaimed it
+                                                                stays `reclaiming`, shown as stuck
+job, export  `lease_expiries`      `maximumLeaseExpiries`       `parked`
+report       `report_failures`     `maximumLeaseExpiries`       goes on, with an event: the answer
+                                                                stays owed
+===========  ====================  ===========================  ==================================
+
+An arrival has a lower bound than the rest: while it waits it holds the groups of its AE title open.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapter.errors import (
+    AdapterError,
+    ConfigurationError,
+    LeaseLost,
+    NotYetVisible,
+    ProcessorError,
+)
+from adapter.ledger.delays import growing_delay
+from adapter.ledger.engines import AWAY
+from adapter.ledger.leases import LONGEST_REST
+
+#: Attempts to register an arrival, ended by a death or a defeat, before it is quarantined.
+ARRIVAL_ATTEMPTS = 3
+
+#: The first rest of a row that defeated its worker (seconds); each further one is twice as long.
+FIRST_REST = 2.0
+
+#: Errors that are the host's or the disk's and never one row's.
+_OF_THE_HOST = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
+
+KILLS = "kills-its-worker"
+FILE_SYSTEM = "file-system"
+PROCESSOR = "job-processor"
+LEDGER_REFUSES = "ledger-refuses"
+NOT_VISIBLE = "not-visible"
+UNFORESEEN = "unforeseen"
+
+#: Every reason of a defeat: the values of a metric's label.
+REASONS = (KILLS, FILE_SYSTEM, PROCESSOR, LEDGER_REFUSES, NOT_VISIBLE, UNFORESEEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Defeat:
+    """Why a row defeated or killed its worker.
+
+    Attributes
+    ----------
+    reason : str
+        One of `REASONS`.
+    message : str
+        A sentence for people, without PHI.
+    """
+
+    reason: str
+    message: str
+
+    @property
+    def text(self) -> str:
+        """The reason and the sentence, for people."""
+        return f"{self.reason}: {self.message}"
+
+
+def why(error: Exception) -> Defeat:
+    """Return why an error ended the work on a row.
+
+    An error's text is shown only if it is one of ours: others may quote patient data.
+    """
+    match error:
+        case ProcessorError() | ConfigurationError():
+            return Defeat(PROCESSOR, str(error))
+        case NotYetVisible():
+            return Defeat(NOT_VISIBLE, str(error))
+        case AdapterError():
+            return Defeat(UNFORESEEN, str(error))
+        case OSError():
+            name = errno.errorcode.get(error.errno or 0, "no errno")
+            return Defeat(FILE_SYSTEM, f"{type(error).__name__} ({name})")
+        case SQLAlchemyError():
+            return Defeat(LEDGER_REFUSES, type(error).__name__)
+        case _:
+            return Defeat(UNFORESEEN, type(error).__name__)
+
+
+def is_nobodys(error: Exception) -> bool:
+    """Tell whether an error can be no single row's fault, whichever row it came up with."""
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_HOST
+    return isinstance(error, (*AWAY, LeaseLost))
+
+
+def killed(expiries: int, maximum: int) -> Defeat | None:
+    """Return why a row whose leases keep running out has to be parked; None if it has not."""
+    if expiries < maximum:
+        return None
+    return Defeat(KILLS, f"{expiries} attempts on it ended without a result")
+
+
+def rest_seconds(count: int, lease_seconds: float) -> float:
+    """Return how long a row rests that defeated its worker for the `count`-th time (seconds)."""
+    return growing_delay(FIRST_REST, max(0, count - 1), LONGEST_REST * lease_seconds)
