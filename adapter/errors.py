@@ -10,6 +10,7 @@
     |   +-- UnreadableInstance      the bytes are no DICOM data set that can be registered
     +-- ConfigurationError          bad settings or configuration: lists every problem with its path
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
+    +-- Stopped                     the worker is told to stop: give back what is held
     +-- SpoolError                  the spool cannot be used as it stands
     +-- LedgerError                 the ledger cannot be used as it stands
 
@@ -81,6 +82,10 @@ class ConfigurationError(AdapterError):
 
 class LeaseLost(AdapterError):
     """The lease on a row ran out and another worker may hold it."""
+
+
+class Stopped(AdapterError):
+    """The worker is told to stop, and what it holds is given back."""
 
 
 class SpoolError(AdapterError):

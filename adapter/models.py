@@ -6,7 +6,9 @@
     arrival  received -> registered | discarded | quarantined
     group    open -> closed -> submitted -> reclaiming -> reclaimed
     job      queued -> created -> described -> uploaded -> started -> succeeded
-             any of these -> parked -> (where it stood) | discarded
+                                                        -> handed-over -> succeeded
+             handed-over -> queued (another run);  any of these -> parked -> (where it stood)
+             any of these, parked -> discarded
     export   pending -> sending -> succeeded | partial
              sending -> pending (a retry);  pending, sending -> parked -> pending | discarded
     task     an export's report to a remote Results Service: none | open -> due -> reported
@@ -58,13 +60,17 @@ class JobState(StrEnum):
     CREATED = "created"
     DESCRIBED = "described"
     UPLOADED = "uploaded"
-    STARTED = "started"
+    STARTED = "started"  #: for a worker of ours to run (embedded platform)
+    HANDED_OVER = "handed-over"  #: another platform has it, and is asked for its end
     SUCCEEDED = "succeeded"
     PARKED = "parked"
     DISCARDED = "discarded"
 
 
-#: The states of a job that the submission stage moves on, in order.
+#: The platform whose jobs our own `pipeline` stage runs.
+EMBEDDED = "embedded"
+
+#: The states of a job that the submission stage hands over, in order.
 SUBMISSION_STATES = (JobState.QUEUED, JobState.CREATED, JobState.DESCRIBED, JobState.UPLOADED)
 
 
@@ -358,8 +364,13 @@ def group_id(version: int, key: str, generation: int) -> str:
 
 
 def job_id(group: str, pipeline: str) -> str:
-    """Return the id of a group's job for one pipeline: the idempotency key to the platform."""
+    """Return the id of a group's job for one pipeline: made again, it is the same."""
     return str(uuid.uuid5(ID_NAMESPACE, f"job|{group}|{pipeline}"))
+
+
+def run_id(job: str, run: int) -> str:
+    """Return the id of a job's run at a platform: the idempotency key of all its verbs."""
+    return f"{job}-{run}"
 
 
 def task_id(job: str) -> str:

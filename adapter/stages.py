@@ -22,7 +22,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from adapter.core import Adapter
-from adapter.ledger import exports, groups, jobs, queries, reclamation, remote_tasks, schema
+from adapter.ledger import (
+    cancellations,
+    exports,
+    groups,
+    jobs,
+    queries,
+    reclamation,
+    remote_tasks,
+    runs,
+    schema,
+)
 from adapter.log import get_logger
 from adapter.settings import Settings
 
@@ -68,7 +78,11 @@ def due_questions(settings: Settings) -> queries.Questions:
     lease = settings.workers.lease_seconds
     return {
         GROUPING: [(schema.groups, groups.close_due(lease))],
-        SUBMISSION: [(schema.jobs, jobs.submission_due(lease))],
+        SUBMISSION: [
+            (schema.jobs, jobs.submission_due(lease)),
+            (schema.jobs, runs.ask_due(lease)),
+            (schema.cancellations, cancellations.cancel_due(lease)),
+        ],
         PIPELINE: [(schema.jobs, jobs.run_due(lease))],
         EXPORT: [
             (schema.exports, exports.export_due(settings.dicom.scu, settings.workers)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from pydicom import dcmread
@@ -45,6 +46,7 @@ class FlakyPlatform:
     def upload(self, job, files):
         self._call("upload", job)
         self.files = files
+        return ()
 
     def start(self, job):
         self._call("start", job)
@@ -57,6 +59,11 @@ class FlakyPlatform:
     @property
     def verbs(self):
         return [verb for verb, _ in self.calls]
+
+
+def submit(work, platform):
+    """Submit what is due to a platform."""
+    return submission.run(work, SimpleNamespace(named=lambda _kind: platform))
 
 
 def due_now(adapter, job):
@@ -76,7 +83,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
     work, platform = make_work(adapter), FlakyPlatform()
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"started": 1}
+    assert submit(work, platform) == {"started": 1}
 
     submitted = row(adapter, job)
     assert platform.calls == [(verb, job) for verb in STEPS]
@@ -89,7 +96,7 @@ def test_a_job_is_handed_over_step_by_step(adapter):
     assert kinds(adapter, job) == ["job-submitted"]
     assert work.queues == ["pipeline"]
     assert group_state(adapter) == "submitted"
-    assert submission.submit_due(work, platform) == {}
+    assert submit(work, platform) == {}
 
 
 def test_every_step_is_recorded_before_the_next(adapter):
@@ -101,7 +108,7 @@ def test_every_step_is_recorded_before_the_next(adapter):
         def _call(self, verb, called):
             seen.append((verb, row(adapter, job).state, called.state))
 
-    submission.submit_due(make_work(adapter), Watching())
+    submit(make_work(adapter), Watching())
 
     states = ["queued", "created", "described", "uploaded"]
     assert seen == list(zip(STEPS, states, states, strict=True))
@@ -117,7 +124,7 @@ def test_a_group_is_submitted_when_its_last_job_is(adapter):
     def refuse():
         raise PermanentError("no", "unknown-pipeline")
 
-    assert submission.submit_due(work, refuses_second) == {"started": 1, "parked": 1}
+    assert submit(work, refuses_second) == {"started": 1, "parked": 1}
     assert group_state(adapter) == "closed"
 
     jobs.discard(adapter.ledger, second)
@@ -133,7 +140,7 @@ def test_jobs_of_higher_priority_go_first(adapter):
     change(adapter, ids[1], priority=4)
     change(adapter, ids[2], created_at=1.0)
 
-    submission.submit_due(make_work(adapter), platform)
+    submit(make_work(adapter), platform)
 
     assert [job for verb, job in platform.calls if verb == "create"] == [ids[1], ids[2], ids[0]]
 
@@ -151,13 +158,13 @@ def test_a_step_is_tried_1_and_max_retries_times_and_then_parked(adapter, step):
     stood_in = ["queued", "created", "described", "uploaded"][STEPS.index(step)]
 
     for attempt in range(retries):
-        assert submission.submit_due(work, platform) == {"failed": 1}
+        assert submit(work, platform) == {"failed": 1}
         failed = row(adapter, job)
         assert (failed.state, failed.tries, failed.outcome) == (stood_in, attempt + 1, "failed")
         assert 170 < failed.due_at - adapter.ledger.now() <= 180
-        assert submission.submit_due(work, platform) == {}
+        assert submit(work, platform) == {}
         due_now(adapter, job)
-    assert submission.submit_due(work, platform) == {"parked": 1}
+    assert submit(work, platform) == {"parked": 1}
 
     parked = row(adapter, job)
     assert platform.verbs.count(step) == retries + 1
@@ -165,7 +172,7 @@ def test_a_step_is_tried_1_and_max_retries_times_and_then_parked(adapter, step):
     assert kinds(adapter, job) == ["job-failed-try"] * retries + ["job-parked"]
     assert jobs.retry(adapter.ledger, job) == stood_in
     assert row(adapter, job).tries == 0
-    assert submission.submit_due(work, platform) == {"started": 1}
+    assert submit(work, platform) == {"started": 1}
     assert platform.verbs.count("create") == (retries + 2 if step == "create" else 1)
 
 
@@ -176,10 +183,10 @@ def test_tries_are_counted_for_each_step(adapter):
         {"create": [TemporaryError("away", delay=0.0)] * 3, "start": [TemporaryError("away")]}
     )
     tries = []
-    platform.upload = lambda called, _files: tries.append(row(adapter, called.id).tries)
+    platform.upload = lambda called, _files: [tries.append(row(adapter, called.id).tries)]
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"failed": 4}
+    assert submit(work, platform) == {"failed": 4}
 
     assert tries == [0]
     assert (row(adapter, job).state, row(adapter, job).tries) == ("uploaded", 1)
@@ -190,7 +197,7 @@ def test_a_permanent_failure_parks_at_once(adapter):
     platform = FlakyPlatform({"create": [PermanentError("no such pipeline", "unknown-pipeline")]})
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"parked": 1}
+    assert submit(make_work(adapter), platform) == {"parked": 1}
 
     parked = row(adapter, job)
     assert (parked.state, parked.parked_in, parked.outcome) == (
@@ -231,8 +238,8 @@ def test_a_step_that_a_crash_interrupted_is_taken_again_with_the_same_id(adapter
     (job,) = add_group(adapter)
 
     with pytest.raises(Crash):
-        submission.submit_due(work, platform)
-    outcome = eventually(lambda: submission.submit_due(work, platform))
+        submit(work, platform)
+    outcome = eventually(lambda: submit(work, platform))
 
     assert outcome == {"started": 1}
     assert platform.calls[:2] == [("create", job), ("create", job)]
@@ -246,11 +253,11 @@ def test_a_job_that_kills_its_workers_is_parked(adapter):
     (job,) = add_group(adapter)
     change(adapter, job, lease_token="dead", lease_until=1.0, lease_expiries=9)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"parked": 1}
+    assert submit(make_work(adapter), platform) == {"parked": 1}
 
     assert (row(adapter, job).outcome, platform.calls) == ("kills-its-worker", [])
     assert jobs.retry(adapter.ledger, job) == "queued"
-    assert submission.submit_due(make_work(adapter), platform) == {"started": 1}
+    assert submit(make_work(adapter), platform) == {"started": 1}
 
 
 def test_a_worker_that_lost_its_job_writes_nothing_more(adapter):
@@ -259,7 +266,7 @@ def test_a_worker_that_lost_its_job_writes_nothing_more(adapter):
     platform = FlakyPlatform()
     platform.create = lambda called: jobs.discard(adapter.ledger, called.id) or called.id
 
-    assert submission.submit_due(make_work(adapter), platform) == {"lost": 1}
+    assert submit(make_work(adapter), platform) == {"lost": 1}
 
     assert (row(adapter, job).state, platform.calls) == ("discarded", [])
     assert kinds(adapter, job) == ["job-discarded"]
@@ -272,11 +279,11 @@ def test_a_stopping_worker_gives_its_job_back_between_steps(adapter):
     platform.create = lambda called: work.stopping.set() or called.id
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(work, platform) == {"waits": 1}
+    assert submit(work, platform) == {"waits": 1}
 
     given_back = row(adapter, job)
     assert (given_back.state, given_back.tries, given_back.lease_token) == ("created", 0, None)
-    assert submission.submit_due(make_work(adapter), platform) == {"started": 1}
+    assert submit(make_work(adapter), platform) == {"started": 1}
 
 
 # --- the embedded platform ------------------------------------------------------------------------
@@ -385,7 +392,7 @@ def test_an_error_says_when_to_try_again(adapter):
     platform = FlakyPlatform({"upload": [TemporaryError("later", delay=7.0)]})
     (job,) = add_group(adapter)
 
-    submission.submit_due(make_work(adapter), platform)
+    submit(make_work(adapter), platform)
 
     assert 5 < row(adapter, job).due_at - adapter.ledger.now() <= 7
 
@@ -395,6 +402,6 @@ def test_a_platform_may_not_see_a_file_yet_either(adapter):
     platform = FlakyPlatform({"start": [NotYetVisible("not yet")]})
     (job,) = add_group(adapter)
 
-    assert submission.submit_due(make_work(adapter), platform) == {"waits": 1}
+    assert submit(make_work(adapter), platform) == {"waits": 1}
 
     assert (row(adapter, job).state, row(adapter, job).tries) == ("uploaded", 0)

@@ -20,7 +20,20 @@ OTHER = "other"
 OUTCOMES: dict[str, tuple[str, ...]] = {
     NOTIFICATION: tuple(ArrivalState),
     GROUPING: ("closed", "jobs"),
-    SUBMISSION: (JobState.STARTED, JobState.PARKED, "failed", "waits", "lost"),
+    SUBMISSION: (
+        JobState.STARTED,
+        JobState.HANDED_OVER,
+        JobState.PARKED,
+        "failed",
+        "waits",
+        "lost",
+        "asked",
+        "succeeded",
+        "run-failed",
+        "unreachable",
+        "cancelled",
+        "not-cancelled",
+    ),
     PIPELINE: (
         "succeeded",
         "exit-code",

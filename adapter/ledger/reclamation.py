@@ -28,6 +28,7 @@ from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease, free
 from adapter.ledger.schema import (
     arrivals,
+    cancellations,
     exports,
     groups,
     jobs,
@@ -63,8 +64,8 @@ def discarded_due(lag_seconds: float) -> ColumnElement[bool]:
 def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition that nothing needs a group's files and their retention has passed.
 
-    Every job has ended well or was discarded, no export of theirs is open, and nobody holds a lease
-    on any of it.  A group without jobs never qualifies.
+    Every job has ended well or was discarded, no platform has a run of theirs to end, no export of
+    theirs is open, and nobody holds a lease on any of it.  A group without jobs never qualifies.
     """
     job = jobs.c.group_id == groups.c.id
     ended = (JobState.SUCCEEDED, JobState.DISCARDED)
@@ -99,6 +100,11 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
         exists().where(job),
         ~open_job,
         ~open_task,
+        ~exists(
+            select(1)
+            .select_from(cancellations.join(jobs, cancellations.c.job_id == jobs.c.id))
+            .where(job)
+        ),
     )
     return and_(or_(ready, groups.c.state == GroupState.RECLAIMING), free(groups, lease_seconds))
 

@@ -3,25 +3,18 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapter import plugins
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
 from adapter.models import AETitle
+from adapter.plugins import OBSERVERS, PROCESSORS
 from adapter.processors.base import InstanceObserver, JobProcessor
 
 log = get_logger(__name__)
-
-PROCESSORS = "dicom_adapter.job_processors"
-OBSERVERS = "dicom_adapter.observers"
-
-
-def processor_names() -> list[str]:
-    """Return the names of the job processors that are installed."""
-    return sorted(entry_points(group=PROCESSORS).names)
 
 
 def create_processor(ae_title: AETitle) -> JobProcessor:
@@ -32,13 +25,10 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
     ConfigurationError
         If no such processor is installed, or listing every problem of its settings.
     """
-    found: EntryPoint | None = next(
-        iter(entry_points(group=PROCESSORS, name=ae_title.processor)), None
-    )
+    found = plugins.find(PROCESSORS, ae_title.processor)
     if found is None:
-        raise ConfigurationError(
-            [f"processor: {ae_title.processor!r} is none of {', '.join(processor_names())}"]
-        )
+        known = ", ".join(plugins.names(PROCESSORS))
+        raise ConfigurationError([f"processor: {ae_title.processor!r} is none of {known}"])
     plugin: type[JobProcessor] = found.load()
     try:
         settings = plugin.Settings.model_validate(ae_title.processor_settings)
@@ -61,7 +51,7 @@ def validate(ae_title: AETitle) -> None:
 def create_observers() -> list[InstanceObserver]:
     """Return an instance of every observer that is installed; one that cannot be made is told."""
     made = []
-    for entry in entry_points(group=OBSERVERS):
+    for entry in plugins.installed(OBSERVERS):
         try:
             made.append(entry.load()())
         except Exception as error:  # noqa: BLE001 - a plug-in may raise anything

@@ -110,7 +110,14 @@ class Job(Facts):
     exit_code: int | None
     tries: int
     working: bool = Field(description="Whether a worker holds it now.")
+    platform: str = Field(description="Who runs it: our own workers (`embedded`), or another.")
     platform_job_id: str | None
+    run: int = Field(description="Which run of the job it is, at another platform.")
+    failed_runs: int = Field(description="Runs that failed there.")
+    handed_over_at: AwareDatetime | None = Field(
+        description="Since when another platform has the run."
+    )
+    running_since: AwareDatetime | None = Field(description="Since when it runs there.")
     due_at: AwareDatetime
     created_at: AwareDatetime
     updated_at: AwareDatetime

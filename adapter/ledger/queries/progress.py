@@ -26,9 +26,10 @@ from adapter.settings import Settings
 def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
     """Return what the ledger holds of unfinished work, by stage.
 
-    ``grouping`` counts open groups, ``submission`` jobs to hand over, ``pipeline`` jobs handed
-    over, ``export`` exports under way and answers owed to a Results Service, ``reclamation`` files
-    and groups that may go.  What waits in incoming/ is the spool's to tell.
+    ``grouping`` counts open groups, ``submission`` jobs to hand over, ``pipeline`` jobs that are
+    run here or at another platform, ``export`` exports under way and answers owed to a Results
+    Service, ``reclamation`` files and groups that may go.  What waits in incoming/ is the spool's
+    to tell.
     """
     retention, lease = settings.retention_seconds, settings.workers.lease_seconds
     questions: dict[str, Select[Any]] = {
@@ -39,7 +40,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
             jobs.c.state.in_(SUBMISSION_STATES)
         ),
         "pipeline": select(jobs.c.created_at.label("since")).where(
-            jobs.c.state == JobState.STARTED
+            jobs.c.state.in_((JobState.STARTED, JobState.HANDED_OVER))
         ),
         "export": _both(
             select(exports.c.created_at.label("since")).where(
