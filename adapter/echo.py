@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from adapter.dicom import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.association import (
     CALLED_NOT_RECOGNISED,
     CALLING_NOT_RECOGNISED,
@@ -42,7 +42,7 @@ class EchoResult:
     rejected: bool = False
 
 
-def echo(destination: Destination, scu: Scu) -> EchoResult:
+def echo(destination: DicomDestination, scu: Scu) -> EchoResult:
     """Ask a destination for Verification and say what came of it; it never raises for a peer.
 
     References
@@ -63,7 +63,7 @@ def echo(destination: Destination, scu: Scu) -> EchoResult:
     return EchoResult(ok, text, time.monotonic() - start, rejected)
 
 
-def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
+def _ask(destination: DicomDestination, scu: Scu) -> tuple[bool, str]:
     context = VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN
     with RequestorAssociation(destination, scu, [context]) as association:
         if context not in association.accepted:
@@ -80,7 +80,7 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
     )
 
 
-def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
+def _advice(rejection: AssociationRejected, destination: DicomDestination, scu: Scu) -> str:
     """Return what to do about a rejection, if we know."""
     if rejection.code == CALLING_NOT_RECOGNISED:
         return f"; add our AE title {scu.ae_title} at the peer"

@@ -25,7 +25,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -179,6 +179,9 @@ def parse_tag(value: str) -> int:
     return int(match[1] + match[2], 16)
 
 
+#: The kind of a destination that does not say which it is.
+DICOM: Final = "dicom"
+
 AETitleText = Annotated[str, AfterValidator(check_ae_title)]
 UIDText = Annotated[str, AfterValidator(check_uid)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f/\\]+$")]
@@ -258,12 +261,10 @@ class Source(Entity):
 
 
 class Destination(Entity):
-    """Where results are sent to by C-STORE."""
+    """Where results are sent to; what else has to be known of it depends on its kind."""
 
     name: Name
-    ae_title: AETitleText
-    host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    kind: Name
 
     @property
     def key(self) -> str:
@@ -271,13 +272,37 @@ class Destination(Entity):
         return self.name
 
 
+class DicomDestination(Destination):
+    """A DICOM application entity that results are sent to by C-STORE."""
+
+    kind: Literal["dicom"] = DICOM
+    ae_title: AETitleText
+    host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 E = TypeVar("E")
 
-ENTITIES: dict[EntityKind, type[AETitle | Source | Destination]] = {
-    EntityKind.AE_TITLE: AETitle,
-    EntityKind.SOURCE: Source,
-    EntityKind.DESTINATION: Destination,
-}
+#: The kinds of destinations; `workers.clients.destinations` has a client for each.
+DESTINATIONS: dict[str, type[Destination]] = {DICOM: DicomDestination}
+
+
+def entity_model(kind: EntityKind, body: Any) -> type[AETitle | Source | Destination]:
+    """Return the model of an entity: a destination's is that of its own kind, `dicom` by default.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind of destination.
+    """
+    if kind is EntityKind.AE_TITLE:
+        return AETitle
+    if kind is EntityKind.SOURCE:
+        return Source
+    named = body.get("kind", DICOM) if isinstance(body, dict) else DICOM
+    if not isinstance(named, str) or named not in DESTINATIONS:
+        raise ValueError(f"kind: one of {', '.join(DESTINATIONS)}")
+    return DESTINATIONS[named]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.settings import Scu
 from benchmarks.load import make_file
 from benchmarks.receivers import AE_TITLE, await_listening, free_port
@@ -45,7 +45,7 @@ def ours(folder: Path, port: int) -> Sent:
     began, cpu = time.perf_counter(), time.process_time()
     names = sorted(path.name for path in folder.iterdir())
     files = [examine(folder, name, at, tries=0, repeat=False) for at, name in enumerate(names)]
-    destination = Destination(name="bench", ae_title=AE_TITLE, host_ip="127.0.0.1", port=port)
+    destination = DicomDestination(name="bench", ae_title=AE_TITLE, host_ip="127.0.0.1", port=port)
     answers = list(store(files, destination, Scu(), answered=lambda: None))
     if any(answer.status for answer in answers):
         raise RuntimeError("not all was stored")

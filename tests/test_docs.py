@@ -17,7 +17,7 @@ from adapter import cli
 from adapter import settings as settings_module
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
-from adapter.models import AETitle, Destination, Source
+from adapter.models import AETitle, DicomDestination, Source
 from adapter.processors.ae_title import AETitleSettings
 from adapter.stages import STAGES
 
@@ -131,7 +131,7 @@ def test_the_environment_variable_on_the_page_is_the_one_that_works(
         ("An **AE title**", AETitle),
         ("Its `processorSettings`", AETitleSettings),
         ("A **source**", Source),
-        ("A **destination**", Destination),
+        ("A **destination**", DicomDestination),
     ],
 )
 def test_dynamic_configuration_is_on_the_page_too(begins: str, model: type[BaseModel]) -> None:

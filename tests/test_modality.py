@@ -16,7 +16,7 @@ from pynetdicom.sop_class import CTImageStorage
 from adapter.demo import modality
 from adapter.demo.command import DEFAULT_STUDY
 from adapter.dicom import part10_header, read_file_meta
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.association import AssociationRejected
 from adapter.settings import Scu
 from tests.support_stack import free_port
@@ -25,7 +25,7 @@ SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, respons
 
 
 def destination(port, called="PACS"):
-    return Destination(name="pacs", ae_title=called, host_ip="127.0.0.1", port=port)
+    return DicomDestination(name="pacs", ae_title=called, host_ip="127.0.0.1", port=port)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from adapter import plugins
 from adapter.core import Adapter
 from adapter.ledger import arrivals as arrivals_verbs
 from adapter.ledger.schema import arrivals, groups

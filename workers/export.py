@@ -16,32 +16,22 @@ from typing import Any
 
 from adapter import stages
 from adapter.core import Adapter
-from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.errors import LeaseLost, NotYetVisible, PermanentError, Stopped, TemporaryError
 from adapter.ledger import configuration, exports, leases, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
-from adapter.scu.association import (
-    CALLED_NOT_RECOGNISED,
-    CALLING_NOT_RECOGNISED,
-    AssociationBroken,
-    AssociationRejected,
-    Unreachable,
-)
+from workers.clients.destination import Away, CutShort, Refused
+from workers.clients.destinations import client_of
 from workers.clients.results_service import results_service
-from workers.clients.store_scu import Outgoing, examine, store
+from workers.clients.store_scu import Outgoing, examine
 from workers.receipt_book import ReceiptBook
 from workers.stage import Work
 
 log = get_logger(__name__)
 
-#: Rejections that no further try will change (PS3.8 Table 9-21).
-_HOPELESS = {
-    CALLING_NOT_RECOGNISED: "calling-ae-not-recognised",
-    CALLED_NOT_RECOGNISED: "called-ae-not-recognised",
-}
 #: Looks at a file that is not visible yet, in the time that a shared volume has to show it.
 _LOOKS = 20
 
@@ -85,27 +75,21 @@ def _export(work: Work, export: Export) -> ExportState:
     failure, why = None, None
     try:
         _send(work, export, find_destination(work.adapter, export.destination))
-    except _Stopped:
+    except Stopped:
         return exports.give_back(ledger, export)
     except NotYetVisible:
         workers = work.adapter.settings.workers
         delay = max(workers.due_work_poll_seconds, workers.visibility_seconds / _LOOKS)
         return exports.give_back(ledger, export, delay=delay)
+    except Refused as refused:
+        failure = FailureReason(refused.code, str(refused))
     except PermanentError as error:
         return exports.park(ledger, export, FailureReason(error.code, str(error)), policy)
-    except Unreachable as unreachable:
-        return exports.unreachable(ledger, export, str(unreachable), policy)
-    except AssociationRejected as rejected:
-        why = f"the destination {rejected}"
-        if rejected.code in _HOPELESS:
-            failure = FailureReason(_HOPELESS[rejected.code], why)
-    except AssociationBroken as broken:
-        why = f"the destination {broken}"
+    except Away as away:
+        return exports.unreachable(ledger, export, str(away), policy)
+    except CutShort as cut_short:
+        why = str(cut_short)
     return exports.conclude(ledger, export, policy, why=why, failure=failure)
-
-
-class _Stopped(Exception):
-    """The worker is told to stop."""
 
 
 def find_destination(adapter: Adapter, name: str) -> Destination:
@@ -193,14 +177,14 @@ def _send(work: Work, export: Export, destination: Destination) -> None:
             exports.answered(ledger, export)
             told = True
 
-    sending = store(files, destination, work.adapter.settings.dicom.scu, answered=answered)
+    sending = client_of(destination, work.adapter.settings).send(files, answered=answered)
     with ReceiptBook(ledger, export) as book, closing(sending):
         for sent, receipt in enumerate(sending, start=1):
             book.add(receipt)
             if export.lease.lost.is_set():
                 raise LeaseLost(f"another worker holds export {export.id}")
             if work.stopping.is_set() and sent < len(files):
-                raise _Stopped
+                raise Stopped
 
 
 # -- reports -------------------------------------------------------------------------------------

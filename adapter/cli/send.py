@@ -15,7 +15,7 @@ from adapter.cli.which import AsJson, settings_of
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import Destination, EntityKind, check_ae_title
+from adapter.models import DicomDestination, EntityKind, check_ae_title
 from adapter.settings import Scu
 from adapter.terminal import complain, errors, print_json, print_table, say
 from adapter.timeline import count
@@ -100,10 +100,10 @@ def tell_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
         complain(answer.text)
 
 
-def _peer(ae_title: str, host: str, port: int) -> Destination:
+def _peer(ae_title: str, host: str, port: int) -> DicomDestination:
     body = {"name": "the peer", "aeTitle": ae_title, "hostIp": host, "port": port}
     peer = configuration.parse(EntityKind.DESTINATION, body)
-    assert isinstance(peer, Destination)
+    assert isinstance(peer, DicomDestination)
     return peer
 
 
@@ -116,7 +116,9 @@ def _calling_as(scu: Scu, calling: str | None) -> Scu:
         raise ConfigurationError([f"--calling: {error}"]) from None
 
 
-def _send(files: list[modality.DicomFile], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
+def _send(
+    files: list[modality.DicomFile], peer: DicomDestination, scu: Scu
+) -> tuple[int, Counter[str]]:
     from adapter.demo import modality  # noqa: PLC0415 - see the package's docstring
 
     failures: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from pydicom.uid import UID
 
 from adapter.dicom import read_file_meta
 from adapter.errors import UnreadableInstance
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
     AssociationBroken,
@@ -104,7 +104,7 @@ def is_stored(status: int | None) -> bool:
 
 def send(
     files: Iterable[DicomFile],
-    destination: Destination,
+    destination: DicomDestination,
     scu: Scu,
     settled: Settled,
     *,
@@ -115,7 +115,7 @@ def send(
 
     Parameters
     ----------
-    destination : Destination
+    destination : DicomDestination
         Where to.
     scu : Scu
         Who sends, and how long the peer may take.
@@ -155,7 +155,7 @@ def send(
 
 
 def _send_once(
-    files: list[DicomFile], destination: Destination, scu: Scu, settled: Settled
+    files: list[DicomFile], destination: DicomDestination, scu: Scu, settled: Settled
 ) -> tuple[list[DicomFile], str]:
     """Send files over one association; return those left to send, and why they are."""
     contexts = list(dict.fromkeys(item.context for item in files))[:MAXIMUM_CONTEXTS]

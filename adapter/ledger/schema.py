@@ -292,8 +292,8 @@ receipts = Table(
     Column("export_id", String(36), ForeignKey("exports.id"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("outcome", String(16), nullable=False),
-    Column("status", Integer),  # the C-STORE response's status, if there was one
-    Column("reason", String(200)),
+    Column("status", Integer),  # the answer's number, if the destination's protocol has one
+    Column("reason", String(200)),  # the answer in words
     Column("tries", Integer, nullable=False),
     Column("updated_at", Double, nullable=False),
 )

@@ -37,7 +37,7 @@ from adapter.dicom import (
     VERIFICATION,
 )
 from adapter.errors import PermanentError, TemporaryError
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scp import command_sets as commands
 from adapter.scp import pdus
 from adapter.scu.connection import (
@@ -115,7 +115,7 @@ class RequestorAssociation:
 
     Parameters
     ----------
-    destination : Destination
+    destination : DicomDestination
         Whom to ask.
     scu : Scu
         Who asks, and the deadlines.
@@ -137,7 +137,9 @@ class RequestorAssociation:
     PS3.8 section 7.1, Annex D.1; PS3.7 Annex D.
     """
 
-    def __init__(self, destination: Destination, scu: Scu, contexts: Sequence[Context]) -> None:
+    def __init__(
+        self, destination: DicomDestination, scu: Scu, contexts: Sequence[Context]
+    ) -> None:
         self._seconds = scu.response_seconds
         self._release_seconds = scu.association_seconds
         self._message_id = 0

@@ -21,7 +21,7 @@ from adapter.dicom import DEFLATED, IMPLICIT_VR_LITTLE_ENDIAN, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.files import open_beneath
 from adapter.ledger.receipts import Receipt
-from adapter.models import Destination, Outcome, check_uid
+from adapter.models import DicomDestination, Outcome, check_uid
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
     AssociationBroken,
@@ -163,7 +163,7 @@ def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]
 
 def store(
     files: Sequence[Outgoing],
-    destination: Destination,
+    destination: DicomDestination,
     scu: Scu,
     *,
     answered: Callable[[], None],

@@ -139,7 +139,9 @@ class Unconfirmed(Facts):
     number: int
     sop_instance_uid: str | None
     outcome: str | None = Field(description="Of the last try; null if it was not tried yet.")
-    status: int | None = Field(description="Of the last C-STORE response, if there was one.")
+    status: int | None = Field(
+        description="Of the last answer, if its protocol has one: a C-STORE's status, for instance."
+    )
     reason: str | None
     tries: int
 
