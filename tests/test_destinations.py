@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 
 from adapter import models
 from adapter.errors import ConfigurationError
-from adapter.ledger import configuration, schema
+from adapter.ledger import configuration, exports, schema
 from adapter.ledger.receipts import Receipt
 from adapter.models import DicomDestination, EntityKind, Outcome
 from tests.support_exports import (
@@ -22,7 +22,6 @@ from tests.support_exports import (
     outcomes,
     rows,
     run,
-    run_until,
 )
 from workers.clients import destinations
 from workers.clients.destination import Away, CutShort, Refused
@@ -111,14 +110,16 @@ def test_a_destination_that_is_away_is_put_on_hold_and_tried_again(quick, folder
     """As one that no association reaches: no try is used."""
     add_task(quick)
     folder.rename(folder.with_name("away"))
+    patient = {"hold_minimum_seconds": 3600.0, "hold_maximum_seconds": 3600.0}
 
-    assert run(quick) == {"pending": 1}
+    assert run(hasten(quick, export=patient)) == {"pending": 1}
 
     (hold,) = rows(quick, schema.holds)
     assert (hold.destination, hold.reason) == ("PACS", "the folder is not mounted")
     assert one_export(quick).tries == 0
     folder.with_name("away").rename(folder)
-    assert run_until(quick, lambda: one_export(quick).state == "succeeded")
+    exports.retry_destination(quick.ledger, "PACS")
+    assert run(quick) == {"succeeded": 1}
     assert rows(quick, schema.holds) == []
 
 
