@@ -11,6 +11,7 @@
     +-- ConfigurationError          invalid settings or configuration: every problem with its path
     +-- ProcessorError              a job processor failed, or returned something unusable
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
+    +-- Stopped                     the worker is told to stop: give back what is held
     +-- SpoolError                  the spool cannot be used in its present state
     +-- LedgerError                 the ledger cannot be used in its present state
 
@@ -121,6 +122,10 @@ class LeaseLost(AdapterError):
 
 class ProcessorError(AdapterError):
     """A call of a job processor failed, or returned what cannot be used."""
+
+
+class Stopped(AdapterError):
+    """The worker is told to stop, and what it holds is given back."""
 
 
 class SpoolError(AdapterError):

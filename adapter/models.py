@@ -8,7 +8,9 @@
     group    open -> closed -> submitted -> reclaiming -> reclaimed
              open -> parked -> closing -> closed | parked;  parked -> reclaiming, given up
     job      queued -> created -> described -> uploaded -> started -> succeeded
-             any of these -> parked -> (where it stood) | discarded
+                                                        -> handed-over -> succeeded
+             handed-over -> queued (another run);  any of these -> parked -> (where it stood)
+             any of these, parked -> discarded
     export   pending -> sending -> succeeded | partial
              sending -> pending (a retry);  pending, sending -> parked -> pending | discarded
     task     an export's report to a remote Results Service: none | open -> due -> reported
@@ -25,7 +27,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -66,13 +68,17 @@ class JobState(StrEnum):
     CREATED = "created"
     DESCRIBED = "described"
     UPLOADED = "uploaded"
-    STARTED = "started"
+    STARTED = "started"  #: for a worker of ours to run (embedded platform)
+    HANDED_OVER = "handed-over"  #: another platform has it, and is asked for its end
     SUCCEEDED = "succeeded"
     PARKED = "parked"
     DISCARDED = "discarded"
 
 
-#: The states of a job that the submission stage moves on, in order.
+#: The platform whose jobs our own `pipeline` stage runs.
+EMBEDDED = "embedded"
+
+#: The states of a job that the submission stage hands over, in order.
 SUBMISSION_STATES = (JobState.QUEUED, JobState.CREATED, JobState.DESCRIBED, JobState.UPLOADED)
 
 
@@ -120,6 +126,9 @@ class EntityKind(StrEnum):
     SOURCE = "source"
     DESTINATION = "destination"
 
+
+#: The kind of a destination that does not say which it is.
+DICOM: Final = "dicom"
 
 AETitleText = Annotated[str, AfterValidator(check_ae_title)]
 UIDText = Annotated[str, AfterValidator(check_uid)]
@@ -199,12 +208,10 @@ class Source(Entity):
 
 
 class Destination(Entity):
-    """Where results are sent to by C-STORE."""
+    """Where results are sent to; what else has to be known of it depends on its kind."""
 
     name: Name
-    ae_title: AETitleText
-    host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    kind: Name
 
     @property
     def key(self) -> str:
@@ -212,13 +219,37 @@ class Destination(Entity):
         return self.name
 
 
+class DicomDestination(Destination):
+    """A DICOM application entity that results are sent to by C-STORE."""
+
+    kind: Literal["dicom"] = DICOM
+    ae_title: AETitleText
+    host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 E = TypeVar("E")
 
-ENTITIES: dict[EntityKind, type[AETitle | Source | Destination]] = {
-    EntityKind.AE_TITLE: AETitle,
-    EntityKind.SOURCE: Source,
-    EntityKind.DESTINATION: Destination,
-}
+#: The kinds of destinations; `workers.clients.destinations` has a client for each.
+DESTINATIONS: dict[str, type[Destination]] = {DICOM: DicomDestination}
+
+
+def entity_model(kind: EntityKind, body: Any) -> type[AETitle | Source | Destination]:
+    """Return the model of an entity: a destination's is that of its own kind, `dicom` by default.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind of destination.
+    """
+    if kind is EntityKind.AE_TITLE:
+        return AETitle
+    if kind is EntityKind.SOURCE:
+        return Source
+    named = body.get("kind", DICOM) if isinstance(body, dict) else DICOM
+    if not isinstance(named, str) or named not in DESTINATIONS:
+        raise ValueError(f"kind: one of {', '.join(DESTINATIONS)}")
+    return DESTINATIONS[named]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +307,13 @@ def group_id(version: int, key: str, generation: int) -> str:
 
 
 def job_id(group: str, pipeline: str) -> str:
-    """Return the id of a group's job for one pipeline: the idempotency key to the platform."""
+    """Return the id of a group's job for one pipeline: made again, it is the same."""
     return str(uuid.uuid5(ID_NAMESPACE, f"job|{group}|{pipeline}"))
+
+
+def run_id(job: str, run: int) -> str:
+    """Return the id of a job's run at a platform: the idempotency key of all its verbs."""
+    return f"{job}-{run}"
 
 
 def task_id(job: str) -> str:

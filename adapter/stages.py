@@ -23,7 +23,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
 from adapter.core import Adapter
-from adapter.ledger import exports, groups, jobs, queries, reclamation, remote_tasks, schema
+from adapter.ledger import (
+    cancellations,
+    exports,
+    groups,
+    jobs,
+    queries,
+    reclamation,
+    remote_tasks,
+    runs,
+    schema,
+)
 from adapter.log import get_logger
 from adapter.settings import Settings
 
@@ -72,7 +82,10 @@ def due_questions(settings: Settings) -> queries.Questions:
     lease = settings.workers.lease_seconds
     return {
         GROUPING: [(schema.groups, groups.close_due(lease))],
-        SUBMISSION: [(schema.jobs, jobs.submission_due(lease))],
+        SUBMISSION: [
+            (schema.jobs, runs.step_due(lease)),
+            (schema.cancellations, cancellations.cancel_due(lease)),
+        ],
         PIPELINE: [(schema.jobs, jobs.run_due(lease))],
         EXPORT: [
             (schema.exports, exports.export_due(settings.dicom.scu, settings.workers)),

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.files import examine
 from adapter.scu.store import store
 from adapter.settings import Scu
@@ -46,7 +46,7 @@ def ours(folder: Path, port: int) -> Sent:
     began, cpu = time.perf_counter(), time.process_time()
     names = sorted(path.name for path in folder.iterdir())
     files = [examine(folder, name, at) for at, name in enumerate(names)]
-    destination = Destination(name="bench", ae_title=AE_TITLE, host_ip="127.0.0.1", port=port)
+    destination = DicomDestination(name="bench", ae_title=AE_TITLE, host_ip="127.0.0.1", port=port)
     answers = list(store(files, destination, Scu()))
     if any(answer.status for answer in answers):
         raise RuntimeError("not all was stored")

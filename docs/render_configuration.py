@@ -24,6 +24,7 @@ _TYPES = {
     "number": "number",
     "string": "text",
     "boolean": "true or false",
+    "object": "objects",
 }
 _BOUNDS = {
     "minimum": "at least {}",
@@ -104,7 +105,8 @@ def _type(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         name = f"list of {_TYPES[schema['items']['type']]}"
     elif schema["type"] == "object":
-        name = f"object of {_TYPES[schema['additionalProperties']['type']]}"
+        values = schema["additionalProperties"]
+        name = "object" if values is True else f"object of {_TYPES[values['type']]}"
     elif schema.get("format") == "path":
         name = "path"
     else:

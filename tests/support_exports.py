@@ -12,7 +12,7 @@ from sqlalchemy import select
 from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration, tasks
 from adapter.ledger.schema import events, exports, receipts, task_files
-from adapter.models import Destination, EntityKind
+from adapter.models import DicomDestination, EntityKind
 from tests.support_stages import CountingQueues, encode, make_instance
 from tests.support_waiting import eventually
 from workers import export
@@ -42,7 +42,7 @@ def hasten(adapter, *, export=None, services=None, workers=None, **scu):
 
 
 def add_destination(adapter, port, name="PACS", *, replace=False):
-    entity = Destination(name=name, ae_title="PACS", host_ip="127.0.0.1", port=port)
+    entity = DicomDestination(name=name, ae_title="PACS", host_ip="127.0.0.1", port=port)
     configuration.put(adapter.ledger, EntityKind.DESTINATION, entity, replace=replace)
 
 

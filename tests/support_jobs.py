@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom.data
 from pydicom import dcmread
@@ -49,8 +50,13 @@ class Woken(list):
 
 
 def submit_due(work, platform):
-    """Submit every job that is due to a platform."""
-    return take_all(work, lambda work, first: submission.submit(work, platform, first))
+    """Take every step that is due of submissions to a platform."""
+    return take_steps(work, SimpleNamespace(named=lambda _kind: platform))
+
+
+def take_steps(work, platforms):
+    """Take every step that is due of submissions to platforms."""
+    return take_all(work, lambda work, first: submission.take_step(work, platforms, first))
 
 
 def make_work(adapter, *, pipelines=None, **sections):

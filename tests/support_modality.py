@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from adapter.models import Destination, Outcome
+from adapter.models import DicomDestination, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.scu.files import examine
 from adapter.scu.store import store
@@ -41,7 +41,7 @@ class Modality:
     def __init__(self, folder: Path, ports: list[int], instances: int = 3, pause: float = 0.5):
         self._folder = folder
         self._receivers = itertools.cycle(
-            Destination(name="SCP", ae_title="BRAIN", host_ip="127.0.0.1", port=port)
+            DicomDestination(name="SCP", ae_title="BRAIN", host_ip="127.0.0.1", port=port)
             for port in ports
         )
         self._instances = instances

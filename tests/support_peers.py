@@ -17,7 +17,7 @@ from pydicom.uid import AllTransferSyntaxes, CTImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from tests import peers
 from tests.support_stack import free_port
 from tests.support_waiting import eventually
@@ -27,7 +27,7 @@ MAXIMUM = 16384
 
 
 def destination(port, name="PACS", ae_title="PACS"):
-    return Destination(name=name, ae_title=ae_title, host_ip="127.0.0.1", port=port)
+    return DicomDestination(name=name, ae_title=ae_title, host_ip="127.0.0.1", port=port)
 
 
 class StoreScp:

@@ -22,7 +22,7 @@ from adapter.dicom.part10 import part10_header, read_file_meta
 from adapter.embedded import broker
 from adapter.embedded.roles import accepts, own_command, worker_command
 from adapter.ledger import configuration
-from adapter.models import Destination, EntityKind, Source
+from adapter.models import DicomDestination, EntityKind, Source
 from adapter.stages import STAGES, broker_url, password_file
 from tests import peers
 from tests.support_stages import add_ae_title, encode, make_instance
@@ -206,7 +206,7 @@ class Stack:
 
     def add_destination(self, name: str, port: int) -> None:
         """Add a destination on this machine."""
-        entity = Destination(name=name, ae_title=name[:16], host_ip="127.0.0.1", port=port)
+        entity = DicomDestination(name=name, ae_title=name[:16], host_ip="127.0.0.1", port=port)
         configuration.put(self.adapter.ledger, EntityKind.DESTINATION, entity, replace=False)
 
     def storescu(

@@ -16,7 +16,7 @@ from adapter.api.metrics import Away, Fresh
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.ledger import configuration, schema
-from adapter.models import Destination, EntityKind
+from adapter.models import DicomDestination, EntityKind
 from adapter.stages import STAGES
 from tests import test_api
 from tests.support_ledger import (
@@ -191,7 +191,7 @@ def test_the_ledger_is_told_in_figures(
     add_export(adapter, task, "TWO", state="pending", tries=2)
     add_arrival(adapter, version, state="quarantined", study=None, reason="r", data=b"x" * 1000)
     for name in ("ONE", "TWO"):
-        entity = Destination(name=name, ae_title=name, host_ip="127.0.0.1", port=104)
+        entity = DicomDestination(name=name, ae_title=name, host_ip="127.0.0.1", port=104)
         configuration.put(adapter.ledger, EntityKind.DESTINATION, entity, replace=False)
     hold = {"since": LONG_AGO, "until": time.time() + 60, "failures": 1, "reason": "refused"}
     add_row(adapter, schema.holds, destination="two", **hold)

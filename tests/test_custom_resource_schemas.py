@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapter.errors import ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import ENTITIES, AETitle, EntityKind
+from adapter.models import AETitle, EntityKind, entity_model
 from adapter.processors import registry
 from adapter.processors.ae_title import AETitleSettings
 from tests.support_custom_resources import Definition, definitions
@@ -62,7 +62,7 @@ def spec_schema(definition: Definition) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spec_has_the_keys_of_the_model(kind: str) -> None:
     """Keys, which of them are needed, and defaults are the same in schema and model."""
-    schema, fields = spec_schema(definitions()[kind]), ENTITIES[KINDS[kind]].model_fields
+    schema, fields = spec_schema(definitions()[kind]), entity_model(KINDS[kind], {}).model_fields
     entity = configuration.parse(KINDS[kind], LEAST[kind]).model_dump(mode="json", by_alias=True)
 
     assert set(schema["properties"]) == {field.alias for field in fields.values()}
@@ -173,7 +173,7 @@ def values(key: str, base: Any) -> st.SearchStrategy[Any]:
 def specs(draw: Any, kind: str) -> dict[str, Any]:
     """A valid spec with one or two of its keys changed, mostly around their limits."""
     spec = dict(LEAST[kind])
-    keys = sorted(str(field.alias) for field in ENTITIES[KINDS[kind]].model_fields.values())
+    keys = sorted(str(field.alias) for field in entity_model(KINDS[kind], {}).model_fields.values())
     for key in draw(st.lists(st.sampled_from([*keys, "unknown"]), min_size=1, max_size=2)):
         if draw(st.integers(0, 9)) == 0:
             spec.pop(key, None)

@@ -20,7 +20,7 @@ from adapter.api.opening import AdapterOpening
 from adapter.models import (
     AETitle,
     ArrivalState,
-    Destination,
+    DicomDestination,
     ExportState,
     GroupState,
     JobState,
@@ -52,6 +52,7 @@ IN_ENVIRONMENT = [path for path in SETTINGS if "<id>" not in path]
 
 #: Another value than the default's, where `other_than` cannot make one up.
 OTHER_VALUES: dict[tuple[str, ...], Any] = {
+    ("platforms",): {"embedded": {}},
     ("data",): "/srv/adapter",
     ("storage", "durability"): "none",
     ("storage", "temporary"): "/srv/spool",
@@ -140,7 +141,7 @@ def test_the_environment_variable_on_the_page_is_the_one_that_works(
         ("An **AE title**", AETitle),
         ("Its `processorSettings`", AETitleSettings),
         ("A **source**", Source),
-        ("A **destination**", Destination),
+        ("A **destination**", DicomDestination),
     ],
 )
 def test_dynamic_configuration_is_on_the_page_too(begins: str, model: type[BaseModel]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from adapter import plugins
 from adapter.core import Adapter
 from adapter.ledger import arrivals as arrivals_verbs
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
@@ -348,13 +349,13 @@ def test_an_observer_that_cannot_be_made_holds_nothing_up(
         def instance_stored(self, instance: object) -> None:
             heard.append(instance)
 
-    broken = EntryPoint("broken", "there.is.no:Module", registry.OBSERVERS)
+    broken = EntryPoint("broken", "there.is.no:Module", plugins.OBSERVERS)
     sound = SimpleNamespace(name="sound", load=lambda: Listening)
     monkeypatch.setattr(
-        registry,
+        plugins,
         "entry_points",
         lambda group, **which: (
-            [broken, sound] if group == registry.OBSERVERS else entry_points(group=group, **which)
+            [broken, sound] if group == plugins.OBSERVERS else entry_points(group=group, **which)
         ),
     )
     IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())

@@ -55,6 +55,7 @@ class FlakyPlatform:
     def upload(self, job, files):
         self._call("upload", job)
         self.files = files
+        return ()
 
     def start(self, job):
         self._call("start", job)
@@ -186,7 +187,7 @@ def test_tries_are_counted_for_each_step(adapter):
         {"create": [TemporaryError("away", delay=0.0)] * 3, "start": [TemporaryError("away")]}
     )
     tries = []
-    platform.upload = lambda called, _files: tries.append(row(adapter, called.id).tries)
+    platform.upload = lambda called, _files: [tries.append(row(adapter, called.id).tries)]
     (job,) = add_group(adapter)
 
     assert submit_due(work, platform) == {"failed": 4}

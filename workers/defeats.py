@@ -18,15 +18,12 @@ from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import ArrivalId
-from workers.stage import Parked, TryFailed, Work
+from workers.stage import Parked, TryFailed, Work, failure_of
 
 log = get_logger(__name__)
 
 #: What came of a row that was lost to another worker.
 LOST = "lost"
-
-#: What `record` returns where it has parked the row.
-PARKED = "parked"
 
 #: Stands for any arrival where the work on a row touches the spool as a whole.
 _ANY_ARRIVAL = str(ArrivalId(0.0, "000000000000", 0, 0))
@@ -88,8 +85,7 @@ def counted(
             raise
         with suppress(LeaseLost):
             attempt.outcome = record(why)
-            parked = attempt.outcome == PARKED
-            attempt.failure = (Parked if parked else TryFailed)(why.text)
+            attempt.failure = failure_of(attempt.outcome, why.text)
 
 
 def blame(work: Work, stage: str, row: str, error: Exception, arrival: str | None = None) -> Defeat:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export: each task's files to each of its destinations, and the answers that are owed for them.
+"""Export: sends each task's files to each of its destinations, and reports what came of it.
 
-One export at a time: claim it, look at its files, send what is not confirmed, and write down what
-was answered as it comes; then judge the try.  A destination that cannot be reached costs no try.
-Where tasks come from is ``workers.clients.results_service``'s.
+One export at a time: claim it, look at its files, send what is not confirmed, write down each
+answer as it comes, then judge the try.  A destination that cannot be reached costs no try.  How
+files are sent depends on the destination's kind (`workers.clients.destination`); where tasks come
+from is told in `workers.clients.results_service`.
 """
 
 from __future__ import annotations
@@ -15,29 +16,23 @@ from pathlib import Path
 
 from adapter import stages
 from adapter.core import Adapter
-from adapter.dicom import rejections
-from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.errors import LeaseLost, NotYetVisible, PermanentError, Stopped, TemporaryError
 from adapter.ledger import configuration, exports, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
-from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.scu.files import Outgoing, examine
 from workers import defeats
+from workers.clients.destination import Away, CutShort, Refused
+from workers.clients.destinations import client_of
 from workers.clients.results_service import results_service
-from workers.clients.store_scu import store
 from workers.receipt_book import ReceiptBook
 from workers.stage import Parked, TaskResult, TryFailed, Work
 
 log = get_logger(__name__)
 
-#: Rejections that no further try will change (PS3.8 Table 9-21).
-_HOPELESS = {
-    rejections.CALLING_AE_TITLE_NOT_RECOGNIZED: "calling-ae-not-recognised",
-    rejections.CALLED_AE_TITLE_NOT_RECOGNIZED: "called-ae-not-recognised",
-}
 #: Looks at a file that is not visible yet, in the time that a shared volume has to show it.
 _LOOKS = 20
 
@@ -85,32 +80,26 @@ def _export(work: Work, export: Export) -> tuple[ExportState, TryFailed | Parked
     failure, why = None, None
     try:
         _send(work, export, find_destination(work.adapter, export.destination))
-    except _Stopped:
+    except Stopped:
         return exports.give_back(ledger, export), None
     except NotYetVisible:
         workers = work.adapter.settings.workers
         delay = max(workers.due_work_poll_seconds, workers.visibility_seconds / _LOOKS)
         return exports.give_back(ledger, export, delay=delay), None
+    except Refused as refused:
+        failure = FailureReason(refused.code, str(refused))
     except PermanentError as error:
         reason = FailureReason(error.code, str(error))
         return exports.park(ledger, export, reason, policy), Parked(f"{error.code}: {error}")
-    except Unreachable as unreachable:
-        state = exports.unreachable(ledger, export, str(unreachable), policy)
-        return state, TryFailed(f"destination-unreachable: {unreachable}")
-    except AssociationRejected as rejected:
-        why = f"the destination {rejected}"
-        if rejected.code in _HOPELESS:
-            failure = FailureReason(_HOPELESS[rejected.code], why)
-    except AssociationBroken as broken:
-        why = f"the destination {broken}"
+    except Away as away:
+        state = exports.unreachable(ledger, export, str(away), policy)
+        return state, TryFailed(f"destination-unreachable: {away}")
+    except CutShort as cut_short:
+        why = str(cut_short)
     state, message = exports.conclude(ledger, export, policy, why=why, failure=failure)
     if state is ExportState.SUCCEEDED:
         return state, None
     return state, (TryFailed if state is ExportState.PENDING else Parked)(f"{state}: {message}")
-
-
-class _Stopped(Exception):
-    """The worker is told to stop."""
 
 
 def find_destination(adapter: Adapter, name: str) -> Destination:
@@ -198,14 +187,14 @@ def _send(work: Work, export: Export, destination: Destination) -> None:
             exports.answered(ledger, export)
             told = True
 
-    sending = store(files, destination, work.adapter.settings.dicom.scu, answered=answered)
+    sending = client_of(destination, work.adapter.settings).send(files, answered=answered)
     with ReceiptBook(ledger, export) as book, closing(sending):
         for sent, receipt in enumerate(sending, start=1):
             book.add(receipt)
             if export.lease.lost.is_set():
                 raise LeaseLost(f"another worker holds export {export.id}")
             if work.stopping.is_set() and sent < len(files):
-                raise _Stopped
+                raise Stopped
 
 
 # -- reports -------------------------------------------------------------------------------------

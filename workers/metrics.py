@@ -20,8 +20,21 @@ OTHER = "other"
 #: What a stage's run may say that it did; another word counts as `OTHER`.
 OUTCOMES: dict[str, tuple[str, ...]] = {
     NOTIFICATION: tuple(ArrivalState),
-    GROUPING: ("closed", "jobs", "failed", "parked", "lost"),
-    SUBMISSION: (JobState.STARTED, JobState.PARKED, "failed", "waits", "lost"),
+    GROUPING: ("closed", "jobs", "waits", "failed", "parked", "lost"),
+    SUBMISSION: (
+        JobState.STARTED,
+        JobState.HANDED_OVER,
+        JobState.PARKED,
+        "failed",
+        "waits",
+        "lost",
+        "asked",
+        "succeeded",
+        "run-failed",
+        "unreachable",
+        "cancelled",
+        "not-cancelled",
+    ),
     PIPELINE: (
         "succeeded",
         "exit-code",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pipeline: runs the embedded platform's jobs, and publishes what each produced, once.
 
-Results that were published before a crash are taken as they are.  Else the group's files are copied
-into a folder of this run, the pipeline's command works on them, its output is checked and published
-by one rename.  Then one transaction: the files, their task, its exports, and the job's success.
+Results that were published before a crash are taken as they are.  Otherwise the group's files are
+copied into a folder of this run, the pipeline's command works on them, and its output is published
+(`workers.publication`).  Jobs of other platforms are the submission stage's.
 
 ==================  ==========================================================  ===================
 outcome             the run                                                     then
@@ -28,21 +28,20 @@ import time
 from functools import partial
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
-from adapter.files import sync_directory
 from adapter.ledger import jobs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.tasks import TaskFile
 from adapter.log import get_logger
-from adapter.models import export_id, task_id
+from adapter.models import EMBEDDED
 from adapter.settings import Pipeline
-from adapter.stages import EXPORT, PIPELINE, RECLAMATION
-from workers import defeats
-from workers.clients.attempt import Attempt, read_results
-from workers.clients.embedded_platform import find_pipeline, metadata_path
+from adapter.stages import PIPELINE
+from workers import defeats, publication
+from workers.clients.attempt import Attempt
+from workers.clients.embedded_platform import metadata_path
 from workers.clients.headers import HeaderReader
 from workers.clients.pipeline_process import Command, Ending, How, run_command
-from workers.clients.platform import PayloadFile
+from workers.clients.platform import PayloadFile, find_pipeline
 from workers.stage import Parked, TaskResult, TryFailed, Work
 from workers.submission import VISIBILITY_PAUSE, payload_files
 
@@ -102,7 +101,7 @@ class Run:
         if failure := jobs.deadly(self._job, maximum):
             return self._park(failure)
         try:
-            return self._adopt_or_run(find_pipeline(self._adapter.settings, self._job))
+            return self._adopt_or_run(self._pipeline())
         except PermanentError as error:
             return self._park(Failure(error.code, str(error), self._exit_code))
         except (TemporaryError, OSError) as error:
@@ -110,13 +109,22 @@ class Run:
         finally:
             self._attempt.remove()
 
+    def _pipeline(self) -> Pipeline:
+        pipeline = find_pipeline(self._adapter.settings, self._job)
+        if pipeline.platform != EMBEDDED:
+            raise PermanentError(
+                f"pipeline {self._job.pipeline_id!r} is for platform {pipeline.platform!r} now, "
+                f"and this job was submitted before that",
+                "unknown-pipeline",
+            )
+        return pipeline
+
     def _adopt_or_run(self, pipeline: Pipeline) -> str:
         """Succeed with the results that are published already, or run for them."""
         spool, job = self._adapter.spool, self._job
         self._attempt.clear_others()
-        if spool.result_folder(job.id).exists():
-            sync_directory(spool.results)
-            return self._succeed(pipeline, read_results(spool.result_folder(job.id), self._reader))
+        if publication.is_published(self._adapter, job):
+            return self._succeed(pipeline, publication.adopt(self._adapter, job, self._reader))
         files = payload_files(self._adapter, job)
         if not self._has_room(files):
             return self._give_back(ROOM_PAUSE)
@@ -130,38 +138,18 @@ class Run:
             raise LeaseLost(f"job {job.id} was lost while it ran")
         failure = judge(ending, pipeline)
         if failure is None:
-            return self._publish(pipeline)
+            return self._succeed(
+                pipeline,
+                publication.publish(self._adapter, self._lease, job, self._attempt, self._reader),
+            )
         if failure.outcome not in MAY_PASS:
             return self._park(failure)
         if self._work.stopping.is_set():
             return self._give_back(0)
         return self._fail_try(failure)
 
-    def _publish(self, pipeline: Pipeline) -> str:
-        """Publish the output, or take what another run published in the meantime."""
-        spool, job = self._adapter.spool, self._job
-        folder, results = self._attempt.collect(self._reader)
-        jobs.still_held(self._adapter.ledger, self._lease, job)
-        if not spool.publish_results(job.id, folder):
-            results = read_results(spool.result_folder(job.id), self._reader)
-        return self._succeed(pipeline, results)
-
     def _succeed(self, pipeline: Pipeline, results: list[TaskFile]) -> str:
-        jobs.succeed(
-            self._adapter.ledger,
-            self._lease,
-            self._job,
-            results,
-            destinations=pipeline.destinations,
-            agent=self._adapter.settings.dicom.scu.ae_title,
-        )
-        if pipeline.destinations:
-            task = task_id(self._job.id)
-            created = dict.fromkeys(export_id(task, name) for name in pipeline.destinations)
-            self._work.queues.wake(EXPORT, *created)
-        else:
-            self._work.queues.wake(RECLAMATION)
-        return "succeeded"
+        return publication.succeed(self._work, self._lease, self._job, pipeline, results)
 
     def _has_room(self, files: list[PayloadFile]) -> bool:
         """Tell whether the disk takes a copy of the input and as much output.

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapter.core import Adapter
+from adapter.models import JobState
 from adapter.stages import StageQueues
 from workers.clients.headers import HeaderReaders
+from workers.clients.platform import Platforms
 from workers.metrics import WorkerMetrics
 
 
@@ -31,6 +33,8 @@ class Work:
         What the worker counts.
     headers : HeaderReaders
         Child processes that read headers which a peer or a pipeline wrote.
+    platforms : Platforms
+        Where pipelines run.
     """
 
     adapter: Adapter
@@ -38,8 +42,10 @@ class Work:
     stopping: threading.Event = field(default_factory=threading.Event)
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     headers: HeaderReaders = field(init=False)
+    platforms: Platforms = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "platforms", Platforms(self.adapter))
         object.__setattr__(self, "headers", HeaderReaders(self.adapter.settings.notification))
 
 
@@ -49,6 +55,11 @@ class TryFailed(Exception):
 
 class Parked(Exception):
     """A row that waits for an operator: Celery shows the task as FAILURE."""
+
+
+def failure_of(outcome: str, text: str) -> TryFailed | Parked:
+    """Return the failure of a unit by its outcome: parked, or to be tried again."""
+    return (Parked if outcome == JobState.PARKED else TryFailed)(text)
 
 
 @dataclass(frozen=True, slots=True)

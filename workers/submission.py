@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Submission: hands a job to the platform, step by step, each step recorded before the next.
+"""Submission: hands each job to its platform, step by step, each step recorded before the next.
 
-``queued -create-> created -describe-> described -upload-> uploaded -start-> started``
+::
+
+    queued -create-> created -describe-> described -upload-> uploaded -start-> started | handed-over
 
 A step that fails and may pass is tried ``1 + services > platform > maxRetries`` times, then the job
-is parked where it stood.  A step that a crash interrupted is taken again with the same job id.
+is parked where it stood.  A step that a crash interrupted is taken again with the same run's id.
+Who asks platforms for the end of what is handed over, and cancels, is `workers.remote_runs`: the
+same stage, so that one pool of workers talks to platforms, and no long run holds it up.
 """
 
 from __future__ import annotations
@@ -16,24 +20,33 @@ from functools import partial
 from adapter.core import Adapter
 from adapter.errors import (
     ConfigurationError,
+    LeaseLost,
     NotYetVisible,
     PermanentError,
     ProcessorError,
+    Stopped,
     TemporaryError,
 )
-from adapter.ledger import jobs, payload
+from adapter.ledger import jobs, payload, runs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
 from adapter.ledger.payload import Origin
 from adapter.log import get_logger
-from adapter.models import JobState
+from adapter.models import EMBEDDED, JobState
 from adapter.processors.registry import create_processor
 from adapter.stages import PIPELINE, SUBMISSION
-from workers import defeats
-from workers.clients.embedded_platform import EmbeddedPlatform
+from workers import defeats, publication, remote_runs
 from workers.clients.headers import HeaderReader
-from workers.clients.platform import PayloadFile, Platform
-from workers.stage import Parked, TaskResult, TryFailed, Work
+from workers.clients.platform import (
+    PayloadFile,
+    Platform,
+    Platforms,
+    PolledPlatform,
+    RunLost,
+    asking,
+    find_pipeline,
+)
+from workers.stage import Parked, TaskResult, TryFailed, Work, failure_of
 
 log = get_logger(__name__)
 
@@ -45,34 +58,41 @@ METADATA_LENGTH = 256
 
 
 def take(work: Work, first: str | None = None) -> TaskResult | None:
-    """Submit a job that is due to the embedded platform, `first` if it is; None if none is due."""
-    return submit(work, EmbeddedPlatform(work.adapter), first)
+    """Take a job that is due a step further, `first` if it is, or ask its platform how it is.
+
+    Cancels a run that nobody wants any more if no job is due; None if there is none either.
+    """
+    return take_step(work, work.platforms, first)
 
 
-def submit(work: Work, platform: Platform, first: str | None = None) -> TaskResult | None:
-    """Submit a job that is due to a platform."""
+def take_step(work: Work, platforms: Platforms, first: str | None = None) -> TaskResult | None:
+    """Do as `take` with platforms of one's own."""
     ledger, workers = work.adapter.ledger, work.adapter.settings.workers
-    claimed = jobs.claim_submission(ledger, workers.lease_seconds, first)
+    claimed = runs.claim_step(ledger, workers.lease_seconds, first)
     if claimed is None:
-        return None
+        return remote_runs.cancel_next(work, platforms)
     lease, job = claimed
-    submission = Submission(work, platform, lease, job)
+    handed_over = job.state == JobState.HANDED_OVER
+    step = (remote_runs.RemoteRun if handed_over else Submission)(work, platforms, lease, job)
     count = partial(jobs.defeat, ledger, lease, job, maximum=workers.maximum_lease_expiries)
     with defeats.counted(work, SUBMISSION, lease, job.id, count) as attempt:
-        attempt.outcome = submission.take()
-        attempt.failure = submission.failure
+        attempt.outcome = step.take()
+        attempt.failure = step.failure
+    if attempt.outcome == defeats.LOST and not handed_over:
+        runs.cancel_if_discarded(ledger, job.id)
     if attempt.outcome == JobState.STARTED:
         work.queues.wake(PIPELINE, job.id)
-    return TaskResult(job.id, attempt.outcome, attempt.failure, {"pipeline": job.pipeline_id})
+    facts = {"pipeline": job.pipeline_id}
+    return TaskResult(job.id, attempt.outcome, attempt.failure, facts)
 
 
 class Submission:
-    """One claimed job on its way to the platform."""
+    """One claimed job on its way to its platform."""
 
-    def __init__(self, work: Work, platform: Platform, lease: Lease, job: Job) -> None:
+    def __init__(self, work: Work, platforms: Platforms, lease: Lease, job: Job) -> None:
         self._work = work
         self._adapter = work.adapter
-        self._platform = platform
+        self._platforms = platforms
         self._lease = lease
         self._job = job
         self.failure: TryFailed | Parked | None = None
@@ -85,12 +105,27 @@ class Submission:
         LeaseLost
             If the job is no longer ours; nothing more was recorded.
         """
-        ledger, workers = self._adapter.ledger, self._adapter.settings.workers
-        settings = self._adapter.settings.services.platform
+        workers = self._adapter.settings.workers
         if failure := jobs.deadly(self._job, workers.maximum_lease_expiries):
             return self._park(failure)
         try:
-            return self._steps()
+            return self._try()
+        except Stopped:
+            return self._give_back(0)
+        except RunLost as error:
+            lost = Failure("lost", str(error))
+            outcome = remote_runs.fail_run(self._work, self._lease, self._job, lost)
+            self.failure = failure_of(outcome, lost.text)
+            return outcome
+
+    def _try(self) -> str:
+        """Take step after step until one fails, and judge that."""
+        ledger, workers = self._adapter.ledger, self._adapter.settings.workers
+        settings = self._adapter.settings.services.platform
+        try:
+            return self._steps(self._choose_platform())
+        except (Stopped, RunLost):
+            raise
         except NotYetVisible as error:
             # A try that failed is the latest change of the job, and no reason to wait anew.
             waited = ledger.now() - self._job.updated_at
@@ -119,36 +154,71 @@ class Submission:
             outcome=failure.outcome,
             parked=parked,
         )
-        self.failure = (Parked if parked else TryFailed)(failure.text)
-        return JobState.PARKED if parked else "failed"
+        outcome = JobState.PARKED if parked else "failed"
+        self.failure = failure_of(outcome, failure.text)
+        return outcome
 
-    def _steps(self) -> str:
+    def _choose_platform(self) -> Platform:
+        """Return the job's platform: until the run is created, the one that its pipeline names."""
+        job = self._job
+        pipeline = self._adapter.settings.pipelines.get(job.pipeline_id)
+        chosen = job.platform if pipeline is None else pipeline.platform
+        if job.state == JobState.QUEUED and chosen != job.platform:
+            self._job = runs.choose_platform(self._adapter.ledger, self._lease, job, chosen)
+        return self._platforms.named(self._job.platform)
+
+    def _steps(self, platform: Platform) -> str:
         """Take step after step; every one is recorded before the next."""
-        steps: dict[str, tuple[Callable[[], None], JobState]] = {
+        job = self._job
+        if job.platform != EMBEDDED and publication.is_published(self._adapter, job):
+            return self._adopt()
+        ledger, polled = self._adapter.ledger, isinstance(platform, PolledPlatform)
+        steps: dict[str, tuple[Callable[[Platform], None], JobState]] = {
             JobState.QUEUED: (self._create, JobState.CREATED),
             JobState.CREATED: (self._describe, JobState.DESCRIBED),
             JobState.DESCRIBED: (self._upload, JobState.UPLOADED),
-            JobState.UPLOADED: (self._start, JobState.STARTED),
+            JobState.UPLOADED: (
+                self._start,
+                JobState.HANDED_OVER if polled else JobState.STARTED,
+            ),
         }
         while self._job.state in steps:
             if self._work.stopping.is_set():
-                return self._give_back(0)
+                raise Stopped
             step, state = steps[self._job.state]
-            step()
-            self._job = jobs.advance(self._adapter.ledger, self._lease, self._job, state)
+            step(platform)
+            delay = self._adapter.settings.services.platform.poll_seconds if polled else 0.0
+            self._job = jobs.advance(ledger, self._lease, self._job, state, delay=delay)
         return self._job.state
 
-    def _create(self) -> None:
-        self._job = replace(self._job, platform_job_id=self._platform.create(self._job))
+    def _adopt(self) -> str:
+        """Succeed with results that are published already: the ledger was lost and rebuilt."""
+        pipeline = find_pipeline(self._adapter.settings, self._job)
+        with self._work.headers.borrow() as reader:
+            results = publication.adopt(self._adapter, self._job, reader)
+        return publication.succeed(self._work, self._lease, self._job, pipeline, results)
 
-    def _describe(self) -> None:
-        self._platform.describe(self._job, describe(self._work, self._job))
+    def _create(self, platform: Platform) -> None:
+        with asking(self._job):
+            self._job = replace(self._job, platform_job_id=platform.create(self._job))
 
-    def _upload(self) -> None:
-        self._platform.upload(self._job, payload_files(self._adapter, self._job))
+    def _describe(self, platform: Platform) -> None:
+        metadata = describe(self._work, self._job)
+        with asking(self._job):
+            platform.describe(self._job, metadata)
 
-    def _start(self) -> None:
-        self._platform.start(self._job)
+    def _upload(self, platform: Platform) -> None:
+        files = payload_files(self._adapter, self._job)
+        with asking(self._job):
+            for _ in platform.upload(self._job, files):
+                if self._lease.lost.is_set():
+                    raise LeaseLost(f"job {self._job.id} was lost while its files were uploaded")
+                if self._work.stopping.is_set():
+                    raise Stopped
+
+    def _start(self, platform: Platform) -> None:
+        with asking(self._job):
+            platform.start(self._job)
 
     def _give_back(self, delay: float) -> str:
         jobs.give_back(self._adapter.ledger, self._lease, self._job, delay=delay)

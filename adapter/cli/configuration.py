@@ -12,7 +12,7 @@ from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import AETitle, EntityKind, Versioned
+from adapter.models import AETitle, DicomDestination, EntityKind, Versioned
 from adapter.processors import registry
 from adapter.terminal import print_json, print_table, say, warn
 
@@ -23,7 +23,7 @@ destinations = typer.Typer(help="Where results are sent to.", no_args_is_help=Tr
 _TITLES = {
     EntityKind.AE_TITLE: ("name", "aeTitle", "processor", "processorSettings", "resend", "owner"),
     EntityKind.SOURCE: ("aeTitle", "hostIp", "owner"),
-    EntityKind.DESTINATION: ("name", "aeTitle", "hostIp", "port", "owner"),
+    EntityKind.DESTINATION: ("name", "kind", "aeTitle", "hostIp", "port", "owner"),
 }
 
 KeyArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
@@ -104,7 +104,7 @@ def _list(ctx: typer.Context, kind: EntityKind, *, as_json: bool) -> None:
         print_json(found)
         return
     columns = _TITLES[kind]
-    rows = [[document[column] for column in columns] for document in found]
+    rows = [[document.get(column, "") for column in columns] for document in found]
     print_table(columns, rows, f"no {kind} yet; add one with `dicom-adapter {kind} add`")
 
 
@@ -302,8 +302,10 @@ def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = Fa
     from adapter.scu.echo import echo  # noqa: PLC0415 - see the package's docstring
 
     with opened(ctx) as adapter:
-        found = _find(adapter, EntityKind.DESTINATION, name)
-        answer = echo(found.entity, adapter.settings.dicom.scu)
+        found = _find(adapter, EntityKind.DESTINATION, name).entity
+        if not isinstance(found, DicomDestination):
+            raise AdapterError(f"{name} is a destination of kind {found.kind}: no C-ECHO is for it")
+        answer = echo(found, adapter.settings.dicom.scu)
     tell_echo(answer, as_json=as_json, name=name)
     if not answer.ok:
         raise typer.Exit(1)

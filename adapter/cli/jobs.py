@@ -31,7 +31,17 @@ def list_(
     """List the jobs, the newest first."""
     with opened(ctx) as adapter:
         page = list_jobs(adapter.ledger, state=state, limit=limit, after=after)
-    columns = ("job", "name", "state", "instances", "pipeline", "tries", "outcome", "message")
+    columns = (
+        "job",
+        "name",
+        "state",
+        "instances",
+        "pipeline",
+        "platform",
+        "tries",
+        "outcome",
+        "message",
+    )
     rows = [
         (
             job.id,
@@ -39,7 +49,8 @@ def list_(
             f"{job.state} (at work)" if job.working else job.state,
             job.instances,
             job.pipeline_id,
-            job.tries,
+            job.platform,
+            job.tries + job.failed_runs,
             job.outcome,
             job.message,
         )
@@ -78,7 +89,7 @@ def retry(ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="
 def discard(
     ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="JOB...")]
 ) -> None:
-    """Give up jobs for good; their files are deleted when nothing else needs them."""
+    """Give up jobs for good: runs are stopped, at whatever platform, and files reclaimed."""
     with opened(ctx) as adapter:
         for job in ids:
             verbs.discard(adapter.ledger, job)

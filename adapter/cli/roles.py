@@ -51,10 +51,12 @@ def _flat(node: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 
 def _doubts(settings: Settings) -> list[str]:
     """Return warnings about settings that are valid but will hardly work."""
+    programs = {key: pipeline.command[:1] for key, pipeline in settings.pipelines.items()}
     doubts = [
-        f"DicomAdapter > pipelines > {key} > command: there is no program {pipeline.command[0]!r}"
-        for key, pipeline in settings.pipelines.items()
-        if "{" not in pipeline.command[0] and shutil.which(pipeline.command[0]) is None
+        f"DicomAdapter > pipelines > {key} > command: there is no program {program!r}"
+        for key, command in programs.items()
+        for program in command
+        if "{" not in program and shutil.which(program) is None
     ]
     lag, visible = settings.lag_seconds, settings.workers.visibility_seconds
     if lag > visible / 2:

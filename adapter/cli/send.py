@@ -16,7 +16,7 @@ from adapter.dicom.ae_titles import check_ae_title
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
-from adapter.models import Destination, EntityKind, Outcome
+from adapter.models import DicomDestination, EntityKind, Outcome
 from adapter.settings import Scu
 from adapter.terminal import complain, errors, print_json, print_table, say
 from adapter.timeline import count
@@ -104,10 +104,10 @@ def tell_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
         complain(answer.text)
 
 
-def _peer(ae_title: str, host: str, port: int) -> Destination:
+def _peer(ae_title: str, host: str, port: int) -> DicomDestination:
     body = {"name": "the peer", "aeTitle": ae_title, "hostIp": host, "port": port}
     peer = configuration.parse(EntityKind.DESTINATION, body)
-    assert isinstance(peer, Destination)
+    assert isinstance(peer, DicomDestination)
     return peer
 
 
@@ -120,7 +120,7 @@ def _calling_as(scu: Scu, calling: str | None) -> Scu:
         raise ConfigurationError([f"--calling: {error}"]) from None
 
 
-def _send(files: list[Outgoing], peer: Destination, scu: Scu) -> tuple[int, Counter[str]]:
+def _send(files: list[Outgoing], peer: DicomDestination, scu: Scu) -> tuple[int, Counter[str]]:
     from adapter.scu import sender  # noqa: PLC0415 - see the package's docstring
 
     failures: Counter[str] = Counter()

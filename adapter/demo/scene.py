@@ -21,7 +21,7 @@ from adapter.core import Adapter
 from adapter.embedded.roles import Role, accepts, own_command
 from adapter.errors import AdapterError
 from adapter.ledger import configuration
-from adapter.models import AETitle, Destination, EntityKind, Source
+from adapter.models import AETitle, DicomDestination, EntityKind, Source
 from adapter.processors import registry
 from adapter.settings import Scu, Settings, load
 
@@ -49,11 +49,11 @@ class Scene:
     ----------
     settings : Settings
         The adapter's settings.
-    adapter : Destination
+    adapter : DicomDestination
         The adapter, as the modality sees it.
     modality_address : str
         The modality's address, as the adapter sees it.
-    pacs : Destination
+    pacs : DicomDestination
         The PACS, as the adapter sees it.
     received : Path
         Folder of the files that the PACS received.
@@ -62,9 +62,9 @@ class Scene:
     """
 
     settings: Settings
-    adapter: Destination
+    adapter: DicomDestination
     modality_address: str
-    pacs: Destination
+    pacs: DicomDestination
     received: Path
     again: bool = False
 
@@ -164,9 +164,9 @@ def build(folder: Path) -> Scene:
     (data / "appsettings.json").write_text(text, encoding="utf-8")
     return Scene(
         load(data=data),
-        adapter=Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=_HOST, port=scp),
+        adapter=DicomDestination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=_HOST, port=scp),
         modality_address=_HOST,
-        pacs=Destination(name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=_HOST, port=pacs),
+        pacs=DicomDestination(name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=_HOST, port=pacs),
         received=folder / "pacs",
     )
 
@@ -187,9 +187,9 @@ def join(settings: Settings, scp: tuple[str, int], pacs: tuple[str, int], receiv
     (scp_host, scp_port), (pacs_host, pacs_port) = scp, pacs
     return Scene(
         settings,
-        adapter=Destination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=scp_host, port=scp_port),
+        adapter=DicomDestination(name=AE_TITLE, ae_title=AE_TITLE, host_ip=scp_host, port=scp_port),
         modality_address=_address_towards(scp_host, scp_port),
-        pacs=Destination(
+        pacs=DicomDestination(
             name=DESTINATION, ae_title=PACS_AE_TITLE, host_ip=pacs_host, port=pacs_port
         ),
         received=received,

@@ -11,16 +11,31 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from adapter.errors import ConfigurationError, validation_problems
 from adapter.ledger import events, locks, owners
 from adapter.ledger.database import Ledger
 from adapter.ledger.schema import configuration, now
-from adapter.models import ENTITIES, AETitle, Destination, EntityKind, Source, Versioned
+from adapter.models import (
+    DICOM,
+    AETitle,
+    Destination,
+    EntityKind,
+    Source,
+    Versioned,
+    entity_model,
+)
 
 Entity: TypeAlias = AETitle | Source | Destination
+
+
+class _OfUnknownKind(Destination):
+    """A destination that only a later release can use."""
+
+    model_config = ConfigDict(extra="ignore")
+
 
 _COUNT_ON = text(
     "SELECT setval(pg_get_serial_sequence('configuration', 'version'), max(version)) "
@@ -40,9 +55,11 @@ def parse(kind: EntityKind, body: dict[str, Any]) -> Entity:
         Listing every problem by key.
     """
     try:
-        return ENTITIES[kind].model_validate(body)
+        return entity_model(kind, body).model_validate(body)
     except ValidationError as error:
         raise ConfigurationError(validation_problems(error.errors(), whole=kind)) from None
+    except ValueError as error:
+        raise ConfigurationError([str(error)]) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +252,8 @@ def _put(
     connection: Connection, kind: EntityKind, entity: Entity, owner: str, known: Any | None
 ) -> int:
     body = entity.model_dump(mode="json", by_alias=True)
+    if isinstance(entity, Destination) and entity.kind == DICOM:
+        del body["kind"]  # the release before, which may work beside this one, knows no kinds
     if known is not None and (known.body, known.owner) == (body, owner):
         return int(known.version)
     version = _write(connection, kind, entity.key, body, owner, deleted=False)
@@ -290,5 +309,9 @@ def _current(connection: Connection, kind: EntityKind) -> list[Any]:
 
 
 def _versioned(row: Any) -> Versioned[Any]:
-    entity = ENTITIES[EntityKind(row.kind)].model_validate(row.body)
-    return Versioned(row.version, entity, row.owner)
+    kind = EntityKind(row.kind)
+    try:
+        model = entity_model(kind, row.body)
+    except ValueError:  # a later release, which works beside this one, knows more kinds
+        model = _OfUnknownKind
+    return Versioned(row.version, model.model_validate(row.body), row.owner)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs: one pipeline's work on one group, from queued to its results.
 
-``queued -> created -> described -> uploaded -> started -> succeeded``; any of them ``-> parked``,
-and from there back to where it stood, or ``discarded``.  All states are drawn in `adapter.models`.
+``queued -> created -> described -> uploaded -> started -> succeeded`` on the embedded platform, and
+``handed-over`` instead of ``started`` on any other.  Any of them ``-> parked``, and from there back
+to where it stood, or ``discarded``.  All states are drawn in `adapter.models`; what becomes of a
+job that is handed over is told in `adapter.ledger.runs`.
 """
 
 from __future__ import annotations
@@ -11,28 +13,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, update
 
 from adapter.errors import PermanentError
-from adapter.ledger import attempts, events, leases, tasks
+from adapter.ledger import attempts, cancellations, events, leases, tasks
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
 from adapter.ledger.delays import LONGEST_WAIT
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.schema import groups, jobs, now
 from adapter.ledger.tasks import TaskFile
-from adapter.models import SUBMISSION_STATES, GroupState, JobState
+from adapter.models import EMBEDDED, SUBMISSION_STATES, GroupState, JobState, run_id
 
 #: Which job is claimed first.
 ORDER = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
 
-_SUBMITTED = (JobState.STARTED, JobState.SUCCEEDED, JobState.DISCARDED)
+_SUBMITTED = (JobState.STARTED, JobState.HANDED_OVER, JobState.SUCCEEDED, JobState.DISCARDED)
 _ENDED = (JobState.SUCCEEDED, JobState.DISCARDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it stood when it was claimed; the attributes are the columns of its row."""
+    """A job as it stood when it was claimed; the attributes are the columns of its row.
+
+    Attributes
+    ----------
+    platform : str
+        Who runs it.
+    run : int
+        Which run of the job it is: it grows when a run has failed at the platform.
+    failed_runs : int
+        How many runs have failed since the job was made, or retried by an operator.
+    handed_over_at, running_since : float or None
+        Since when a platform has the run, and since when it runs there.
+    """
 
     id: str
     group_id: str
@@ -46,7 +60,17 @@ class Job:
     lease_expiries: int
     created_at: float
     updated_at: float
+    platform: str
     platform_job_id: str | None
+    run: int
+    failed_runs: int
+    handed_over_at: float | None
+    running_since: float | None
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run of the job: the idempotency key of all that a platform is asked."""
+        return run_id(self.id, self.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +115,7 @@ def submission_due(lease_seconds: float) -> ColumnElement[bool]:
 
 
 def run_due(lease_seconds: float) -> ColumnElement[bool]:
-    """Return the condition that the pipeline stage has a job to run."""
+    """Return the condition that the pipeline stage has a job of the embedded platform to run."""
     return and_(
         jobs.c.state == JobState.STARTED,
         due(jobs.c.due_at),
@@ -99,23 +123,17 @@ def run_due(lease_seconds: float) -> ColumnElement[bool]:
     )
 
 
-def claim_submission(
-    ledger: Ledger, lease_seconds: float, first: str | None = None
-) -> tuple[Lease, Job] | None:
-    """Lease a job that has a step of its submission due, `first` if it has; None if none has."""
-    return _claim(ledger, submission_due(lease_seconds), lease_seconds, first)
-
-
 def claim_run(
     ledger: Ledger, lease_seconds: float, first: str | None = None
 ) -> tuple[Lease, Job] | None:
     """Lease a job that is to be run by the embedded platform, `first` if it is; None if none is."""
-    return _claim(ledger, run_due(lease_seconds), lease_seconds, first)
+    return claim(ledger, run_due(lease_seconds), lease_seconds, first)
 
 
-def _claim(
-    ledger: Ledger, where: ColumnElement[bool], seconds: float, first: str | None
+def claim(
+    ledger: Ledger, where: ColumnElement[bool], seconds: float, first: str | None = None
 ) -> tuple[Lease, Job] | None:
+    """Lease a job that a condition holds for, `first` if it is one; None if there is none."""
     with ledger.write() as connection:
         lease, rows = leases.claim(
             connection,
@@ -126,21 +144,35 @@ def _claim(
             limit=1,
             seconds=seconds,
         )
-    if not rows:
-        return None
-    return lease, Job(**{field.name: getattr(rows[0], field.name) for field in fields(Job)})
+    return (lease, job_of(rows[0])) if rows else None
+
+
+def job_of(row: Row[Any]) -> Job:
+    """Return the job that a row of the table is."""
+    return Job(**{field.name: getattr(row, field.name) for field in fields(Job)})
+
+
+def read(ledger: Ledger, job: str) -> Job:
+    """Return a job as it stands now."""
+    with ledger.read() as connection:
+        return job_of(connection.execute(select(jobs).where(jobs.c.id == job)).one())
 
 
 # -- what a worker records; each raises LeaseLost, and changes nothing, if it lost the job --------
 
 
-def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState) -> Job:
+def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState, *, delay: float = 0.0) -> Job:
     """Record that a step of the submission is done, and return the job as it stands now.
 
-    The last step, to `started`, gives the job back; a group whose jobs have all been handed over is
-    `submitted`.
+    The last step, to `started` or `handed-over`, gives the job back; a group whose jobs have all
+    come so far is `submitted`.
+
+    Parameters
+    ----------
+    delay : float, optional
+        Seconds after which a job that was given back is looked at again.
     """
-    step = {
+    step: dict[str, Any] = {
         "state": state,
         "platform_job_id": job.platform_job_id,
         "tries": 0,
@@ -149,11 +181,13 @@ def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState) -> Job:
         "updated_at": now(),
     }
     with ledger.write() as connection:
-        if state != JobState.STARTED:
+        if state in SUBMISSION_STATES:
             leases.change(connection, lease, job.id, **step)
         else:
+            if state == JobState.HANDED_OVER:
+                step |= {"handed_over_at": now(), "running_since": None}
             _lock_group(connection, job.group_id)
-            leases.finish(connection, lease, job.id, due_at=now(), **step)
+            leases.finish(connection, lease, job.id, due_at=now() + delay, **step)
             _submit_group(connection, job.group_id)
             events.record(
                 connection,
@@ -161,6 +195,8 @@ def advance(ledger: Ledger, lease: Lease, job: Job, state: JobState) -> Job:
                 group=job.group_id,
                 job=job.id,
                 pipeline=job.pipeline_id,
+                platform=job.platform,
+                run=job.run,
             )
     return replace(job, state=state, tries=0)
 
@@ -210,7 +246,7 @@ def fail_try(
             updated_at=now(),
             **failure.values,
         )
-        _record_failure(connection, "job-failed-try", job, failure)
+        record_failure(connection, "job-failed-try", job, failure)
     return False
 
 
@@ -237,7 +273,7 @@ def defeat(ledger: Ledger, lease: Lease, job: Job, why: Defeat, maximum: int) ->
             updated_at=now(),
             **failure.values,
         )
-        _record_failure(connection, "job-failed-try", job, failure)
+        record_failure(connection, "job-failed-try", job, failure)
     return "failed"
 
 
@@ -254,7 +290,7 @@ def park(ledger: Ledger, lease: Lease, job: Job, failure: Failure) -> None:
             updated_at=now(),
             **failure.values,
         )
-        _record_failure(connection, "job-parked", job, failure)
+        record_failure(connection, "job-parked", job, failure)
 
 
 def succeed(
@@ -266,8 +302,14 @@ def succeed(
     destinations: Sequence[str],
     agent: str,
 ) -> None:
-    """Record a job's published results, their task and its exports, and its success: one step."""
+    """Record a job's published results, their task and its exports, and its success: one step.
+
+    Another platform than the embedded one may then forget the run.
+    """
+    adopted = job.state in SUBMISSION_STATES  # results that a ledger before this one knew of
     with ledger.write() as connection:
+        if adopted:
+            _lock_group(connection, job.group_id)
         leases.finish(
             connection,
             lease,
@@ -278,6 +320,10 @@ def succeed(
             exit_code=0,
             updated_at=now(),
         )
+        if adopted:
+            _submit_group(connection, job.group_id)
+        if job.platform != EMBEDDED:
+            cancellations.owe(connection, job)
         tasks.create_task(
             connection, job.id, files, destinations, agent=agent, priority=job.priority
         )
@@ -291,7 +337,8 @@ def succeed(
         )
 
 
-def _record_failure(connection: Connection, kind: str, job: Job, failure: Failure) -> None:
+def record_failure(connection: Connection, kind: str, job: Job, failure: Failure) -> None:
+    """Record the event that a job failed a try, or is parked."""
     events.record(
         connection,
         kind,
@@ -337,6 +384,7 @@ def retry(ledger: Ledger, job: str) -> JobState:
                 state=func.coalesce(jobs.c.parked_in, JobState.QUEUED),
                 parked_in=None,
                 tries=0,
+                failed_runs=0,
                 due_at=now(),
                 updated_at=now(),
                 lease_token=None,
@@ -352,7 +400,10 @@ def retry(ledger: Ledger, job: str) -> JobState:
 
 
 def discard(ledger: Ledger, job: str) -> None:
-    """Give a job up for good; one that is running is stopped by the loss of its lease.
+    """Give a job up for good; its run is stopped.
+
+    One that a worker of ours runs is stopped by the loss of its lease.  One that is at another
+    platform is cancelled there: that is owed from here on, and done by the submission stage.
 
     Raises
     ------
@@ -362,9 +413,13 @@ def discard(ledger: Ledger, job: str) -> None:
     with ledger.write() as connection:
         group = connection.execute(select(jobs.c.group_id).where(jobs.c.id == job)).scalar()
         _lock_group(connection, group or "")
-        done = connection.execute(
+        unended = and_(jobs.c.id == job, jobs.c.state.not_in(_ENDED))
+        row = connection.execute(select(jobs).where(unended).with_for_update()).first()
+        if row is None:
+            raise _refusal(connection, job, "a job that has ended cannot be discarded")
+        connection.execute(
             update(jobs)
-            .where(jobs.c.id == job, jobs.c.state.not_in(_ENDED))
+            .where(jobs.c.id == job)
             .values(
                 state=JobState.DISCARDED,
                 parked_in=None,
@@ -373,8 +428,9 @@ def discard(ledger: Ledger, job: str) -> None:
                 lease_until=None,
             )
         )
-        if done.rowcount != 1:
-            raise _refusal(connection, job, "a job that has ended cannot be discarded")
+        if row.platform != EMBEDDED:
+            # Its worker may be asking the platform for a step just now.
+            cancellations.owe(connection, job_of(row), due_at=row.lease_until)
         _submit_group(connection, group or "")
         events.record(connection, "job-discarded", group=group, job=job)
 

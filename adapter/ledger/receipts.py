@@ -36,7 +36,9 @@ class Receipt:
     tries : int
         How often it was sent there, this time included.
     status : int, optional
-        The status of the C-STORE, if there was an answer.
+        The number that it answered, if its protocol has one (a C-STORE's status, for instance).
+    reason : str, optional
+        The same in words, for people: why the file is not stored.
     """
 
     number: int

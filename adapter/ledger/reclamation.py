@@ -34,6 +34,7 @@ from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease, free
 from adapter.ledger.schema import (
     arrivals,
+    cancellations,
     exports,
     groups,
     jobs,
@@ -79,9 +80,9 @@ def retried_due(lease_seconds: float) -> ColumnElement[bool]:
 def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition that nothing needs a group's files and their retention has passed.
 
-    Every job has ended well or was discarded, no export of theirs is open, and nobody holds a lease
-    on any of it.  A group without jobs never qualifies unless an operator has given it up.  A group
-    that kills its workers waits for an operator.
+    Every job has ended well or was discarded, no platform has a run of theirs to end, no export of
+    theirs is open, and nobody holds a lease on any of it.  A group without jobs never qualifies
+    unless an operator has given it up.  A group that kills its workers waits for an operator.
     """
     job = jobs.c.group_id == groups.c.id
     ended = (JobState.SUCCEEDED, JobState.DISCARDED)
@@ -116,6 +117,11 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
         exists().where(job),
         ~open_job,
         ~open_task,
+        ~exists(
+            select(1)
+            .select_from(cancellations.join(jobs, cancellations.c.job_id == jobs.c.id))
+            .where(job)
+        ),
     )
     begun = and_(
         groups.c.state == GroupState.RECLAIMING,

@@ -14,6 +14,7 @@ configuration             one version of an AE title, a source or a destination
 arrivals                  an acknowledged file, and the instance that it is
 groups                    the instances of one grouping value, collected for one set of jobs
 jobs                      one pipeline's work on one group
+cancellations             a job's run that a platform still has to end and forget
 tasks, task_files         results to send (the Results Service's term), and their files
 exports, receipts         a task for one destination, and the outcome of each file there
 holds                     a destination hold (circuit breaker): it cannot be reached, exports wait
@@ -42,6 +43,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import expression
+
+from adapter.models import EMBEDDED
 
 metadata = MetaData(
     naming_convention={
@@ -203,12 +206,35 @@ jobs = Table(
     Column("exit_code", Integer),
     Column("tries", Integer, nullable=False, server_default="0"),  # failed tries of this step
     Column("due_at", Double, nullable=False),
+    Column("platform", String(64), nullable=False, server_default=EMBEDDED),
     Column("platform_job_id", String(256)),
+    #: what other platforms than the embedded one are asked about: which run it is, how many runs
+    #: have failed, since when the platform has it, and since when it runs there
+    Column("run", Integer, nullable=False, server_default="1"),
+    Column("failed_runs", Integer, nullable=False, server_default="0"),
+    Column("handed_over_at", Double),
+    Column("running_since", Double),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     *_lease(),
     UniqueConstraint("group_id", "pipeline"),
     Index("ix_jobs_state_due_at", "state", "due_at"),
+)
+
+cancellations = Table(
+    "cancellations",
+    metadata,
+    Column("id", String(64), primary_key=True),  # the run's id: `adapter.models.run_id`
+    Column("job_id", String(36), ForeignKey("jobs.id"), nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("platform", String(64), nullable=False),
+    Column("platform_job_id", String(256)),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("due_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    *_lease(),
+    Index("ix_cancellations_job_id", "job_id"),
+    Index("ix_cancellations_due_at", "due_at"),
 )
 
 tasks = Table(
@@ -270,8 +296,8 @@ receipts = Table(
     Column("export_id", String(36), ForeignKey("exports.id"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("outcome", String(16), nullable=False),
-    Column("status", Integer),  # the C-STORE response's status, if there was one
-    Column("reason", String(200)),
+    Column("status", Integer),  # the answer's number, if the destination's protocol has one
+    Column("reason", String(200)),  # the answer in words
     Column("tries", Integer, nullable=False),
     Column("updated_at", Double, nullable=False),
 )

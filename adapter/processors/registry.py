@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from adapter import plugins
 from adapter.dicom.instance import Instance
 from adapter.errors import (
     ConfigurationError,
@@ -24,19 +24,12 @@ from adapter.errors import (
 from adapter.ledger.delays import LONGEST_WAIT
 from adapter.log import get_logger
 from adapter.models import AETitle, Priority
+from adapter.plugins import OBSERVERS, PROCESSORS
 from adapter.processors.base import InstanceObserver, JobProcessor, JobRequest
 
 log = get_logger(__name__)
 
-PROCESSORS = "dicom_adapter.job_processors"
-OBSERVERS = "dicom_adapter.observers"
-
 T = TypeVar("T")
-
-
-def processor_names() -> list[str]:
-    """Return the names of the job processors that are installed."""
-    return sorted(entry_points(group=PROCESSORS).names)
 
 
 def create_processor(ae_title: AETitle) -> JobProcessor:
@@ -51,9 +44,10 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
         settings.
     """
     name = ae_title.processor
-    found: EntryPoint | None = next(iter(entry_points(group=PROCESSORS, name=name)), None)
+    found = plugins.find(PROCESSORS, name)
     if found is None:
-        raise ConfigurationError([f"processor: {name!r} is none of {', '.join(processor_names())}"])
+        known = ", ".join(plugins.names(PROCESSORS))
+        raise ConfigurationError([f"processor: {name!r} is none of {known}"])
     try:
         plugin: type[JobProcessor] = found.load()
         settings = plugin.Settings.model_validate(ae_title.processor_settings)
@@ -85,7 +79,7 @@ def validate(ae_title: AETitle) -> None:
 def create_observers() -> list[InstanceObserver]:
     """Return an instance of every observer that is installed; one that cannot be made is logged."""
     made = []
-    for entry in entry_points(group=OBSERVERS):
+    for entry in plugins.installed(OBSERVERS):
         try:
             made.append(entry.load()())
         except Exception as error:  # noqa: BLE001 - a plug-in may raise anything

@@ -35,7 +35,7 @@ from adapter.dicom.pdus import COMMAND, LAST, PDU_HEADER, PDV_HEADER
 from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
 from adapter.dicom.uids import VERIFICATION
 from adapter.errors import PermanentError, TemporaryError
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.connection import (
     BUFFERS,
     AssociationBroken,
@@ -94,7 +94,7 @@ class RequestorAssociation:
 
     Parameters
     ----------
-    destination : Destination
+    destination : DicomDestination
         The peer.
     scu : Scu
         Our AE title, and the deadlines.
@@ -116,7 +116,9 @@ class RequestorAssociation:
     PS3.8 section 7.1, Annex D.1; PS3.7 Annex D.
     """
 
-    def __init__(self, destination: Destination, scu: Scu, contexts: Sequence[Context]) -> None:
+    def __init__(
+        self, destination: DicomDestination, scu: Scu, contexts: Sequence[Context]
+    ) -> None:
         self._seconds = scu.response_seconds
         self._release_seconds = scu.association_seconds
         self._message_id = 0

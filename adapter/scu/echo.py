@@ -12,7 +12,7 @@ from adapter.dicom.rejections import (
 )
 from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
 from adapter.dicom.uids import VERIFICATION
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu.association import (
     AssociationBroken,
     AssociationRejected,
@@ -45,7 +45,7 @@ class EchoResult:
     rejected: bool = False
 
 
-def echo(destination: Destination, scu: Scu) -> EchoResult:
+def echo(destination: DicomDestination, scu: Scu) -> EchoResult:
     """Ask a destination for Verification and return what came of it; no peer makes it raise.
 
     References
@@ -66,7 +66,7 @@ def echo(destination: Destination, scu: Scu) -> EchoResult:
     return EchoResult(ok, text, time.monotonic() - start, rejected)
 
 
-def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
+def _ask(destination: DicomDestination, scu: Scu) -> tuple[bool, str]:
     context = VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN
     with RequestorAssociation(destination, scu, [context]) as association:
         if context not in association.accepted:
@@ -83,7 +83,7 @@ def _ask(destination: Destination, scu: Scu) -> tuple[bool, str]:
     )
 
 
-def _advice(rejection: AssociationRejected, destination: Destination, scu: Scu) -> str:
+def _advice(rejection: AssociationRejected, destination: DicomDestination, scu: Scu) -> str:
     """Return what to do about a rejection, if that is known."""
     if rejection.code == CALLING_AE_TITLE_NOT_RECOGNIZED:
         return f"; add our AE title {scu.ae_title} at the peer"

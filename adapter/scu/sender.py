@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from adapter.dicom.rejections import PERMANENT
-from adapter.models import Destination, Outcome
+from adapter.models import DicomDestination, Outcome
 from adapter.scu.association import AssociationBroken, AssociationRejected, Unreachable
 from adapter.scu.files import Outgoing
 from adapter.scu.store import StoreResult, store
@@ -28,7 +28,7 @@ Settled = Callable[[StoreResult], None]
 
 def send(
     files: Iterable[Outgoing],
-    destination: Destination,
+    destination: DicomDestination,
     scu: Scu,
     settled: Settled,
     *,
@@ -41,7 +41,7 @@ def send(
     ----------
     files : iterable of Outgoing
         The files, each with a number of its own.
-    destination : Destination
+    destination : DicomDestination
         The peer.
     scu : Scu
         Our AE title, and the deadlines.
@@ -81,7 +81,7 @@ def send(
 
 
 def _send_once(
-    left: dict[int, Outgoing], destination: Destination, scu: Scu, settled: Settled
+    left: dict[int, Outgoing], destination: DicomDestination, scu: Scu, settled: Settled
 ) -> str:
     """Send files and take those that are settled off `left`; return why the others are left."""
     try:

@@ -20,7 +20,7 @@ from adapter.dicom import statuses
 from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN, LOSSY
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.files import open_beneath
-from adapter.models import Destination, Outcome
+from adapter.models import DicomDestination, Outcome
 from adapter.scu.association import (
     MAXIMUM_CONTEXTS,
     AssociationBroken,
@@ -108,7 +108,7 @@ def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]
 
 def store(
     files: Sequence[Outgoing],
-    destination: Destination,
+    destination: DicomDestination,
     scu: Scu,
     *,
     answered: Callable[[], None] = lambda: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PrivateAttr
 from pydantic.alias_generators import to_camel
@@ -35,8 +36,10 @@ class Settings(BaseSettings):
     dicom: Dicom = Field(default_factory=Dicom, description="Receiving and sending.")
     storage: Storage = Field(default_factory=Storage, description="The spool.")
     services: Services = Field(default_factory=Services, description="Platform and results.")
-    pipelines: dict[str, Pipeline] = Field(
-        default_factory=dict, description="Pipelines of the embedded platform, by id."
+    pipelines: dict[str, Pipeline] = Field(default_factory=dict, description="Pipelines, by id.")
+    platforms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Settings of kinds of platforms that packages bring, by kind.",
     )
     api: Api = Field(default_factory=Api, description="The REST API.")
     flower: Flower = Field(default_factory=Flower, description="Flower.")

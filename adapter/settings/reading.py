@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from adapter import plugins
 from adapter.errors import ConfigurationError, validation_problems
+from adapter.models import EMBEDDED
 from adapter.settings.model import CONFIG_VARIABLE, DATA_VARIABLE, Settings
 
 #: Keys of old releases, and what replaces each.
@@ -38,13 +40,17 @@ REMOVED = {
 _REMOVED_FOLDED = {key.lower(): replacement for key, replacement in REMOVED.items()}
 
 
+#: Below these, keys are names that users choose, or a plug-in's.
+_FREE = ("DicomAdapter > pipelines > ", "DicomAdapter > platforms > ")
+
+
 def _take_removed(node: object, path: str = "DicomAdapter") -> list[str]:
     """Take out the removed keys of old releases; return an error for each, with its successor."""
     found: list[str] = []
     if isinstance(node, dict):
         for key in list(node):
             here = f"{path} > {key}"
-            if key in REMOVED and not (path.startswith("DicomAdapter > pipelines > ")):
+            if key in REMOVED and not path.startswith(_FREE):
                 found.append(f"{here}: removed; use {REMOVED[key]}")
                 del node[key]
             else:
@@ -128,15 +134,66 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
     problems += _unknown_variables()
     try:
         settings = Settings(**values)
+        problems += platform_problems(settings)
     except ValidationError as error:
-        problems += validation_problems(
-            error.errors(), within=["DicomAdapter"], separator=" > ", unknown=_unknown_key
-        )
+        problems += _worded(error)
     if problems:
         raise ConfigurationError(problems)
     settings = settings.model_copy(update={"data": settings.data.absolute()})
     settings._file = None if config is None else config.absolute()  # noqa: SLF001 - its own module
     return settings
+
+
+def platform_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the platforms that pipelines name, as each kind of them says."""
+    found = []
+    used = {
+        pipeline.platform: f"pipelines > {key} > platform"
+        for key, pipeline in settings.pipelines.items()
+        if pipeline.platform != EMBEDDED
+    }
+    named = {kind: f"platforms > {kind}" for kind in settings.platforms} | used
+    for kind, path in named.items():
+        try:
+            platform = _platform(kind)
+        except ConfigurationError as error:
+            found.append(f"DicomAdapter > {path}: {error}")
+            continue
+        section = settings.platforms.get(kind, {})
+        found += _section_problems(platform.Settings, section, "platforms", kind)
+        for key, pipeline in settings.pipelines.items():
+            if pipeline.platform == kind:
+                model, section = platform.PipelineSettings, pipeline.platform_settings
+                found += _section_problems(model, section, "pipelines", key, "platformSettings")
+    return found
+
+
+def _platform(kind: str) -> Any:
+    plugin = plugins.find(plugins.PLATFORMS, kind)
+    if plugin is None:
+        known = ", ".join(plugins.names(plugins.PLATFORMS))
+        raise ConfigurationError(
+            [f"no installed package brings the platform {kind!r}; there is {known}"]
+        )
+    try:
+        return plugin.load()
+    except Exception as error:  # noqa: BLE001 - a plug-in's module may raise anything
+        raise ConfigurationError(
+            [f"the platform {kind!r} cannot be loaded ({type(error).__name__}: {error})"]
+        ) from None
+
+
+def _section_problems(model: type[BaseModel], section: dict[str, Any], *path: str) -> list[str]:
+    try:
+        model.model_validate(section)
+    except ValidationError as error:
+        return _worded(error, *path)
+    return []
+
+
+def _worded(error: ValidationError, *path: str) -> list[str]:
+    within = ["DicomAdapter", *path]
+    return validation_problems(error.errors(), within=within, separator=" > ", unknown=_unknown_key)
 
 
 def _unknown_key(key: str) -> str:

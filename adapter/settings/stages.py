@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic.alias_generators import to_camel
 
-from adapter.models import Name
+from adapter.models import EMBEDDED, Name
 from adapter.settings.section import Seconds, Section, TagText
 
 
@@ -51,7 +52,7 @@ class Storage(Section):
 
 
 class PlatformSettings(Section):
-    """The platform that jobs are submitted to."""
+    """How jobs are submitted to their platforms, and how those are asked for their end."""
 
     max_retries: int = Field(3, ge=0, le=1000, description="Retries of a submission's step.")
     retry_delay_seconds: Seconds = Field(180.0, description="Seconds between them.")
@@ -60,6 +61,20 @@ class PlatformSettings(Section):
     )
     metadata_dicom_source: list[TagText] = Field(
         default_factory=list, max_length=100, description="DICOM tags whose values describe a job."
+    )
+    poll_seconds: Seconds = Field(
+        2.0,
+        le=3600,
+        description="Seconds after which a platform that reports an end is first asked for it; "
+        "then a tenth of the time that the run has taken so far.",
+    )
+    longest_poll_seconds: Seconds = Field(
+        60.0, le=86400, description="The most seconds between two such questions."
+    )
+    patience_seconds: Seconds = Field(
+        86400.0,
+        le=604800,
+        description="Seconds that a platform may be away before the jobs it has are parked.",
     )
 
 
@@ -102,13 +117,32 @@ class Services(Section):
     )
 
 
+#: What only the embedded platform asks of a pipeline.
+_OF_EMBEDDED = {"command", "memory_mb", "environment"}
+
+
 class Pipeline(Section):
-    """A pipeline that the embedded platform runs."""
+    """A pipeline, and the platform that runs it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"platform": {"const": EMBEDDED}}},
+            "then": {"required": ["command"]},
+        }
+    )
 
     name: Name = Field(description="Display name.")
+    platform: Name = Field(
+        EMBEDDED, description="Kind of platform that runs it; a package may bring more kinds."
+    )
+    platform_settings: dict[str, Any] = Field(
+        default_factory=dict, description="What that kind of platform asks of a pipeline."
+    )
     command: list[str] = Field(
+        default_factory=list,
         min_length=1,
-        description="Program and arguments; run without a shell, in the attempt's folder.",
+        description="Program and arguments, required by the embedded platform; run without a "
+        "shell, in the attempt's folder.",
     )
     timeout_seconds: Seconds = Field(3600.0, description="Seconds a run may take.")
     memory_mb: PositiveInt = Field(
@@ -128,6 +162,19 @@ class Pipeline(Section):
         default_factory=list, max_length=50, description="Names of the results' destinations."
     )
     export: bool = Field(True, description="False: the results are not exported.")
+
+    @model_validator(mode="after")
+    def _says_what_its_platform_asks(self) -> Pipeline:
+        if self.platform == EMBEDDED:
+            if not self.command:
+                raise ValueError("command: Field required")
+        elif given := _OF_EMBEDDED & self.model_fields_set:
+            names = ", ".join(sorted(map(to_camel, given))).replace("Mb", "MB")
+            raise ValueError(
+                f"{names}: for the embedded platform only; write what {self.platform!r} asks for "
+                "under platformSettings"
+            )
+        return self
 
     @model_validator(mode="after")
     def _says_where_results_go(self) -> Pipeline:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, or_, select
 
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError, ProcessorError
@@ -27,6 +27,7 @@ from adapter.ledger.schema import (
     tasks,
 )
 from adapter.models import (
+    EMBEDDED,
     ArrivalState,
     ExportState,
     GroupState,
@@ -52,6 +53,7 @@ _UNFINISHED_JOB = (
     JobState.DESCRIBED,
     JobState.UPLOADED,
     JobState.STARTED,
+    JobState.HANDED_OVER,
     JobState.PARKED,
 )
 _UNFINISHED_EXPORT = (ExportState.PENDING, ExportState.SENDING)
@@ -116,6 +118,11 @@ def _jobs(connection: Connection) -> Iterator[Difference]:
         select(jobs.c.id).where(jobs.c.state == JobState.SUCCEEDED, ~task)
     ):
         yield Difference("job", row.id, "it has succeeded but its results have no task", _DEFECT)
+    ours = and_(jobs.c.state == JobState.HANDED_OVER, jobs.c.platform == EMBEDDED)
+    theirs = and_(jobs.c.state == JobState.STARTED, jobs.c.platform != EMBEDDED)
+    for row in connection.execute(select(jobs.c.id, jobs.c.platform).where(or_(ours, theirs))):
+        words = f"no stage looks after a job of platform {row.platform!r} in this state"
+        yield Difference("job", row.id, words, _DEFECT)
     nowhere = and_(jobs.c.state == JobState.PARKED, jobs.c.parked_in.is_(None))
     for row in connection.execute(select(jobs.c.id).where(nowhere)):
         yield Difference(

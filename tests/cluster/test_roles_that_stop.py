@@ -13,7 +13,7 @@ import pytest
 
 from adapter.ledger import configuration
 from adapter.ledger.schema import exports, jobs
-from adapter.models import Destination, EntityKind
+from adapter.models import DicomDestination, EntityKind
 from tests.support_exports import add_task
 from tests.support_jobs import add_group, gone
 from tests.support_peers import ScriptedPacs
@@ -130,7 +130,7 @@ def test_a_destination_gets_its_share_of_all_workers_together(hosts: tuple[Stack
     """
     one, two = hosts
     with Counting() as pacs:
-        entity = Destination(name="PACS", ae_title="PACS", host_ip="127.0.0.1", port=pacs.port)
+        entity = DicomDestination(name="PACS", ae_title="PACS", host_ip="127.0.0.1", port=pacs.port)
         configuration.put(one.adapter.ledger, EntityKind.DESTINATION, entity, replace=False)
         one.launch("worker:export")
         two.launch("worker:export")

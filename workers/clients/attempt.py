@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of one run of a pipeline: its input filled, its output taken.
+"""The folder of one run of a pipeline: its input filled, its output taken and checked.
 
 ::
 
@@ -12,8 +12,10 @@
         output/                       what the command leaves here is its result
         tmp/
 
-A run that died leaves its folder; the next one renames it away first, so that whoever may still
-believe to own it can publish nothing from it.
+A run at another platform has such a folder while its output is collected, without input.
+
+A run that died leaves its folder.  The next one renames it away first, so that a worker that lost
+its lease and does not know yet can publish nothing from it.
 """
 
 from __future__ import annotations
@@ -73,9 +75,9 @@ class Attempt:
         NotYetVisible
             If a file is not there, or not all of it.
         """
+        self.make_output()
         try:
-            make_folder(self.job_folder)
-            for folder in (self.folder, self.input, self.output, self.temporary):
+            for folder in (self.input, self.temporary):
                 folder.mkdir(mode=0o700)
             _copy(metadata, self.metadata)
             for file in files:
@@ -85,6 +87,21 @@ class Attempt:
                     raise NotYetVisible(f"{file.name} is not wholly visible (yet)")
         except FileNotFoundError:
             raise NotYetVisible("a file of the payload is not visible (yet)") from None
+
+    def make_output(self) -> None:
+        """Make the folder with room for output.
+
+        Raises
+        ------
+        NotYetVisible
+            If the job's folder is not visible here.
+        """
+        make_folder(self.job_folder)
+        try:
+            for folder in (self.folder, self.output):
+                folder.mkdir(mode=0o700)
+        except FileNotFoundError:
+            raise NotYetVisible("the job's folder is not visible (yet)") from None
 
     def collect(self, reader: HeaderReader) -> tuple[Path, list[TaskFile]]:
         """Take the output: a flat folder of valid DICOM files, numbered, ready to be published.

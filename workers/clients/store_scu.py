@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 from adapter.ledger.receipts import Receipt
-from adapter.models import Destination
+from adapter.models import DicomDestination
 from adapter.scu import store as storage
 from adapter.scu.files import Outgoing
 from adapter.settings import Scu
@@ -15,7 +15,7 @@ from adapter.settings import Scu
 
 def store(
     files: Sequence[Outgoing],
-    destination: Destination,
+    destination: DicomDestination,
     scu: Scu,
     *,
     answered: Callable[[], None],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, and_, func, or_, select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.schema import exports, groups, jobs
@@ -31,14 +31,15 @@ def count_states(ledger: Ledger) -> dict[str, dict[str, int]]:
 
 def count_retrying(ledger: Ledger) -> dict[str, int]:
     """Return the number of jobs and exports that failed and will be tried again."""
-    working = {
-        "jobs": (jobs, (*SUBMISSION_STATES, JobState.STARTED)),
-        "exports": (exports, (ExportState.PENDING, ExportState.SENDING)),
+    at_work = (*SUBMISSION_STATES, JobState.STARTED, JobState.HANDED_OVER)
+    failed = {
+        jobs: and_(jobs.c.state.in_(at_work), or_(jobs.c.tries > 0, jobs.c.failed_runs > 0)),
+        exports: and_(
+            exports.c.state.in_((ExportState.PENDING, ExportState.SENDING)), exports.c.tries > 0
+        ),
     }
     with ledger.read() as connection:
         return {
-            name: connection.execute(
-                select(func.count()).where(table.c.state.in_(states), table.c.tries > 0)
-            ).scalar_one()
-            for name, (table, states) in working.items()
+            table.name: connection.execute(select(func.count()).where(condition)).scalar_one()
+            for table, condition in failed.items()
         }

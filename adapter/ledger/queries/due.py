@@ -2,7 +2,8 @@
 """Due work: what workers could do now, by which pools are scaled.
 
 Unlike unfinished work (`adapter.ledger.queries.progress`), it excludes what no worker could do now:
-groups in their quiet time, retries that wait for their delay, exports to destinations on hold.
+groups in their quiet time, retries that wait for their delay, runs at another platform that need
+not be asked about yet, exports to destinations on hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from sqlalchemy import ColumnElement, Connection, Double, Table, cast, func, nul
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import free
 from adapter.ledger.queries.facts import Unfinished
-from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, now, tasks
+from adapter.ledger.schema import (
+    arrivals,
+    cancellations,
+    exports,
+    groups,
+    jobs,
+    meta,
+    now,
+    tasks,
+)
 from adapter.models import SUBMISSION_STATES, ExportState, GroupState, JobState
 
 #: What may be claimed, by stage: a table, and the SQL condition that a row is due and free.
@@ -24,6 +34,7 @@ Questions = Mapping[str, Sequence[tuple[Table, ColumnElement[bool]]]]
 _SINCE: dict[tuple[str, str], ColumnElement[Any]] = {
     ("grouping", "groups"): groups.c.look_at,
     ("submission", "jobs"): jobs.c.due_at,
+    ("submission", "cancellations"): cancellations.c.due_at,
     ("pipeline", "jobs"): jobs.c.due_at,
     ("export", "exports"): exports.c.due_at,
     ("export", "tasks"): func.coalesce(tasks.c.report_due_at, now()),
@@ -34,7 +45,7 @@ _SINCE: dict[tuple[str, str], ColumnElement[Any]] = {
 #: The rows that a worker of the stage may have leased.
 _LEASED: dict[str, tuple[Table, ColumnElement[bool]]] = {
     "grouping": (groups, groups.c.state.in_((GroupState.OPEN, GroupState.CLOSING))),
-    "submission": (jobs, jobs.c.state.in_(SUBMISSION_STATES)),
+    "submission": (jobs, jobs.c.state.in_((*SUBMISSION_STATES, JobState.HANDED_OVER))),
     "pipeline": (jobs, jobs.c.state == JobState.STARTED),
     "export": (exports, exports.c.state.in_((ExportState.PENDING, ExportState.SENDING))),
     "reclamation": (groups, groups.c.state == GroupState.RECLAIMING),

@@ -112,7 +112,14 @@ class JobFacts(Facts):
     exit_code: int | None
     tries: int
     working: bool = Field(description="Whether a worker holds it now.")
+    platform: str = Field(description="Who runs it: our own workers (`embedded`), or another.")
     platform_job_id: str | None
+    run: int = Field(description="Which run of the job it is, at another platform.")
+    failed_runs: int = Field(description="Runs that failed there.")
+    handed_over_at: AwareDatetime | None = Field(
+        description="Since when another platform has the run."
+    )
+    running_since: AwareDatetime | None = Field(description="Since when it runs there.")
     due_at: AwareDatetime
     created_at: AwareDatetime
     updated_at: AwareDatetime
@@ -134,7 +141,9 @@ class Unconfirmed(Facts):
     number: int
     sop_instance_uid: str | None
     outcome: str | None = Field(description="Of the last try; null if it was not tried yet.")
-    status: int | None = Field(description="Of the last C-STORE response, if there was one.")
+    status: int | None = Field(
+        description="Of the last answer, if its protocol has one: a C-STORE's status, for instance."
+    )
     reason: str | None
     tries: int
 

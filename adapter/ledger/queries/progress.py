@@ -26,9 +26,10 @@ from adapter.settings import Settings
 def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
     """Return the unfinished work in the ledger, by stage.
 
-    ``grouping`` counts groups to close, ``submission`` jobs to hand over, ``pipeline`` jobs handed
-    over, ``export`` unfinished exports and reports due to a Results Service, ``reclamation`` files
-    and groups that may be deleted.  Files in incoming/ are not included: the spool lists them.
+    ``grouping`` counts groups to close, ``submission`` jobs to hand over, ``pipeline`` jobs that
+    run here or at another platform, ``export`` unfinished exports and reports due to a Results
+    Service, ``reclamation`` files and groups that may be deleted.  Files in incoming/ are not
+    included: the spool lists them.
     """
     retention, lease = settings.retention_seconds, settings.workers.lease_seconds
     questions: dict[str, Select[Any]] = {
@@ -39,7 +40,7 @@ def unfinished(ledger: Ledger, settings: Settings) -> dict[str, Unfinished]:
             jobs.c.state.in_(SUBMISSION_STATES)
         ),
         "pipeline": select(jobs.c.created_at.label("since")).where(
-            jobs.c.state == JobState.STARTED
+            jobs.c.state.in_((JobState.STARTED, JobState.HANDED_OVER))
         ),
         "export": _both(
             select(exports.c.created_at.label("since")).where(
