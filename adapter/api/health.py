@@ -127,9 +127,8 @@ def examine(opening: AdapterOpening) -> Health:
 
 
 def _look_at_spool(report: _Report, adapter: Adapter) -> None:
-    storage = adapter.settings.storage
     with suppress(OSError):
-        report.disk = adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
+        report.disk = adapter.spool.space(adapter.settings.storage)
         if report.disk.low:
             report.red.append("the spool's disk is above the watermark: nothing is received")
     report.services = _services(adapter.spool)

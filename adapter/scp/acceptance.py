@@ -102,7 +102,7 @@ def decide(
     configuration: Snapshot,
     settings: Scp,
     *,
-    active: int,
+    no_place: bool,
     storage_low: Callable[[], bool],
 ) -> Accepted | Rejection:
     """Judge an association request.
@@ -115,8 +115,8 @@ def decide(
         The AE titles and sources in force.
     settings : Scp
         The static settings.
-    active : int
-        Associations that are open, without this one.
+    no_place : bool
+        Whether as many associations are open as may be, of all peers or of this one.
     storage_low : callable
         Tells whether the disk is too full to receive; asked last, and only for Storage.
     """
@@ -128,7 +128,7 @@ def decide(
     ae_title = configuration.ae_titles.get(called or "")
     if called is None or ae_title is None:
         return Rejection(1, 1, 7, "unknown-called-ae", _nearest(called, configuration))
-    if active >= settings.maximum_number_of_associations:
+    if no_place:
         return Rejection(2, 3, 2, "association-limit")
     stored = storage_classes(settings.additional_sop_classes)
     if any(cx.abstract_syntax in stored for cx in request.contexts) and storage_low():

@@ -100,7 +100,7 @@ class AssociationAcceptor:
             request,
             self._configuration.snapshot,
             scp,
-            active=scp.maximum_number_of_associations if place is None else 0,
+            no_place=place is None,
             storage_low=self._storage_low,
         )
         give_back = partial(self._limiter.release, place)
@@ -113,9 +113,8 @@ class AssociationAcceptor:
         return StoreSink(self._context, decision, request.peer_address, give_back)
 
     def _storage_low(self) -> bool:
-        storage = self._settings.storage
         try:
-            return self._spool.space(storage.watermark_percent, storage.reserve_space_gb).low
+            return self._spool.space(self._settings.storage).low
         except OSError:  # a spool that cannot be asked cannot be written either
             return True
 
