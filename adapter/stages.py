@@ -8,7 +8,6 @@ broker that is away costs seconds of delay and nothing else.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -18,9 +17,9 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from sqlalchemy import exists, select
-from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter
 from adapter.ledger import exports, groups, jobs, queries, reclamation, remote_tasks, schema
 from adapter.log import get_logger
@@ -36,6 +35,8 @@ SHORT_QUEUE = 1
 #: Wake-ups that may wait in a stage's queue before nobody adds any: enough to wake its workers, and
 #: few enough that those which come too late flood nothing.
 FULL_QUEUE = 16
+#: Seconds that a poll under way is waited for at the end.
+_STOP_SECONDS = 10.0
 
 
 def password_file(settings: Settings) -> Path:
@@ -132,7 +133,7 @@ class StageQueues:
 
 
 class DueWorkPoll:
-    """A thread that looks for due work every second or so and wakes stages with a short queue.
+    """A background loop that looks for due work and wakes stages with a short queue.
 
     Every worker and the API have one; any number may run.  A look writes nothing.
 
@@ -147,17 +148,17 @@ class DueWorkPoll:
     def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
         self._adapter = adapter
         self._queues = queues
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="due-work-poll", daemon=True)
+        self._loop = BackgroundLoop(
+            "due-work-poll", self.poll, period=adapter.settings.workers.due_work_poll_seconds
+        )
 
     def start(self) -> None:
         """Start polling."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Stop polling and wait for the thread."""
-        self._stop.set()
-        self._thread.join(timeout=10)
+        self._loop.stop(_STOP_SECONDS)
 
     def poll(self) -> list[str]:
         """Look once, and return the stages that were woken."""
@@ -167,13 +168,3 @@ class DueWorkPoll:
             return []
         woken = [stage for stage in due if waiting[stage] < SHORT_QUEUE]
         return woken if self._queues.wake(*woken) else []
-
-    def _run(self) -> None:
-        complained = 0.0
-        while not self._stop.wait(self._adapter.settings.workers.due_work_poll_seconds):
-            try:
-                self.poll()
-            except (SQLAlchemyError, OSError) as error:
-                if time.monotonic() > complained + 60:
-                    complained = time.monotonic()
-                    log.warning("the due-work poll failed", error=type(error).__name__)
