@@ -29,6 +29,7 @@ from adapter.ledger import configuration, leases, schema
 from adapter.operator import Operator
 from adapter.operator import main as operator_main
 from adapter.operator.client import Client
+from adapter.operator.collection import Collection
 from adapter.scp import Scp
 from adapter.scp import configuration as scp_configuration
 from adapter.scp.events import ScpEvents
@@ -449,6 +450,19 @@ def test_the_endpoint_of_metrics(
         eventually(lambda: role.loop("metrics").get("state") == "running")
 
 
+def test_the_endpoint_of_metrics_while_it_serves(
+    adapter: Adapter, worker_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that breaks after its start gives the socket back to the next one."""
+    fault = Fault(monkeypatch, asyncio.Event, "wait")
+    fault.broken = True
+    with running_worker(worker_settings) as role:
+        eventually(lambda: fault.raised > 1)
+        fault.broken = False
+        eventually(lambda: fault.passed)
+        assert role.ask_live()[0] == 200
+
+
 # -- the operator ----------------------------------------------------------------------------------
 
 
@@ -496,7 +510,7 @@ def test_the_applying_of_resources(
 def test_the_watch_of_resources(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an error in a watch the resources are listed again, so that no event is lost."""
+    """Resources that could not be listed are listed when they can be."""
     fault = Fault(monkeypatch, Client, "list", lambda _, kind: kind.plural == "sources")
     fault.broken = True
     with running_operator(adapter, tmp_path) as (role, kubectl):
@@ -506,6 +520,26 @@ def test_the_watch_of_resources(
         fault.broken = False
         eventually(lambda: role.ask_live()[0] == 200)
         kubectl.becomes("Source", "ct1", "Applied")
+
+
+def test_an_event_of_a_watch_that_fails(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that met an error is not lost: the next watch begins before it."""
+    fault = Fault(monkeypatch, Collection, "take", lambda collection, _: _is_source(collection))
+    listed = Fault(monkeypatch, Collection, "replace", lambda *_: False)
+    with running_operator(adapter, tmp_path) as (role, kubectl):
+        eventually(lambda: listed.passed == 3)
+        eventually(lambda: role.loop("watch-sources").get("state") == "running")
+        fault.broken = True
+        kubectl.create("Source", "ct1", aeTitle="CT1", hostIp=["10.0.0.7"])
+        eventually(lambda: fault.raised)
+        fault.broken = False
+        kubectl.becomes("Source", "ct1", "Applied")
+
+
+def _is_source(collection: Collection) -> bool:
+    return collection.kind.plural == "sources"
 
 
 def test_the_status_of_resources(

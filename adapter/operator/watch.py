@@ -95,9 +95,6 @@ class Watch:
                 self._version = None
             self._complain(error)
             self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
-        except BaseException:
-            self._version = None  # an event may be lost: list again
-            raise
         else:
             # A server that ends each watch at once is not asked without a pause.
             least = began + self._settings.retry_minimum_seconds - time.monotonic()
@@ -115,9 +112,9 @@ class Watch:
         with self._client.watch(kind, self._version, seconds) as events:
             self._recovered()
             for event in events:
-                self._version = event.version
                 if event.type != "BOOKMARK":
                     self._collection.take(event)
+                self._version = event.version  # an event that met an error is watched for again
 
     def _recovered(self) -> None:
         self._watching = True
