@@ -30,11 +30,6 @@ class Adapter:
         """Close the ledger's connections."""
         self.ledger.close()
 
-    def storage_is_low(self) -> bool:
-        """Return whether the spool's disk is above the watermark, read now."""
-        storage = self.settings.storage
-        return self.spool.space(storage.watermark_percent, storage.reserve_space_gb).low
-
 
 def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
     """Open an adapter; on first use, make its folders, its spool and its ledger.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heartbeats: what each role's process says about itself, in a small file beside the spool.
+"""Heartbeats: what the process of each role says about itself, in a small file beside the spool.
 
-A heartbeat is a hint for health and tables, never a fact that anything depends on: it is replaced
-whole but not synced, and an old one only means that nobody writes it any more.
+A heartbeat is a hint for health and for tables; nothing depends on it.  The file is replaced whole
+and not synced, and an old one only means that nobody writes it any more.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from adapter import background
+from adapter.background import BackgroundLoop
 from adapter.spool import Spool
 
 #: Seconds after which the process of a heartbeat counts as gone.
@@ -24,8 +25,8 @@ SILENCE_SECONDS = 10.0
 
 #: Seconds between the beats of one process.
 PERIOD = 1.0
-#: Seconds without a beat after which a process has to be replaced: more than a file server takes
-#: to fail over, since a beat is written beside the spool.
+#: Seconds without a beat after which a process has to be replaced.  A beat is written beside the
+#: spool, so this is more than a file server takes to fail over.
 DEAD_SECONDS = 60.0
 
 _FORGOTTEN_SECONDS = 3600.0
@@ -52,7 +53,7 @@ def write(spool: Spool, role: str, **facts: Any) -> None:
 
 
 def remove(spool: Spool, role: str) -> None:
-    """Take this process's heartbeat for a role away: it has stopped as it should."""
+    """Remove this process's heartbeat for a role: it has stopped as it should."""
     with suppress(OSError):
         _path(spool, role).unlink(missing_ok=True)
 
@@ -71,8 +72,8 @@ def read_all(spool: Spool) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Each as written, with ``"age"``: seconds since then.  One older than `SILENCE_SECONDS` is of
-        a process that is gone.
+        Each as written, with ``"age"``: seconds since then.  The process of one that is older than
+        `SILENCE_SECONDS` is gone.
     """
     found = []
     for path in sorted(spool.status.glob("*.json")):
@@ -83,14 +84,16 @@ def read_all(spool: Spool) -> list[dict[str, Any]]:
 
 
 class Heart:
-    """A thread that beats, and does nothing else: it waits for neither ledger nor broker.
+    """A background loop that writes heartbeats, and waits for neither ledger nor broker.
+
+    Each beat also shows the states of the other background loops of the process.
 
     Parameters
     ----------
     spool : Spool
-        BackgroundTasks which the heartbeats are written; it need not be there yet.
+        Where heartbeats are written; it need not be there yet.
     role : str
-        Whose heart it is.
+        The role of this process.
     facts : callable
         Returns what the role says about itself, None if it has nothing to say yet; called at every
         beat, and must not wait.
@@ -103,35 +106,27 @@ class Heart:
         self._role = role
         self._facts = facts
         self._beat_at = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._loop = BackgroundLoop("heartbeat", self.beat, period=PERIOD)
 
     @property
     def age(self) -> float:
-        """Seconds since the last beat."""
+        """Seconds since the last beat began."""
         return time.monotonic() - self._beat_at
 
     def start(self) -> None:
         """Start beating."""
         forget_gone(self._spool)
-        self._thread.start()
+        self._loop.start()
 
     def beat(self) -> None:
         """Beat now."""
         self._beat_at = time.monotonic()
         facts = self._facts()
         if facts is not None:
-            with suppress(OSError):  # a spool that is away is for others to complain about
-                write(self._spool, self._role, **facts)
+            with suppress(OSError):  # others report a spool that is away
+                write(self._spool, self._role, **facts, loops=background.states())
 
     def stop(self) -> None:
-        """Stop, and take the heartbeat away."""
-        self._stop.set()
-        self._thread.join(_STOP_SECONDS)
+        """Stop, and remove the heartbeat."""
+        self._loop.stop(_STOP_SECONDS)
         remove(self._spool, self._role)
-
-    def _run(self) -> None:
-        while True:
-            self.beat()
-            if self._stop.wait(PERIOD):
-                return

@@ -43,6 +43,7 @@ from adapter.files import (
     write_once,
 )
 from adapter.models import ArrivalId
+from adapter.settings import Storage
 
 #: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
 SHARDS = 16
@@ -464,16 +465,16 @@ class Spool:
 
     # -- space -------------------------------------------------------------------------------
 
-    def space(self, watermark_percent: float, reserve_gb: float) -> DiskSpace:
+    def space(self, storage: Storage) -> DiskSpace:
         """Read the disk's space now, and judge it by the original's rule.
 
         Parameters
         ----------
-        watermark_percent : float
-            Share of the disk that may be used.
-        reserve_gb : float
-            Space to keep free, in 1e9 bytes.
+        storage : Storage
+            Says which share of the disk may be used, and how much to keep free.
         """
         usage = shutil.disk_usage(self.root)
-        reserved = max(usage.total * (1 - watermark_percent / 100), reserve_gb * 1e9)
+        reserved = max(
+            usage.total * (1 - storage.watermark_percent / 100), storage.reserve_space_gb * 1e9
+        )
         return DiskSpace(usage.total, usage.free, usage.free <= reserved, int(reserved))

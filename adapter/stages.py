@@ -8,7 +8,6 @@ that is down costs seconds of delay and nothing else.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Table, exists, select
-from sqlalchemy.exc import SQLAlchemyError
 
 import celeryconfig
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter
 from adapter.ledger import (
     cancellations,
@@ -50,6 +49,8 @@ SHORT_QUEUE = 1
 #: Length of a stage's queue from which no wake-up is added at all: enough to wake its workers, and
 #: few enough that wake-ups without work left are no burden.
 FULL_QUEUE = 16
+#: Seconds that a poll under way is waited for at the end.
+_STOP_SECONDS = 10.0
 
 
 def password_file(settings: Settings) -> Path:
@@ -207,7 +208,7 @@ class StageQueues:
 
 
 class DueWorkPoll:
-    """A thread that finds due work every second or so and wakes stages with a short queue.
+    """A background loop that looks for due work and wakes stages with a short queue.
 
     Every worker and the API run one; their number does not matter.  A poll writes nothing.
 
@@ -222,17 +223,17 @@ class DueWorkPoll:
     def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
         self._adapter = adapter
         self._queues = queues
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="due-work-poll", daemon=True)
+        self._loop = BackgroundLoop(
+            "due-work-poll", self.poll, period=adapter.settings.workers.due_work_poll_seconds
+        )
 
     def start(self) -> None:
         """Start polling."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Stop polling and wait for the thread."""
-        self._stop.set()
-        self._thread.join(timeout=10)
+        self._loop.stop(_STOP_SECONDS)
 
     def poll(self) -> list[str]:
         """Poll once, and return the stages that were woken."""
@@ -245,13 +246,3 @@ class DueWorkPoll:
             for stage in due
             if waiting[stage] < SHORT_QUEUE and self._queues.wake_for_due(self._adapter, stage)
         ]
-
-    def _run(self) -> None:
-        complained = 0.0
-        while not self._stop.wait(self._adapter.settings.workers.due_work_poll_seconds):
-            try:
-                self.poll()
-            except (SQLAlchemyError, OSError) as error:
-                if time.monotonic() > complained + 60:
-                    complained = time.monotonic()
-                    log.warning("the due-work poll failed", error=type(error).__name__)

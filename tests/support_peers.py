@@ -38,7 +38,7 @@ class StoreScp:
     folder : Path
         Where it stores.
     options : str
-        Options beside those that keep every file bit by bit.
+        Further options, besides those that keep every file bit by bit.
     """
 
     def __init__(self, folder, *options):

@@ -665,6 +665,17 @@ def test_eight_receipts_are_written_at_once(slow_ledger):
         eventually(lambda: slow_ledger.batches == [list(range(ENOUGH))])
 
 
+def test_whatever_keeps_a_receipt_from_being_written_ends_the_export(monkeypatch):
+    """An error that nobody foresaw is raised where files are sent: no receipt is lost unseen."""
+
+    def confirm(*_):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("workers.receipt_book.exports.confirm", confirm)
+    with pytest.raises(RuntimeError, match="unforeseen"), ReceiptBook(None, None) as book:
+        book.add(Receipt(0, 1, Outcome.STORED))
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 

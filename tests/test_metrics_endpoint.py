@@ -14,7 +14,7 @@ from adapter import heartbeat, metrics
 from adapter.errors import ConfigurationError
 from adapter.heartbeat import Heart
 from adapter.metrics import endpoint as endpoint_module
-from adapter.metrics.role import silent
+from adapter.metrics import silent
 from adapter.settings import Metrics
 from tests.support_metrics import Scrape, ask
 from tests.support_waiting import eventually
@@ -38,7 +38,7 @@ def served(reasons):
     found.stop()
 
 
-def test_it_tells_figures_life_and_readiness(served, reasons):
+def test_it_shows_metrics_life_and_readiness(served, reasons):
     """Each path answers for itself: 200, or 503 with the reasons."""
     status, text = ask(served.port, "/metrics")
     assert status == 200
@@ -51,6 +51,14 @@ def test_it_tells_figures_life_and_readiness(served, reasons):
     assert ask(served.port, "/ready") == (200, "ready\n")
     reasons["unready"] = ["a", "b"]
     assert ask(served.port, "/ready") == (503, "a\nb\n")
+
+
+def test_an_answer_that_fails_is_500_and_the_next_one_is_given(served, reasons):
+    """An error in a metric or a check costs one answer, quotes nothing, and stops nothing."""
+    del reasons["unready"]
+
+    assert ask(served.port, "/ready") == (500, "KeyError\n")
+    assert ask(served.port, "/live") == (200, "live\n")
 
 
 def test_anything_else_is_refused(served):

@@ -182,6 +182,13 @@ CASES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
         ],
         {"severity": "critical"},
     ),
+    "DicomAdapterLoopFails": (
+        [
+            series("dicom_adapter_loop_failures_total", "0x10 0+50x30", role="scp", loop="a"),
+            series("dicom_adapter_loop_failures_total", "0+1x40", role="scp", loop="b"),
+        ],
+        {"severity": "warning", "role": "scp", "loop": "a"},
+    ),
     "DicomAdapterWaitsForOperator": (
         [series("dicom_adapter_kept", "0x10 2x30", kind="parked-jobs", instance=i) for i in "ab"],
         {"severity": "warning", "kind": "parked-jobs"},

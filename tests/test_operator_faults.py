@@ -8,7 +8,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,7 +115,7 @@ def test_without_the_api_server_the_last_configuration_stays(
     eventually(has_problem(operator, "the API server cannot be asked"))
     assert sources(adapter) == ["CT1", "CT2"]
     eventually(lambda: "be asked" in str(heartbeat.read_all(adapter.spool)[0]["problem"]))
-    found = health.examine(_access(adapter))
+    found = health.examine(_opening(adapter))
     assert found.status == "yellow"
     assert any("the API server cannot be asked" in reason for reason in found.reasons)
 
@@ -187,10 +186,10 @@ def _fails(_ledger: Any) -> int:
     raise OperationalError("SELECT", {}, Exception("gone"))
 
 
-def _access(adapter: Adapter) -> AdapterOpening:
-    access = AdapterOpening(adapter.settings)
-    access._adapter = adapter
-    return access
+def _opening(adapter: Adapter) -> AdapterOpening:
+    opening = AdapterOpening(adapter.settings)
+    opening._adapter = adapter
+    return opening
 
 
 # -- rights --------------------------------------------------------------------------------------
@@ -471,22 +470,6 @@ def test_the_process_of_a_pod(
             _, said = process.communicate()
     assert "Traceback" not in said
     assert heartbeat.read_all(adapter.spool) == []
-
-
-def test_a_thread_that_dies_ends_the_process(
-    operator_settings: Settings, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A mistake of ours, or of a plug-in, is not a silent operator: it is started again."""
-    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
-    operator = Operator(operator_settings)
-    operator.start()
-    eventually(lambda: has_looked(operator))
-    assert not operator.broken
-
-    monkeypatch.setattr(configuration, "latest_version", lambda _ledger: 1 / 0)
-
-    eventually(lambda: operator.broken)
-    operator.stop()
 
 
 def test_a_server_that_is_not_the_clusters_is_not_told_the_token(

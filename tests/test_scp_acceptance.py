@@ -39,7 +39,7 @@ def judge(
     called="Clara1",
     peer="10.0.0.1",
     contexts=((1, CT, (EVLE,)),),
-    active=0,
+    no_place=False,
     low=False,
     configuration=CONFIGURATION,
     **scp,
@@ -48,7 +48,7 @@ def judge(
         calling, called, peer, tuple(ProposedContext(*context) for context in contexts)
     )
     return decide(
-        request, configuration, ScpSettings(**scp), active=active, storage_low=lambda: low
+        request, configuration, ScpSettings(**scp), no_place=no_place, storage_low=lambda: low
     )
 
 
@@ -68,9 +68,9 @@ def judge(
         ({"called": "clara1"}, (1, 1, 7), "unknown-called-ae"),
         ({"called": ""}, (1, 1, 7), "unknown-called-ae"),
         ({"called": "Clara1\x1b"}, (1, 1, 7), "unknown-called-ae"),
-        ({"called": "nobody", "active": 25}, (1, 1, 7), "unknown-called-ae"),
-        ({"active": 25}, (2, 3, 2), "association-limit"),
-        ({"active": 25, "low": True}, (2, 3, 2), "association-limit"),
+        ({"called": "nobody", "no_place": True}, (1, 1, 7), "unknown-called-ae"),
+        ({"no_place": True}, (2, 3, 2), "association-limit"),
+        ({"no_place": True, "low": True}, (2, 3, 2), "association-limit"),
         ({"low": True}, (2, 3, 1), "low-storage"),
         (
             {"low": True, "contexts": ((1, VERIFICATION, (IVLE,)), (3, CT, (EVLE,)))},
@@ -97,7 +97,6 @@ def test_rejections(changes, numbers, cause):
         {"peer": "::ffff:10.0.0.1"},
         {"peer": "fd00::7"},
         {"calling": "ANYBODY", "peer": "203.0.113.9", "reject_unknown_sources": False},
-        {"active": 24},
         {"low": True, "contexts": ((1, VERIFICATION, (IVLE,)),)},
         {"low": True, "contexts": ((1, FIND, (IVLE,)),)},
         {"contexts": ()},

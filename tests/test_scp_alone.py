@@ -232,7 +232,7 @@ def test_printable(sent, shown):
     assert printable(sent) == shown
 
 
-def test_bells_are_rung_in_batches(adapter: Adapter, settings, monkeypatch):
+def test_notification_is_woken_in_batches(adapter: Adapter, settings, monkeypatch):
     """A burst of instances makes one wake-up, at once when a batch is full, else a little later."""
     woken = []
     monkeypatch.setattr(
@@ -256,7 +256,7 @@ def test_bells_are_rung_in_batches(adapter: Adapter, settings, monkeypatch):
     eventually(lambda: woken == [("notification",)] * 2)
 
 
-def test_a_store_rings(configured: Adapter, settings, monkeypatch):
+def test_a_store_wakes_notification(configured: Adapter, settings, monkeypatch):
     """An association's instances are woken for soon after they are stored."""
     woken = []
     monkeypatch.setattr(

@@ -210,13 +210,13 @@ def test_threads_of_one_process_lose_no_count():
     assert told(counters)["received_bytes_total", "ONE"] == 48_000
 
 
-def test_processes_share_a_tally_and_a_successor_counts_on():
-    """Two seats are summed; who takes over a seat, in another process, goes on where it stood."""
+def test_processes_share_counters_and_a_successor_counts_on():
+    """The parts of two processes are summed; a successor goes on from its part's numbers."""
     counters = SharedCounters(2)
-    for turn, seat in enumerate((0, 1, 0)):
+    for turn, number in enumerate((0, 1, 0)):
         pid = os.fork()
         if not pid:
-            counting = ProcessMetrics(counters.process(seat))
+            counting = ProcessMetrics(counters.process(number))
             if turn:  # what a successor counts first need not be what its predecessor did
                 counting.ended("released")
             counting.answered("ONE", 0x0000, 10)
@@ -228,7 +228,7 @@ def test_processes_share_a_tally_and_a_successor_counts_on():
     assert told(counters)["associations_ended_total", "released"] == 2
 
 
-def test_a_seat_that_is_vacated_has_no_associations():
+def test_a_process_that_is_gone_has_no_associations():
     """The gauges of a process that died are not told any more; its counters are."""
     counters = SharedCounters(2)
     counters.process(0).set_active(3)

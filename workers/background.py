@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs beside the tasks of a worker, from its first moment on, whatever is away.
+"""What a worker does beside its tasks, in background loops that start before anything answers.
 
-===========  =====================================================================================
-thread       does
-===========  =====================================================================================
-heartbeat    beats, and needs neither ledger nor Redis for it
-metrics      answers for metrics and probes, if a port is set; needs neither of them
-open         opens the adapter, as soon as its ledger answers; then there is work to do beside:
-poll         wakes stages that have due work
-poll         asks a remote Results Service for tasks, if there is one and the worker exports
-===========  =====================================================================================
+====================  ============================================================================
+loop                  does
+====================  ============================================================================
+heartbeat             beats; needs neither ledger nor Redis
+metrics               answers for metrics and probes, if a port is set; needs neither of them
+opening               opens the adapter when its ledger answers, starts the next two, and ends
+due-work-poll         wakes stages that have due work
+results-service-poll  asks a remote Results Service for tasks, if the worker exports
+====================  ============================================================================
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from adapter import metrics as role_metrics
-from adapter.errors import AdapterError
+from adapter.background import BackgroundLoop
 from adapter.heartbeat import Heart
-from adapter.log import get_logger
 from adapter.settings import Settings
 from adapter.spool import Spool
 from adapter.stages import EXPORT, DueWorkPoll
@@ -31,17 +27,14 @@ from workers.clients.results_service import Poller
 from workers.metrics import WorkerMetrics
 from workers.stage import Work
 
-log = get_logger(__name__)
-
 ROLE = "worker"
 
-#: Seconds between attempts to open the adapter.
-_AGAIN_SECONDS = 1.0
+#: Seconds that an opening under way is waited for at the end.
 _STOP_SECONDS = 10.0
 
 
 class BackgroundTasks:
-    """The threads beside a worker's tasks.
+    """The background loops of a worker.
 
     Parameters
     ----------
@@ -72,13 +65,12 @@ class BackgroundTasks:
         self._stages = stages
         self._consumer: Any = None
         self._opened: list[DueWorkPoll | Poller] = []
-        self._stop = threading.Event()
         self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
-        self._opening = threading.Thread(target=self._open, name="open", daemon=True)
+        self._opening = BackgroundLoop("opening", self._open)
         self._endpoint: role_metrics.Endpoint | None = None
 
     def start(self) -> None:
-        """Start the threads.
+        """Start the loops.
 
         Raises
         ------
@@ -98,22 +90,21 @@ class BackgroundTasks:
         self._heart.beat()
 
     def stop(self) -> None:
-        """Stop the threads."""
-        self._stop.set()
-        self._opening.join(_STOP_SECONDS)
-        for thread in reversed(self._opened):
-            thread.stop()
+        """Stop the loops."""
+        self._opening.stop(_STOP_SECONDS)
+        for poll in reversed(self._opened):
+            poll.stop()
         self._heart.stop()
         if self._endpoint is not None:
             self._endpoint.stop()
 
     def _say(self) -> dict[str, Any] | None:
-        """Return what the heartbeat says: a worker is not one before it consumes."""
+        """Return what the heartbeat says; nothing before the worker consumes."""
         return None if self._consumer is None else self._facts
 
     def _unready(self) -> list[str]:
         reasons = []
-        # Celery takes the connection away from its consumer while the broker is.
+        # Celery takes the connection away from its consumer while the broker is away.
         if self._consumer is None or self._consumer.connection is None:
             reasons.append("the broker is away: nothing is consumed")
         if not self._opened:
@@ -121,25 +112,12 @@ class BackgroundTasks:
         return reasons
 
     def _open(self) -> None:
-        complained = False
-        while not self._stop.is_set():
-            try:
-                work = self._work()
-            except (AdapterError, SQLAlchemyError, OSError) as error:
-                # Only our own errors' text is safe to show: others' may quote addresses.
-                if not complained:
-                    text = str(error) if isinstance(error, AdapterError) else type(error).__name__
-                    log.error("the adapter cannot be opened yet", reason=text)
-                complained = True
-                self._stop.wait(_AGAIN_SECONDS)
-            else:
-                self._begin(work)
-                return
-
-    def _begin(self, work: Work) -> None:
-        threads: list[DueWorkPoll | Poller] = [DueWorkPoll(work.adapter, work.queues)]
+        work = self._work()
+        polls: list[type[DueWorkPoll | Poller]] = [DueWorkPoll]
         if EXPORT in self._stages:
-            threads.append(Poller(work.adapter, work.queues))
-        for thread in threads:
-            thread.start()
-            self._opened.append(thread)
+            polls.append(Poller)
+        for kind in polls[len(self._opened) :]:  # those that an earlier attempt did not start
+            poll = kind(work.adapter, work.queues)
+            poll.start()
+            self._opened.append(poll)
+        self._opening.finish()

@@ -156,8 +156,7 @@ class Run:
 
         Not the receivers' watermark: the space below it is what the stages need to finish.
         """
-        storage = self._adapter.settings.storage
-        space = self._adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
+        space = self._adapter.spool.space(self._adapter.settings.storage)
         return space.free >= 2 * sum(file.size for file in files) + SPARE_ROOM
 
     def _give_back(self, delay: float) -> str:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Receipts on their way into the ledger: soon, in batches, and beside the sending.
 
-What is in nobody's ledger when a worker is killed is sent again, so that must be little: sixteen
-files, or what was answered in the last half second.
+A file whose receipt is not in the ledger when a worker is killed is sent again.  So there must be
+few of them: sixteen files, or those that were answered in the last half second.
+
+The thread is not a background loop: it ends with its export, and an error that it meets is the
+export's error.
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ import threading
 import time
 from types import TracebackType
 from typing import Self
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.errors import LeaseLost
 from adapter.ledger import Ledger, exports
@@ -37,6 +38,8 @@ class ReceiptBook:
     ------
     LeaseLost
         At the next receipt, or at the end of the block, if another worker holds the export.
+    Exception
+        In the same places, whatever else kept a receipt from being written.
     """
 
     def __init__(self, ledger: Ledger, export: Export) -> None:
@@ -45,7 +48,7 @@ class ReceiptBook:
         self._waiting: list[Receipt] = []
         self._closed = False
         self._ended = False
-        self._failure: LeaseLost | SQLAlchemyError | None = None
+        self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name="receipts", daemon=True)
 
@@ -80,7 +83,7 @@ class ReceiptBook:
                 with self._changed:
                     del self._waiting[: len(batch)]
                     self._changed.notify_all()
-        except (LeaseLost, SQLAlchemyError) as error:
+        except Exception as error:  # noqa: BLE001 - raised again where the files are sent
             self._failure = error
         finally:
             with self._changed:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shutdown: a worker that is told to stop, and has stopped working, ends.
+"""Shutdown: a worker that is told to stop ends when its work has ended.
 
-Celery's main thread waits for a broker that is away, without an end and deaf to signals: such a
-worker would sit idle until somebody kills it.  Nothing is lost by ending it at once: what it held
-is done or given back, and the wake-up that it holds is sent again by the due-work poll.
+While the broker is away Celery's main thread waits for it without end and ignores signals, so such
+a worker would stay until somebody kills it.  Ending it loses nothing: its work is done or given
+back, and the due-work poll repeats the wake-up that it holds.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from adapter.log import get_logger
 
 log = get_logger(__name__)
 
-#: Seconds without work in which Celery ends by itself, unless it waits for the broker.
+#: Seconds without work after which Celery has ended by itself, unless it waits for the broker.
 LINGER_SECONDS = 10.0
 
 
 class Shutdown:
-    """Counts the runs at work, and ends the process once it is to stop and none is left."""
+    """Counts the runs that go on, and ends the process when it is to stop and none is left."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

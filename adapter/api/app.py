@@ -15,13 +15,14 @@ from prometheus_client.registry import CollectorRegistry
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from adapter import background
 from adapter.api import health, problems
 from adapter.api.metrics import ApiCollector, ApiMetrics, Away, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
 from adapter.ledger.queries.facts import ExportDetail, ExportFacts, JobFacts, Study, Timeline
-from adapter.metrics import RoleCollector
+from adapter.metrics import RoleCollector, unrecovered
 from adapter.models import ExportState, JobState
 from adapter.stages import STAGES
 
@@ -83,9 +84,11 @@ After = Annotated[str | None, Query(max_length=128, description="The `next` of t
 _health = APIRouter(prefix="/health", tags=["health"])
 
 
-@_health.get("/live")
+@_health.get("/live", responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
 async def live() -> dict[str, str]:
-    """Answer that this process serves."""
+    """Tell whether this process serves; 503 if it has to be replaced."""
+    if reasons := unrecovered(background.lost()):
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
     return {"status": "live"}
 
 

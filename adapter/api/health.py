@@ -5,9 +5,9 @@
 red      the ledger does not answer or has another schema, the spool is missing or belongs to
          another ledger, or its disk is above the watermark: nothing is received or processed
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is down, all processes of a role are silent, a process reports a problem, or several
-         hosts work on a spool whose ledger serves one (hosts that start at the same moment do not
-         see each other)
+         Redis is down, all processes of a role are silent, a process reports a problem or a
+         background loop that fails, or several hosts work on a spool whose ledger serves one
+         (hosts that start at the same moment do not see each other)
 green    none of these
 =======  ==========================================================================================
 """
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat
@@ -31,9 +31,20 @@ from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
 from adapter.spool import DiskSpace, Spool
 from adapter.stages import NOTIFICATION, STAGES
 
+#: What a heartbeat says of its process, and not of its role.
+_ABOUT_THE_PROCESS = {"role", "host", "pid", "at", "age", "loops"}
 _OTHER_SCHEMA = "the ledger has the schema of another release"
 
 Colour = Literal["green", "yellow", "red"]
+
+
+class Loop(Facts):
+    """One background loop of a process."""
+
+    state: Literal["running", "failing", "dead"]
+    since: float = Field(description="When this state began (seconds since 1970, UTC).")
+    failures: int = Field(description="Runs that failed since the process started.")
+    error: str | None = Field(description="The type of the last error.")
 
 
 class Process(Facts):
@@ -44,6 +55,7 @@ class Process(Facts):
     alive: bool = Field(description="Whether its last heartbeat is recent.")
     silent_seconds: float
     facts: dict[str, Any] = Field(description="What the role says about itself.")
+    loops: dict[str, Loop] = Field(description="Its background loops, by name.")
 
 
 class Disk(Facts):
@@ -128,9 +140,8 @@ def examine(opening: AdapterOpening) -> Health:
 
 
 def _look_at_spool(report: _Report, adapter: Adapter) -> None:
-    storage = adapter.settings.storage
     with suppress(OSError):
-        report.disk = adapter.spool.space(storage.watermark_percent, storage.reserve_space_gb)
+        report.disk = adapter.spool.space(adapter.settings.storage)
         if report.disk.low:
             report.red.append("the spool's disk is above the watermark: nothing is received")
     report.services = _services(adapter.spool)
@@ -146,6 +157,7 @@ def _look_at_spool(report: _Report, adapter: Adapter) -> None:
         for problem in process.facts.get("problem") or []
         if process.alive
     ]
+    report.yellow += _failing_loops(report.services)
     hosts = {p.host for processes in report.services.values() for p in processes if p.alive}
     if len(hosts) > 1 and not adapter.ledger.is_shared:
         report.yellow.append(
@@ -179,6 +191,18 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
     report.yellow += [f"destination {hold.destination} is on hold" for hold in attention.holds]
 
 
+def _failing_loops(services: dict[str, list[Process]]) -> list[str]:
+    """Return what to say of background loops that fail; processes of one host say it once."""
+    found = [
+        f"{role} of {process.host}: the background loop {name} is {loop.state} ({loop.error})"
+        for role, processes in services.items()
+        for process in processes
+        for name, loop in process.loops.items()
+        if process.alive and loop.state != "running"
+    ]
+    return list(dict.fromkeys(found))
+
+
 def _services(spool: Spool) -> dict[str, list[Process]]:
     found: dict[str, list[Process]] = {}
     for beat in heartbeat.read_all(spool):
@@ -187,7 +211,15 @@ def _services(spool: Spool) -> dict[str, list[Process]]:
             pid=int(beat.get("pid", 0)),
             alive=beat["age"] < heartbeat.SILENCE_SECONDS,
             silent_seconds=beat["age"],
-            facts={key: beat[key] for key in beat.keys() - {"role", "host", "pid", "at", "age"}},
+            facts={key: beat[key] for key in beat.keys() - _ABOUT_THE_PROCESS},
+            loops=_loops(beat),
         )
         found.setdefault(str(beat.get("role")), []).append(process)
     return found
+
+
+def _loops(beat: dict[str, Any]) -> dict[str, Loop]:
+    try:
+        return {name: Loop(**loop) for name, loop in (beat.get("loops") or {}).items()}
+    except (AttributeError, TypeError, ValidationError):  # written by another release
+        return {}

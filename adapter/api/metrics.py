@@ -184,8 +184,7 @@ def read_ledger(adapter: Adapter) -> LedgerMetrics:
 
 def read_spool(spool: Spool, settings: Settings) -> SpoolMetrics:
     """Read the spool's metrics."""
-    storage = settings.storage
-    space = spool.space(storage.watermark_percent, storage.reserve_space_gb)
+    space = spool.space(settings.storage)
     processes, workers = dict.fromkeys(ROLES, 0), dict.fromkeys(stages.STAGES, 0)
     for beat in heartbeat.read_all(spool):
         if beat["age"] >= heartbeat.SILENCE_SECONDS or beat.get("role") not in processes:

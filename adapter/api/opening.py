@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter behind the API: opened as soon as its ledger answers, however late that is."""
+"""The adapter behind the API: opened when its ledger answers, however late that is."""
 
 from __future__ import annotations
 
-import threading
-
-from sqlalchemy.exc import SQLAlchemyError
-
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter, open_adapter
-from adapter.errors import AdapterError, TemporaryError
+from adapter.errors import TemporaryError
 from adapter.heartbeat import Heart
-from adapter.log import get_logger
 from adapter.settings import Settings
 from adapter.spool import Spool
 from adapter.stages import DueWorkPoll, StageQueues, make_app
 
-log = get_logger(__name__)
-
 ROLE = "api"
+
+_OPENING = "the adapter is being opened"
+#: Seconds that an opening under way is waited for at the end.
+_STOP_SECONDS = 10.0
 
 
 class NotOpen(TemporaryError):
@@ -25,7 +23,7 @@ class NotOpen(TemporaryError):
 
 
 class AdapterOpening:
-    """Opens the adapter from a thread of its own, and polls for due work as every role does.
+    """Opens the adapter from a background loop, and then polls for due work as every role does.
 
     Parameters
     ----------
@@ -37,10 +35,8 @@ class AdapterOpening:
         self.settings = settings
         self.queues = StageQueues(make_app(settings))
         self._adapter: Adapter | None = None
-        self._reason = "the adapter is being opened"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._open, name="open", daemon=True)
         self._due_work_poll: DueWorkPoll | None = None
+        self._loop = BackgroundLoop("opening", self._open)
         self.heart = Heart(Spool(settings.spool_path), ROLE, lambda: {"port": settings.api.port})
 
     @property
@@ -53,18 +49,18 @@ class AdapterOpening:
             If it could not be opened yet.
         """
         if self._adapter is None:
-            raise NotOpen(self._reason)
+            problem = self._loop.problem
+            raise NotOpen(f"the adapter cannot be opened: {problem}" if problem else _OPENING)
         return self._adapter
 
     def start(self) -> None:
         """Begin to open the adapter."""
         self.heart.start()
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """Stop polling and close the adapter."""
-        self._stop.set()
-        self._thread.join(timeout=10)
+        self._loop.stop(_STOP_SECONDS)
         if self._due_work_poll is not None:
             self._due_work_poll.stop()
         self.heart.stop()
@@ -72,23 +68,9 @@ class AdapterOpening:
             self._adapter.close()
 
     def _open(self) -> None:
-        while not self._stop.is_set():
-            try:
-                adapter = open_adapter(self.settings)
-            except AdapterError as error:
-                self._explain(str(error))
-            except (SQLAlchemyError, OSError) as error:
-                # Their text may quote addresses and statements: the type says enough.
-                self._explain(f"the ledger cannot be opened ({type(error).__name__})")
-            else:
-                self.heart.beat()  # there is a place for it now
-                self._adapter = adapter
-                self._due_work_poll = DueWorkPoll(adapter, self.queues)
-                self._due_work_poll.start()
-                return
-            self._stop.wait(self.settings.workers.due_work_poll_seconds)
-
-    def _explain(self, reason: str) -> None:
-        if reason != self._reason:
-            log.error("the adapter cannot be opened", reason=reason)
-        self._reason = reason
+        adapter = self._adapter = self._adapter or open_adapter(self.settings)
+        self.heart.beat()  # the spool is there now
+        poll = DueWorkPoll(adapter, self.queues)
+        poll.start()
+        self._due_work_poll = poll
+        self._loop.finish()

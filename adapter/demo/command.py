@@ -162,7 +162,7 @@ def _play(stage: Scene, found: Found) -> list[str]:
 def _send_and_watch(
     stage: Scene, adapter: Adapter, found: Found, stall_seconds: float
 ) -> list[str]:
-    if adapter.storage_is_low():
+    if adapter.spool.space(adapter.settings.storage).low:
         return [f"the disk of {stage.settings.data} is full"]
     stage.register(adapter)
     say(

@@ -20,14 +20,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Table, and_, case, or_, select, update
 
+from adapter.background import BackgroundLoop
 from adapter.errors import LeaseLost
 from adapter.ledger.database import Ledger
 from adapter.ledger.delays import LONGEST_WAIT
-from adapter.ledger.engines import AWAY
 from adapter.ledger.schema import now
-from adapter.log import get_logger
 
-log = get_logger(__name__)
+#: The name of the loops that renew leases.
+LOOP = "lease-renewal"
 
 #: The longest that a row rests, in lengths of a lease.
 LONGEST_REST = 10
@@ -218,23 +218,25 @@ def rest(connection: Connection, lease: Lease, row: str, seconds: float, **value
 
 @contextmanager
 def kept(ledger: Ledger, lease: Lease) -> Iterator[Lease]:
-    """Renew a lease from a thread of its own, three times in its length, while the block runs."""
-    done = threading.Event()
+    """Renew a lease from a background loop, three times in its length, while the block runs.
 
-    def renew_until_done() -> None:
-        while not done.wait(lease.seconds / 3):
-            try:
-                with ledger.write() as connection:
-                    if renew(connection, lease) == 0:
-                        lease.lost.set()
-                        return
-            except AWAY:
-                log.warning("a lease could not be renewed", table=lease.table.name)
+    A renewal that fails is tried again at once and then more slowly, but never more slowly than
+    that: the lease is still held when the ledger is back in time.
+    """
 
-    thread = threading.Thread(target=renew_until_done, name="lease", daemon=True)
-    thread.start()
+    def renew_once() -> None:
+        with ledger.write() as connection:
+            held = renew(connection, lease)
+        if held == 0:
+            lease.lost.set()
+            loop.finish()
+
+    # The first renewal is due after a third of the lease.
+    loop = BackgroundLoop(
+        LOOP, renew_once, period=lease.seconds / 3, longest_delay=lease.seconds / 3, wait_first=True
+    )
+    loop.start()
     try:
         yield lease
     finally:
-        done.set()
-        thread.join()
+        loop.stop()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP server of a role: three paths, read-only, in a thread or a process of its own.
 
-It takes part in nothing else, so that it answers while the role is busy, or hangs.  A client gets
-a few seconds in all and may ask for one thing; when there are too many clients the oldest goes.
+It does nothing else, so it answers while the role is busy or hangs.  A client gets a few seconds in
+all and may ask for one thing; when there are too many clients the oldest is dropped.  A server from
+a library does not promise this: see docs/decisions/0003.
 
 =============  ===================================================================================
 path           answers
@@ -19,7 +20,6 @@ import asyncio
 import errno
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +28,7 @@ from http import HTTPStatus
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from adapter.background import BackgroundLoop
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
 from adapter.settings import Metrics
@@ -41,12 +42,12 @@ REQUEST_BYTES = 8192
 #: Clients at a time.
 MOST_CLIENTS = 32
 
-#: Seconds that the port of a role that has just ended is waited for.
+#: Seconds to wait for the port of a role that has just ended.
 _PORT_SECONDS = 5.0
 
 _TEXT = "text/plain; charset=utf-8"
 
-#: Why something is not as it should be; empty if it is.
+#: Returns why something is not as it should be; empty if it is.
 Reasons = Callable[[], list[str]]
 
 
@@ -87,7 +88,7 @@ class Endpoint:
     Parameters
     ----------
     listener : socket
-        What to accept from.
+        The socket to accept from.
     registry : CollectorRegistry
         The metrics; collecting them must not wait for anything.
     unfit : callable
@@ -108,9 +109,8 @@ class Endpoint:
         self._unfit = unfit
         self._unready = unready
         self._clients: dict[asyncio.Task[None], None] = {}  # the oldest first
-        self._loop = asyncio.new_event_loop()
-        self._stopped = asyncio.Event()
-        self._thread = threading.Thread(target=self.run, name="metrics", daemon=True)
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._loop = BackgroundLoop("metrics", self.run)
 
     @property
     def port(self) -> int:
@@ -118,30 +118,38 @@ class Endpoint:
         return int(self._listener.getsockname()[1])
 
     def start(self) -> None:
-        """Answer from a thread of its own."""
-        self._thread.start()
+        """Answer from a background loop."""
+        self._loop.start()
 
     def stop(self) -> None:
-        """Stop the thread."""
-        with suppress(RuntimeError):  # it has ended by itself
-            self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join(CLIENT_SECONDS)
+        """Stop the loop, and close the socket."""
+        self._loop.finish()
+        if self._running is not None:
+            loop, stopped = self._running
+            with suppress(RuntimeError):  # it has ended meanwhile
+                loop.call_soon_threadsafe(stopped.set)
+        self._loop.stop(CLIENT_SECONDS)
+        self._listener.close()
 
     def run(self, parent_pipe: int | None = None) -> None:
         """Answer until `stop`, or until the pipe `parent_pipe` ends."""
-        if parent_pipe is not None:
-            self._loop.add_reader(parent_pipe, self._stopped.set)
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
+        asyncio.run(self._serve(parent_pipe))
 
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(
-            self._converse, sock=self._listener, limit=REQUEST_BYTES
-        )
-        await self._stopped.wait()
-        server.close()
+    async def _serve(self, parent_pipe: int | None) -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        self._running = loop, stopped
+        if self._loop.stopping.is_set():
+            return
+        if parent_pipe is not None:
+            loop.add_reader(parent_pipe, stopped.set)
+        # A copy: the server closes its socket, and the next run needs one.
+        with self._listener.dup() as listener:
+            server = await asyncio.start_server(self._converse, sock=listener, limit=REQUEST_BYTES)
+            self._loop.succeeded()
+            try:
+                await stopped.wait()
+            finally:
+                server.close()
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
@@ -160,15 +168,23 @@ class Endpoint:
                 await writer.drain()
             writer.close()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # it is gone, does not ask or read in time, or speaks no HTTP
+            pass  # the client is gone, is too slow, or speaks no HTTP
         except asyncio.CancelledError:
-            pass  # it makes room for another
+            pass  # the client makes room for another
         finally:
             self._clients.pop(task, None)
-            if not writer.is_closing():  # else a client that does not read would keep it for ever
+            if not writer.is_closing():  # a client that does not read would keep it for ever
                 writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:
+        try:
+            return self._find(head)
+        except Exception as error:  # noqa: BLE001 - the protocol boundary: one answer is missing
+            log.error("a request for metrics failed", error=type(error).__name__)
+            text = f"{type(error).__name__}\n".encode()
+            return _response(HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, text)
+
+    def _find(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         if method not in {b"GET", b"HEAD"}:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"only GET\n")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every role tells alike: which release it is, and how long its heart has been silent."""
+"""What every role shows: its release, its heartbeat, and its background loops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from adapter import __version__
+from adapter import __version__, background
 from adapter.heartbeat import DEAD_SECONDS, Heart
 from adapter.metrics.endpoint import Endpoint, Reasons, listen
 from adapter.settings import Settings
@@ -23,12 +23,20 @@ class RoleCollector(Collector):
     role : str
         Which it is.
     silence : callable
-        Returns the seconds since its heart beat last.
+        Returns the seconds since the last heartbeat.
+    failures : callable, optional
+        Returns how many runs of each background loop have failed; by default of this process.
     """
 
-    def __init__(self, role: str, silence: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        role: str,
+        silence: Callable[[], float],
+        failures: Callable[[], Mapping[str, int]] = background.failures,
+    ) -> None:
         self._role = role
         self._silence = silence
+        self._failures = failures
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics, now."""
@@ -39,11 +47,19 @@ class RoleCollector(Collector):
         yield release
         silence = GaugeMetricFamily(
             "dicom_adapter_heartbeat_age_seconds",
-            "Seconds since the role's heart beat last.",
+            "Seconds since the role's last heartbeat.",
             labels=["role"],
         )
         silence.add_metric([self._role], self._silence())
         yield silence
+        failures = CounterMetricFamily(
+            "dicom_adapter_loop_failures",
+            "Runs of the role's background loops that ended in an error.",
+            labels=["role", "loop"],
+        )
+        for loop, count in sorted(self._failures().items()):
+            failures.add_metric([self._role, loop], count)
+        yield failures
 
 
 def serve_role(
@@ -62,7 +78,7 @@ def serve_role(
     role : str
         The role's name.
     heart : Heart
-        Its heart: while it beats the role is live.
+        Writes its heartbeat; while that beats the role may be live.
     unready : callable
         Returns why the role does not do its work; empty if it does.
     registry : CollectorRegistry, optional
@@ -83,13 +99,18 @@ def serve_role(
         return None
     registry = registry or CollectorRegistry()
     registry.register(RoleCollector(role, lambda: heart.age))
-    endpoint = Endpoint(listener, registry, lambda: silent(heart.age), unready)
+    endpoint = Endpoint(
+        listener, registry, lambda: silent(heart.age) + unrecovered(background.lost()), unready
+    )
     endpoint.start()
     return endpoint
 
 
 def silent(age: float) -> list[str]:
-    """Return what is wrong with a heart that beat last `age` seconds ago, if anything."""
-    if age <= DEAD_SECONDS:
-        return []
-    return [f"no heartbeat for {age:.0f} s"]
+    """Return why a process whose last heartbeat is `age` seconds old has to be replaced."""
+    return [f"no heartbeat for {age:.0f} s"] if age > DEAD_SECONDS else []
+
+
+def unrecovered(loops: Sequence[str]) -> list[str]:
+    """Return why a process whose background loops are lost has to be replaced."""
+    return [f"the background loop {name} does not recover" for name in loops]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the ledger to what the custom resources say, whenever either of them changed.
+"""Brings the ledger to what the custom resources say, whenever either of them has changed.
 
 The resources of a kind are applied as a whole: read by the command line's rules, compared with what
-is in force, changed in one transaction.  Done twice, or by two operators, it is done once.
+is in force, and changed in one transaction.  Applying them twice, or by two operators, changes
+nothing more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import configuration
@@ -27,29 +29,29 @@ from adapter.operator.status import StatusWriter
 
 log = get_logger(__name__)
 
-#: Seconds between looks at the ledger, where people may have made room for a resource.
+#: Seconds between looks at the ledger, where someone may have made room for a resource.
 PERIOD = 1.0
-#: Seconds that changes which come together get to come together.
+#: Seconds to wait for changes that come together.
 _SETTLE_SECONDS = 0.05
 
 
 class Applying:
-    """Applies the collections, from a thread of its own.
+    """Applies the collections, from a background loop.
 
     Parameters
     ----------
     adapter : Adapter
-        Whose ledger.
+        The adapter whose ledger is changed.
     namespace : str
-        Whose resources.
+        The namespace of the resources.
     collections : sequence of ResourceCollection
         What the resources say.
     writer : StatusWriter
-        Who tells the resources what came of them.
+        Writes into the resources what came of them.
     changed : threading.Event
         Set when a collection has changed.
     stop : threading.Event
-        Set to end it; then set `changed` too.
+        Set to end the loop; then set `changed` too.
 
     Attributes
     ----------
@@ -79,26 +81,25 @@ class Applying:
         self._stop = stop
         self._version = -1
         self._due: set[ResourceCollection] = set()
-        self.thread = threading.Thread(target=self._run, name="operator-apply", daemon=True)
+        self.loop = BackgroundLoop("operator-apply", self._run, stopping=stop)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            if self._changed.wait(PERIOD):
-                self._stop.wait(_SETTLE_SECONDS)
-            self._changed.clear()
-            try:
-                self._look()
-            except SQLAlchemyError as error:
-                # Its text may quote a statement's values.
-                self._complain(f"the ledger does not answer ({type(error).__name__})")
-                self._adapter.ledger.close()
-                self._stop.wait(PERIOD)
-            except ConfigurationError as error:
-                self._complain(str(error))
-            except ValidationError:
-                self._complain("the ledger holds configuration that this release cannot read")
-            else:
-                self.problem = None
+        if self._changed.wait(PERIOD):
+            self._stop.wait(_SETTLE_SECONDS)
+        self._changed.clear()
+        try:
+            self._look()
+        except SQLAlchemyError as error:
+            # Its text may quote a statement's values.
+            self._complain(f"the ledger does not answer ({type(error).__name__})")
+            self._adapter.ledger.close()
+            self._stop.wait(PERIOD)
+        except ConfigurationError as error:
+            self._complain(str(error))
+        except ValidationError:
+            self._complain("the ledger holds configuration that this release cannot read")
+        else:
+            self.problem = None
 
     def _look(self) -> None:
         version = configuration.latest_version(self._adapter.ledger)
@@ -119,7 +120,7 @@ class Applying:
         current = configuration.current(ledger, kind)
         plan = make_plan(readings, current, self._namespace)
         if plan.puts or plan.removals:
-            # Decided anew on what is in force when it is changed: others may have been quicker.
+            # Decided again on what is in force at the change: others may have been faster.
             def decide(rows: list[Versioned[Any]]) -> Changes:
                 return make_plan(readings, rows, self._namespace).changes
 

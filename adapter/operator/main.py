@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's process: its threads put together, started and stopped.
+"""The operator's process: its background loops put together, started and stopped.
 
-The adapter is opened as soon as its ledger answers; what the API server says is read meanwhile.
-A thread that hangs on a peer dies with the process: it holds nothing that anybody waits for.
+================  ================================================================================
+loop              does
+================  ================================================================================
+heartbeat         beats
+metrics           answers for metrics and probes, if a port is set
+watch-<kind>      keeps what is known of the custom resources of one kind up to date
+opening           opens the adapter when its ledger answers, starts the next one, and ends
+operator-apply    brings the ledger to what the custom resources say
+operator-status   writes the status of custom resources
+================  ================================================================================
+
+A loop that hangs on a peer dies with the process: nobody waits for anything that it holds.
 """
 
 from __future__ import annotations
@@ -12,13 +22,11 @@ import threading
 import time
 from typing import Any
 
-from alembic.util import CommandError
 from prometheus_client import CollectorRegistry
-from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import metrics
+from adapter import background, metrics
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter, open_adapter
-from adapter.errors import AdapterError
 from adapter.heartbeat import Heart
 from adapter.log import get_logger
 from adapter.operator.applying import Applying
@@ -35,9 +43,10 @@ log = get_logger(__name__)
 
 ROLE = "operator"
 
-#: Seconds between attempts to open the adapter.
-_AGAIN_SECONDS = 1.0
-#: Seconds that all threads together get to end.
+_OPENING, _CANNOT_OPEN = "the adapter is being opened", "the adapter cannot be opened"
+#: Seconds between looks at whether a loop is lost.
+_LOOK_SECONDS = 1.0
+#: Seconds that all loops together get to end.
 _STOP_SECONDS = 2.0
 
 
@@ -60,7 +69,6 @@ class Operator:
         self._client = Client(settings)
         self._adapter: Adapter | None = None
         self._applying: Applying | None = None
-        self._reason = "the adapter is being opened"
         self._stop = threading.Event()
         self._changed = threading.Event()
         kubernetes = settings.kubernetes
@@ -70,25 +78,28 @@ class Operator:
             Watch(self._client, collection, kubernetes, self._stop)
             for collection in self._collections
         ]
-        self._threads = [self._writer.thread, *(watch.thread for watch in watches)]
-        self._opening = threading.Thread(target=self._open, name="open", daemon=True)
+        self._opening = BackgroundLoop("opening", self._open)
+        self._loops = [self._writer.loop, *(watch.loop for watch in watches), self._opening]
         self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
         self._endpoint: metrics.Endpoint | None = None
 
     @property
     def problem(self) -> list[str]:
-        """What keeps the custom resources from being in force, in words; nothing if they are."""
-        applying = self._applying
-        found = [self._reason if applying is None else applying.problem]
+        """Why the custom resources are not in force; empty if they are."""
+        if self._applying is None:
+            reason = self._opening.problem
+            found: list[str | None] = [f"{_CANNOT_OPEN}: {reason}" if reason else _OPENING]
+        else:
+            found = [self._applying.problem]
         found += [collection.problem for collection in self._collections]
         found.append(self._writer.problem)
         return list(dict.fromkeys(text for text in found if text is not None))
 
     @property
-    def broken(self) -> bool:
-        """Whether a thread has died that should not have: only a new process helps."""
-        last = self._opening if self._applying is None else self._applying.thread
-        return not all(thread.is_alive() for thread in [*self._threads, last])
+    def unready(self) -> list[str]:
+        """Why the operator does not do its work: its problems, and the loops that fail."""
+        failing = [name for name, loop in background.states().items() if loop["state"] != "running"]
+        return self.problem + [f"the background loop {name} fails" for name in failing]
 
     def start(self) -> None:
         """Begin to watch, and to apply as soon as the ledger answers.
@@ -101,24 +112,25 @@ class Operator:
         registry = CollectorRegistry()
         registry.register(OperatorCollector(self._amounts, lambda: self.problem))
         self._endpoint = metrics.serve_role(
-            self._settings, ROLE, self._heart, lambda: self.problem, registry
+            self._settings, ROLE, self._heart, lambda: self.unready, registry
         )
         self._heart.start()
         log.info("operator", namespace=self._client.namespace)
-        for thread in [*self._threads, self._opening]:
-            thread.start()
+        for loop in self._loops:
+            loop.start()
 
     def stop(self) -> None:
-        """Stop; what is not applied yet is found again at the next start."""
+        """Stop; the next start finds what is not applied yet."""
         deadline = time.monotonic() + _STOP_SECONDS
         self._stop.set()
         self._client.close()
         self._changed.set()
         self._writer.wake()
-        for thread in [*self._threads, self._opening]:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        self._opening.finish()
+        for loop in self._loops:
+            loop.stop(max(0.0, deadline - time.monotonic()))
         if self._applying is not None:
-            self._applying.thread.join(max(0.0, deadline - time.monotonic()))
+            self._applying.loop.stop(max(0.0, deadline - time.monotonic()))
         self._heart.stop()
         if self._endpoint is not None:
             self._endpoint.stop()
@@ -127,33 +139,18 @@ class Operator:
         log.info("stopped")
 
     def _open(self) -> None:
-        while not self._stop.is_set():
-            try:
-                adapter = open_adapter(self._settings)
-            except AdapterError as error:
-                self._explain(str(error))
-            except (SQLAlchemyError, CommandError, OSError) as error:
-                # Their text may quote addresses and statements: the type says enough.
-                self._explain(f"the ledger cannot be opened ({type(error).__name__})")
-            else:
-                self._adapter = adapter
-                applying = Applying(
-                    adapter,
-                    namespace=self._client.namespace,
-                    collections=self._collections,
-                    writer=self._writer,
-                    changed=self._changed,
-                    stop=self._stop,
-                )
-                applying.thread.start()
-                self._applying = applying
-                return
-            self._stop.wait(_AGAIN_SECONDS)
-
-    def _explain(self, reason: str) -> None:
-        if reason != self._reason:
-            log.error("the adapter cannot be opened", reason=reason)
-        self._reason = reason
+        adapter = self._adapter = self._adapter or open_adapter(self._settings)
+        applying = Applying(
+            adapter,
+            namespace=self._client.namespace,
+            collections=self._collections,
+            writer=self._writer,
+            changed=self._changed,
+            stop=self._stop,
+        )
+        applying.loop.start()
+        self._applying = applying
+        self._opening.finish()
 
     def _say(self) -> dict[str, Any] | None:
         """Return what the heartbeat says."""
@@ -183,9 +180,9 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     operator.start()
-    while not ended.wait(_AGAIN_SECONDS):
-        if operator.broken:
-            log.critical("a thread has died: the process ends, to be started again")
+    while not ended.wait(_LOOK_SECONDS):
+        if lost := background.lost():
+            log.critical("the process ends, to be started again", loops=lost)
             break
     operator.stop()
     return 0 if ended.is_set() else 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status of a custom resource: whether it is in force, or why not.
 
-It is written only when it says something else than what stands there, so that two operators, or one
-that starts again, write nothing.  What the API server does not take is tried again; nothing else
+It is written only when it differs from the one that stands there, so that two operators, or one
+that starts again, write nothing.  A status that the API server refuses is tried again; nothing else
 waits for it.
 """
 
@@ -13,6 +13,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from adapter.background import BackgroundLoop
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
 from adapter.operator.client import Client, Missing
@@ -27,6 +28,8 @@ log = get_logger(__name__)
 READY = "Ready"
 #: Longest message, in characters; enough for every problem of a resource that people write.
 _LONGEST_MESSAGE = 8192
+#: Seconds between looks for statuses that an error put back.
+_LOOK_SECONDS = 1.0
 
 
 def status_of(resource: Resource, readiness: Readiness, now: datetime) -> dict[str, Any] | None:
@@ -35,9 +38,9 @@ def status_of(resource: Resource, readiness: Readiness, now: datetime) -> dict[s
     Parameters
     ----------
     resource : Resource
-        With the status that stands there.
+        The resource, with the status that it has now.
     readiness : Readiness
-        What came of it.
+        What came of the resource.
     now : datetime
         When the condition changed, if it did.
     """
@@ -64,12 +67,12 @@ def status_of(resource: Resource, readiness: Readiness, now: datetime) -> dict[s
 
 
 class StatusWriter:
-    """Writes what has to be written, from a thread of its own; the latest word wins.
+    """Writes statuses, from a background loop; the last one wanted for a resource wins.
 
     Parameters
     ----------
     client : Client
-        Whom to tell.
+        The API server's client.
     settings : Kubernetes
         How long to wait after a failure.
     stop : threading.Event
@@ -89,12 +92,12 @@ class StatusWriter:
         self._wanted: dict[str, tuple[ResourceCollection, Resource, Readiness]] = {}
         self._lock = threading.Lock()
         self._news = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="operator-status", daemon=True)
+        self.loop = BackgroundLoop("operator-status", self._run, stopping=stop)
 
     def want(
         self, collection: ResourceCollection, outcomes: list[tuple[Resource, Readiness]]
     ) -> None:
-        """Say what each resource of a kind is to be told; what was said before is forgotten."""
+        """Replace the statuses that are wanted for the resources of a kind."""
         kind = collection.kind
         with self._lock:
             for owner in [key for key, (at, *_) in self._wanted.items() if at.kind is kind]:
@@ -105,24 +108,26 @@ class StatusWriter:
         self._news.set()
 
     def wake(self) -> None:
-        """Look for something to do; to be called after `stop` was set too."""
+        """Let the loop look for work; to be called after `stop` was set, too."""
         self._news.set()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self._news.wait()
-            self._news.clear()
-            while not self._stop.is_set() and (wanted := self._take()) is not None:
-                began = time.monotonic()
-                try:
-                    self._write(*wanted)
-                except TemporaryError as error:
-                    self._put_back(*wanted)
-                    self._complain(str(error))
-                    self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
-                else:
-                    self.problem = None
-            self.problem = None  # also if what could not be told need not be told any more
+        self._news.wait(_LOOK_SECONDS)
+        self._news.clear()
+        while not self._stop.is_set() and (wanted := self._take()) is not None:
+            began = time.monotonic()
+            try:
+                self._write(*wanted)
+            except TemporaryError as error:
+                self._put_back(*wanted)
+                self._complain(str(error))
+                self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
+            except BaseException:
+                self._put_back(*wanted)
+                raise
+            else:
+                self.problem = None
+        self.problem = None  # also if a status that was refused is not wanted any more
 
     def _write(
         self, collection: ResourceCollection, resource: Resource, readiness: Readiness

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a collection up to date: list, watch from there, and begin anew when that ends.
+"""Keeps a collection up to date: list, watch from there, and begin again when that ends.
 
 ::
 
@@ -8,8 +8,8 @@
       |        +--(410 Gone, or unreadable)--+
       +--------------(or a resync is due)----+
 
-What fails is tried again with a delay that grows, at random, so that many operators do not come
-back at once.
+A request that fails is repeated after a delay that grows and is random, so that many operators do
+not return at the same moment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 import threading
 import time
 
+from adapter.background import BackgroundLoop
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
 from adapter.operator.client import Client, Gone, RequestBroken
@@ -28,7 +29,7 @@ log = get_logger(__name__)
 
 
 class Backoff:
-    """Delays that grow from one failure to the next, and are never the same.
+    """Random delays that grow from one failure to the next.
 
     Parameters
     ----------
@@ -46,9 +47,9 @@ class Backoff:
         Parameters
         ----------
         lasted : float, seconds
-            How long it went well; longer than the delay is a new beginning.
+            How long the last attempt worked; longer than the delay starts from the minimum again.
         asked : float, seconds, optional
-            What the server asks for.
+            The delay that the server asks for.
         """
         if lasted > self._next:
             self._next = self._minimum
@@ -58,12 +59,12 @@ class Backoff:
 
 
 class Watch:
-    """Keeps one collection up to date, from a thread of its own.
+    """Keeps one collection up to date, from a background loop.
 
     Parameters
     ----------
     client : Client
-        Whom to ask.
+        The API server's client.
     collection : ResourceCollection
         What to keep up to date.
     settings : Kubernetes
@@ -87,24 +88,21 @@ class Watch:
         self._listed_at = 0.0
         self._watching = False
         self._backoff = Backoff(settings.retry_minimum_seconds, settings.retry_maximum_seconds)
-        self.thread = threading.Thread(
-            target=self._run, name=f"watch-{collection.kind.plural}", daemon=True
-        )
+        self.loop = BackgroundLoop(f"watch-{collection.kind.plural}", self._run, stopping=stop)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                self._look()
-            except TemporaryError as error:
-                if isinstance(error, Gone | RequestBroken):
-                    self._version = None
-                self._complain(error)
-                self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
-            else:
-                # A server that ends each watch at once is not asked without end.
-                least = began + self._settings.retry_minimum_seconds - time.monotonic()
-                self._stop.wait(max(0.0, least))
+        began = time.monotonic()
+        try:
+            self._look()
+        except TemporaryError as error:
+            if isinstance(error, Gone | RequestBroken):
+                self._version = None
+            self._complain(error)
+            self._stop.wait(self._backoff.delay(time.monotonic() - began, error.delay))
+        else:
+            # A server that ends each watch at once is not asked without a pause.
+            least = began + self._settings.retry_minimum_seconds - time.monotonic()
+            self._stop.wait(max(0.0, least))
 
     def _look(self) -> None:
         """List if that is due, then watch until the watch ends."""
@@ -118,12 +116,13 @@ class Watch:
         with self._client.watch(kind, self._version, seconds) as events:
             self._recovered()
             for event in events:
-                self._version = event.version
                 if event.type != "BOOKMARK":
                     self._collection.take(event)
+                self._version = event.version  # an event that met an error is watched for again
 
     def _recovered(self) -> None:
         self._watching = True
+        self.loop.succeeded()
         if self._collection.problem is not None:
             log.info("watching again", kind=self._collection.kind.name)
         self._collection.problem = None
@@ -131,7 +130,7 @@ class Watch:
     def _complain(self, error: TemporaryError) -> None:
         broke, self._watching = self._watching, False
         if broke or isinstance(error, Gone) or self._stop.is_set():
-            return  # watches do break; only if the next attempt fails, something is out of date
+            return  # watches break now and then; the next attempt tells whether it lasts
         text = str(error)
         if text != self._collection.problem:
             log.warning(

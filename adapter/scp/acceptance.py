@@ -109,7 +109,7 @@ def decide(
     configuration: Snapshot,
     settings: ScpSettings,
     *,
-    active: int,
+    no_place: bool,
     storage_low: Callable[[], bool],
 ) -> Accepted | Rejection:
     """Judge an association request.
@@ -122,8 +122,8 @@ def decide(
         The AE titles and sources in force.
     settings : ScpSettings
         The static settings.
-    active : int
-        Associations that are open, without this one.
+    no_place : bool
+        Whether as many associations are open as may be, of all peers or of this one.
     storage_low : callable
         Tells whether the disk is too full to receive; asked last, and only for Storage.
     """
@@ -136,7 +136,7 @@ def decide(
     if called is None or ae_title is None:
         nearest = _nearest(called, configuration)
         return Rejection(*CALLED_AE_TITLE_NOT_RECOGNIZED, "unknown-called-ae", nearest)
-    if active >= settings.maximum_number_of_associations:
+    if no_place:
         return Rejection(*LOCAL_LIMIT_EXCEEDED, "association-limit")
     stored = storage_classes(settings.additional_sop_classes)
     if any(cx.abstract_syntax in stored for cx in request.contexts) and storage_low():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The acceptor: every association request passes here, is judged, counted and given its sink.
+"""The acceptor: decides about every association request, counts it, and gives it its sink.
 
 A transport asks `decide` and then talks to the sink; it needs nothing else of the adapter.
 """
@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 
 class AssociationAcceptor:
-    """Admits associations.
+    """Decides about association requests.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class AssociationAcceptor:
     scp_events : ScpEvents
         Where events and counts go.
     on_stored : callable
-        Told of each instance that is stored.
+        Called for each instance that is stored.
     limiter : AssociationLimiter, optional
-        The places for associations, if other processes share them.
+        The limit of associations, if other processes share it.
     """
 
     def __init__(
@@ -84,23 +84,23 @@ class AssociationAcceptor:
         return self._events.metrics
 
     def close(self) -> None:
-        """Give the places for associations up."""
+        """Give up the places for associations."""
         self._limiter.close()
 
     def decide(self, request: AssociationRequest) -> StoreSink | Rejection:
-        """Judge a request: return the association's sink, or how to reject it.
+        """Decide about a request: return the association's sink, or how to reject it.
 
-        Every sink has to be closed, whatever becomes of the association.
+        Every sink has to be closed, however the association ends.
         """
         request = replace(request, peer_address=str(peer_address(request.peer_address)))
-        # Taken before anything is judged, so that the limit holds for requests that come at once.
+        # Taken before anything is decided: requests that come together meet the same limit.
         place = self._limiter.acquire(request.peer_address)
         scp = self._settings.dicom.scp
         decision = acceptance.decide(
             request,
             self._configuration.snapshot,
             scp,
-            active=scp.maximum_number_of_associations if place is None else 0,
+            no_place=place is None,
             storage_low=self._storage_low,
         )
         give_back = partial(self._limiter.release, place)
@@ -113,14 +113,18 @@ class AssociationAcceptor:
         return StoreSink(self._context, decision, request.peer_address, give_back)
 
     def _storage_low(self) -> bool:
-        storage = self._settings.storage
         try:
-            return self._spool.space(storage.watermark_percent, storage.reserve_space_gb).low
-        except OSError:  # a spool that cannot be asked cannot be written either
+            return self._spool.space(self._settings.storage).low
+        except OSError:  # a disk that cannot be read cannot be written either
             return True
 
+    def drop(self) -> None:
+        """Count a connection that was closed because no thread could be started for it."""
+        self._events.count("dropped")
+        self._events.metrics.dropped()
+
     def reject(self, request: AssociationRequest, rejected: Rejection) -> None:
-        """Count a rejection, and tell of it."""
+        """Count and log a rejection, and record its event."""
         detail: dict[str, Any] = {
             "calling": printable(request.calling_ae),
             "called": printable(request.called_ae),

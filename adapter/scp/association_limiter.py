@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places for associations: a limit that holds over all processes of one SCP.
+"""The places for associations: a limit over all processes of one SCP.
 
-A place is a byte of a file, locked by the process whose association has it.  The kernel frees the
-locks of a process that dies, so no place is ever lost.  Who has a place stands beside it, for the
-limit of each peer.
+A place is a byte of a file.  The process whose association has the place locks the byte.  The
+kernel frees the locks of a process that dies, so no place is ever lost.  The peer's address is
+written at the place, for the limit of each peer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOBODY = bytes(_RECORD)
 
 
 class AssociationLimiter:
-    """Places for associations; made before the processes that share them.
+    """Places for associations, made before the processes that share them.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class AssociationLimiter:
     def __init__(self, total: int, per_peer: int) -> None:
         self._total = total
         self._per_peer = per_peer
-        # It lives as long as a process has it open; locks belong to processes, not to threads.
+        # The file lives while a process has it open.  Locks belong to processes, not to threads.
         self._file = tempfile.TemporaryFile(prefix="dicom-adapter-limiter-")  # noqa: SIM115
         self._file.truncate(total * _RECORD)
         self._peers = mmap.mmap(self._file.fileno(), total * _RECORD)
@@ -50,7 +50,7 @@ class AssociationLimiter:
         return len(self._mine)
 
     def acquire(self, address: str) -> int | None:
-        """Take a place for a peer; None if there is none, or none for this peer."""
+        """Take a place for a peer; return None if none is free, or none for this peer."""
         peer = _packed(address)
         with self._lock, self._alone():
             same = [place for place in range(self._total) if self._peer(place) == peer]
@@ -64,7 +64,7 @@ class AssociationLimiter:
         return None
 
     def release(self, place: int | None) -> None:
-        """Give a place back; None is no place."""
+        """Give a place back; None stands for no place."""
         with self._lock:
             if place is None or self._file.closed:
                 return
@@ -94,10 +94,10 @@ class AssociationLimiter:
     def _write(self, place: int, peer: bytes) -> None:
         self._peers[place * _RECORD : (place + 1) * _RECORD] = peer
 
-    def _held(self, limiter: list[int]) -> int:
-        """Count the places that somebody has; what a dead process left is cleared."""
+    def _held(self, places: list[int]) -> int:
+        """Count the places that are taken; clear those of processes that died."""
         held = 0
-        for place in limiter:
+        for place in places:
             if place not in self._mine and self._try(place):
                 self._write(place, _NOBODY)
                 self._unlock(place)

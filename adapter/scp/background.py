@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs beside the C-STORE path, in threads of its own, so that no C-STORE ever waits for it.
+"""What an SCP does beside the C-STORE path, in background loops: no C-STORE waits for any of it.
 
-=============  ===================================================================================
-thread         does
-=============  ===================================================================================
-scp-wake-up    wakes notification: one wake-up for a batch of instances
-scp-ledger     takes over configuration changes and writes events, each second, if there is a ledger
-scp-heartbeat  writes the heartbeat each second, whether the others hang or not
-=============  ===================================================================================
+============  ====================================================================================
+loop          does
+============  ====================================================================================
+scp-wake-up   wakes notification, once for a batch of instances
+scp-ledger    takes over changes of the configuration and writes events, each second
+heartbeat     writes the heartbeat each second, whether the others hang or not
+============  ====================================================================================
 """
 
 from __future__ import annotations
@@ -15,62 +15,59 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapter import heartbeat, stages
+from adapter import background, heartbeat, stages
+from adapter.background import BackgroundLoop
 from adapter.core import open_ledger
-from adapter.log import get_logger
+from adapter.heartbeat import Heart
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents
 from adapter.settings import Settings
 from adapter.spool import Spool
 
-log = get_logger(__name__)
-
 ROLE = "scp"
 
-#: Seconds between looks at the ledger, and between heartbeats.
+#: Seconds between looks at the ledger.
 PERIOD = heartbeat.PERIOD
-#: Seconds that a thread is waited for at the end; one that hangs dies with the process.
+#: Seconds that a loop is waited for at the end; one that hangs dies with the process.
 _STOP_SECONDS = 1.0
-
-
-#: Seconds without a wake-up after the broker did not take one; the due-work poll wakes meanwhile.
+#: Seconds without a wake-up after the broker refused one; the due-work poll wakes meanwhile.
 _AWAY_SECONDS = 5.0
 
 
 class NotificationWaker:
-    """Wakes notification for what has been stored: once for a batch, never for each instance.
+    """Wakes notification for stored instances: once for a batch, never for each instance.
 
-    A wake-up that the broker does not take is forgotten: the due-work poll repeats it.
+    A wake-up that the broker refuses is forgotten: the due-work poll repeats it.
 
     Parameters
     ----------
     settings : Settings
-        Says who the broker is, and how large and how old a batch gets.
+        Name the broker, and say how large and how old a batch may get.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._changed = threading.Condition()
         self._waiting = 0
-        self._stopping = False
         self._app: Celery | None = None
         self._quiet_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="scp-wake-up", daemon=True)
+        self._loop = BackgroundLoop("scp-wake-up", self._wake_for_a_batch, once_more=True)
 
     def start(self) -> None:
         """Start waking notification."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
-        """Wake notification for what waits, and stop."""
+        """Wake notification for the instances that wait, and stop."""
         with self._changed:
-            self._stopping = True
+            self._loop.finish()
             self._changed.notify()
-        self._thread.join(_STOP_SECONDS / 4)  # a lost wake-up costs one poll
+        self._loop.stop(_STOP_SECONDS / 4)  # a lost wake-up costs one poll
 
     def stored(self) -> None:
         """Say that one more instance is stored."""
@@ -79,48 +76,49 @@ class NotificationWaker:
             if self._waiting in {1, self._settings.dicom.scp.wake_up_instances}:
                 self._changed.notify()
 
-    def _run(self) -> None:
+    def _wake_for_a_batch(self) -> None:
         scp = self._settings.dicom.scp
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
-                self._changed.wait_for(
-                    lambda: self._waiting >= scp.wake_up_instances or self._stopping,
-                    timeout=scp.wake_up_milliseconds / 1000,
-                )
-                waiting, self._waiting = self._waiting, 0
-                stopping = self._stopping
-            if waiting and time.monotonic() >= self._quiet_until:
-                self._ring()
-            if stopping:
+        stopping = self._loop.stopping.is_set
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or stopping(), PERIOD)
+            if not self._waiting:
                 return
+            self._changed.wait_for(
+                lambda: self._waiting >= scp.wake_up_instances or stopping(),
+                scp.wake_up_milliseconds / 1000,
+            )
+            self._waiting = 0
+        if time.monotonic() >= self._quiet_until:
+            self._wake()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         app = self._app or stages.make_app(self._settings)
         if stages.StageQueues(app).wake(stages.NOTIFICATION):
             self._app = app
         else:  # made anew the next time: a broker that was started since may have a new password
             app.close()
             self._app = None
-            # To fail is dear, and what receives would have to wait for its turn on the processor.
+            # Failing costs processor time that the receiving threads need.
             self._quiet_until = time.monotonic() + _AWAY_SECONDS
 
 
 class BackgroundTasks:
-    """The other two threads: ledger and heartbeat.
+    """The other two loops: ledger and heartbeat.
 
     Parameters
     ----------
     settings : Settings
-        Says where the ledger is.
+        Say where the ledger is.
     spool : Spool
         Where heartbeats are written.
     configuration : LiveConfiguration
-        What is kept up to date.
+        Is kept up to date.
     events : ScpEvents
-        Whose events and counts are written.
+        The events and counts to write.
     active : callable
-        Tells how many associations are open.
+        Returns how many associations are open.
+    listening : callable
+        Tells whether connections are accepted.
     """
 
     def __init__(
@@ -129,75 +127,57 @@ class BackgroundTasks:
         spool: Spool,
         configuration: LiveConfiguration,
         events: ScpEvents,
+        *,
         active: Callable[[], int],
+        listening: Callable[[], bool],
     ) -> None:
-        self._spool = spool
         self._configuration = configuration
         self._events = events
         self._active = active
+        self._listening = listening
         self._port = settings.dicom.scp.port
         self._ledger = open_ledger(settings)
-        self._stop = threading.Event()
         self._looked = threading.Event()
-        self._counters = events.metrics.counters
-        self._complained: dict[str, float] = {}
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
-            for name, work in (("scp-ledger", self._visit_ledger), ("scp-heartbeat", self._beat))
-        ]
+        # Once more at the end, for the last events.
+        self._loop = BackgroundLoop("scp-ledger", self._visit_ledger, period=PERIOD, once_more=True)
+        self._heart = Heart(spool, ROLE, self._say)
 
     def start(self, patience: float) -> None:
         """Start, and wait up to `patience` seconds for the first look at the ledger."""
-        heartbeat.forget_gone(self._spool)
-        for thread in self._threads:
-            thread.start()
+        self._heart.start()
+        self._loop.start()
         self._looked.wait(patience)
 
     def stop(self) -> None:
         """Write the last events if the ledger takes them, and stop."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(_STOP_SECONDS)
+        self._loop.stop(_STOP_SECONDS)
+        self._heart.stop()
         self._ledger.close()
-        heartbeat.remove(self._spool, ROLE)
-
-    def _repeat(self, work: Callable[[], None]) -> None:
-        stopping = False
-        while True:
-            try:
-                work()
-            except (SQLAlchemyError, OSError) as error:
-                self._complain(threading.current_thread().name, error)
-            if stopping:
-                return
-            stopping = self._stop.wait(PERIOD)  # and once more, for what came last
 
     def _visit_ledger(self) -> None:
         try:
             self._configuration.refresh(self._ledger)
-            self._looked.set()  # before events, which may be many
+            self._looked.set()  # before events, of which there may be many
             self._events.flush(self._ledger)
         except SQLAlchemyError:
-            self._ledger.close()  # so that the next visit connects to what is there then
+            self._ledger.close()  # the next visit makes a new connection
             raise
         finally:
             self._looked.set()
 
-    def _beat(self) -> None:
+    def _say(self) -> dict[str, Any]:
+        """Return what the heartbeat says, and tell the processes that share the counters."""
         active = self._active()
-        self._counters.beat()
-        self._counters.set_active(active)
-        heartbeat.write(
-            self._spool,
-            ROLE,
-            port=self._port,
-            active_associations=active,
-            configuration_version=self._configuration.snapshot.version,
-            **dict.fromkeys(("accepted", "rejected", "stored", "failed", "ignored"), 0)
-            | self._events.counts(),
-        )
-
-    def _complain(self, thread: str, error: Exception) -> None:
-        if time.monotonic() > self._complained.get(thread, 0.0) + 60:
-            self._complained[thread] = time.monotonic()
-            log.warning("receiving goes on without", thread=thread, error=type(error).__name__)
+        metrics = self._events.metrics
+        metrics.counters.beat()
+        metrics.counters.set_active(active)
+        metrics.counters.set_listening(self._listening())
+        metrics.counters.set_lost_loops(background.lost())
+        metrics.loops_failed(background.failures())
+        return {
+            "port": self._port,
+            "active_associations": active,
+            "configuration_version": self._configuration.snapshot.version,
+            **dict.fromkeys(("accepted", "rejected", "dropped", "stored", "failed", "ignored"), 0),
+            **self._events.counts(),
+        }

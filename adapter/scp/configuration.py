@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that associations are judged by, in force with and without the ledger.
+"""The configuration that decides about associations, with and without the ledger.
 
-It is read from the copy beside the spool, so that a receiver starts and restarts while the ledger
-is away, and made anew when the ledger has a newer one.  A snapshot never changes: an association
-keeps the one it began with.
+It is read from a copy beside the spool, so that a receiver can start while the ledger is away, and
+read from the ledger when that has another version.  A snapshot never changes: an association keeps
+the one that it began with.
 """
 
 from __future__ import annotations
@@ -65,23 +65,29 @@ class LiveConfiguration:
         self._spool = spool
         self._complained = False
         self._snapshot = self._saved()
+        self._saved_version = self._snapshot.version
 
     @property
     def snapshot(self) -> Snapshot:
-        """The configuration in force now; it never changes itself."""
+        """The configuration in force now."""
         return self._snapshot
 
     def refresh(self, ledger: Ledger) -> bool:
         """Take over the ledger's configuration if it is another one, and tell whether it was.
 
+        A copy that could not be written is written by the next call.
+
         Raises
         ------
         sqlalchemy.exc.SQLAlchemyError
             If the ledger does not answer.
+        SpoolError
+            If the spool is away, so that nobody can tell whether the ledger belongs to it.
         OSError
             If the copy cannot be written; the change is in force nevertheless.
         """
-        if latest_version(ledger) == self._snapshot.version:
+        version = latest_version(ledger)
+        if version == self._snapshot.version == self._saved_version:
             return False
         if ledger.spool_id != self._spool.id:
             # An empty or foreign ledger must not wipe what a rebuild will need.
@@ -90,9 +96,11 @@ class LiveConfiguration:
             self._complained = True
             return False
         latest = snapshot(ledger)
-        self._snapshot = Snapshot.parse(latest)
+        if latest["version"] != self._snapshot.version:
+            self._snapshot = Snapshot.parse(latest)
+            log.info("configuration in force", version=self._snapshot.version)
         self._spool.write_configuration(latest)
-        log.info("configuration in force", version=self._snapshot.version)
+        self._saved_version = self._snapshot.version
         return True
 
     def _saved(self) -> Snapshot:

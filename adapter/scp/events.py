@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the SCP tells about itself: events for the ledger, counts for its heartbeat, and metrics.
+"""What the SCP reports: events for the ledger, counts for its heartbeat, and metrics.
 
-Reporting never waits and never fails: events stand in a bounded queue until the ledger takes them,
-and are counted instead when the queue is full.
+Reporting never waits and never fails: events wait in a bounded queue for the ledger, and are only
+counted when the queue is full.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BATCH = 200
 
 
 def printable(text: str, limit: int = 64) -> str:
-    """Return what a peer sent so that it can be shown: escaped, and cut short."""
+    """Return a peer's text in a form fit to show: escaped, and cut short."""
     return text[:limit].encode("ascii", "backslashreplace").decode("ascii").translate(_CONTROLS)
 
 
@@ -41,7 +41,7 @@ class ScpEvents:
     Parameters
     ----------
     metrics : ProcessMetrics, optional
-        Where metrics are counted, if other processes count beside this one.
+        Where metrics are counted, if other processes count too.
     """
 
     def __init__(self, metrics: ProcessMetrics | None = None) -> None:
@@ -69,7 +69,7 @@ class ScpEvents:
             return {**self._counts, "events_waiting": len(self._queue)}
 
     def flush(self, ledger: Ledger) -> None:
-        """Write the waiting events into the ledger; those it does not take stay.
+        """Write the waiting events into the ledger; those that it refuses stay in the queue.
 
         Raises
         ------

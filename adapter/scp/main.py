@@ -22,7 +22,7 @@ from adapter.spool import Spool
 
 log = get_logger(__name__)
 
-#: Seconds that a start waits for the ledger's configuration before it listens with the copy's.
+#: Seconds that a start waits for the ledger's configuration before it takes the copy's.
 _LEDGER_PATIENCE = 2.0
 
 
@@ -36,9 +36,9 @@ class Scp:
     listener : socket, optional
         What to accept from, if other processes share it.
     limiter : AssociationLimiter, optional
-        The places for associations, if other processes share them.
+        The limit of associations, if other processes share it.
     counters : ProcessCounters, optional
-        Where it counts, if other processes count beside it.
+        Where it counts, if other processes count too.
     tls : ssl.SSLContext, optional
         Speak TLS.
 
@@ -65,13 +65,18 @@ class Scp:
         self.acceptor = AssociationAcceptor(
             settings, spool, configuration, self.events, self._waker.stored, limiter=limiter
         )
-        self._background = BackgroundTasks(
-            settings, spool, configuration, self.events, lambda: self.acceptor.active
-        )
         self._server = Server(settings.dicom.scp, self.acceptor, listener, tls)
+        self._background = BackgroundTasks(
+            settings,
+            spool,
+            configuration,
+            self.events,
+            active=lambda: self.acceptor.active,
+            listening=lambda: self._server.listening,
+        )
 
     def start(self) -> None:
-        """Listen; the configuration in force is the ledger's, or the copy's if there is no ledger.
+        """Listen, with the ledger's configuration, or the copy's while the ledger is away.
 
         Raises
         ------
@@ -95,14 +100,13 @@ class Scp:
         log.info("listening", host=scp.host, port=self.port)
 
     def stop(self, grace: float | None = None) -> None:
-        """Stop listening, let associations end, and stop what runs beside.
+        """Stop listening, let associations end, and stop the background loops.
 
         Parameters
         ----------
         grace : float, optional
             Seconds that associations get to end; by default those of the settings.
         """
-        self.events.metrics.counters.set_listening(False)
         self._server.stop(self._settings.workers.stop_seconds if grace is None else grace)
         self._waker.stop()
         self._background.stop()
@@ -111,7 +115,7 @@ class Scp:
 
 
 def open_or_make_spool(settings: Settings) -> Spool:
-    """Return the spool; the first role of a new adapter makes it, and needs the ledger for that."""
+    """Return the spool; the first role of a new adapter makes it, which needs the ledger."""
     try:
         return open_spool(settings)
     except SpoolError:

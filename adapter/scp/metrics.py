@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SCP's metrics for Prometheus: counted where it happens, exposed by any process.
+"""The SCP's metrics for Prometheus: counted where things happen, shown by any process.
 
-Labels are bounded: AE titles are those that associations were accepted for, which are configured
-ones, and from the `MOST_TITLES` + first on "other"; everything else comes from the sets below.
+Labels are bounded.  AE titles are those that associations were accepted for, so they are
+configured ones; each beyond the first `MOST_TITLES` counts as "other".  All other labels come from
+the sets below.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -36,14 +37,18 @@ REJECTIONS = (
     "protocol-version",
     OTHER,
 )
+#: The background loops of a process that receives.
+LOOPS = ("heartbeat", "scp-ledger", "scp-listener", "scp-wake-up")
 #: How associations end.
 ENDINGS = ("released", "aborted", "lost")
 #: Upper bounds of the buckets of a C-STORE's time (seconds).
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-# Names of counters in the counters.
+# Names of counters.
 _INSTANCES, _BYTES, _IGNORED = "instances", "bytes", "ignored"
 _ACCEPTED, _REJECTED, _ENDED = "accepted", "rejected", "ended"
+_DROPPED: Key = ("dropped",)
+_LOOP_FAILURES = "loop-failures"
 _BUCKETS: tuple[Key, ...] = tuple(("bucket", str(number)) for number in range(len(BOUNDS) + 1))
 _NANOSECONDS: Key = ("nanoseconds",)
 
@@ -54,12 +59,13 @@ class ProcessMetrics:
     Parameters
     ----------
     counters : ProcessCounters
-        Where.
+        Where it counts.
     """
 
     def __init__(self, counters: ProcessCounters) -> None:
         self.counters = counters
         self._titles: set[str] = set()
+        self._loop_failures: dict[str, int] = {}
 
     def accepted(self, called_ae: str) -> None:
         """Count an association that was accepted."""
@@ -72,6 +78,17 @@ class ProcessMetrics:
     def ended(self, how: str) -> None:
         """Count the end of an association."""
         self.counters.add((_ENDED, how))
+
+    def dropped(self) -> None:
+        """Count a connection that was closed because no thread could be started for it."""
+        self.counters.add(_DROPPED)
+
+    def loops_failed(self, totals: Mapping[str, int]) -> None:
+        """Take over how many runs of each background loop of this process have failed so far."""
+        for name, total in totals.items():
+            if new := total - self._loop_failures.get(name, 0):
+                self.counters.add((_LOOP_FAILURES, name), new)
+            self._loop_failures[name] = total
 
     def answered(self, called_ae: str, status: int, stored_bytes: int | None) -> None:
         """Count a C-STORE that is answered; `stored_bytes` is None if nothing was stored."""
@@ -95,8 +112,15 @@ class ProcessMetrics:
         return called_ae
 
 
+def loop_failures(counters: SharedCounters) -> dict[str, int]:
+    """Return how many runs of each background loop have failed, over all processes."""
+    totals = counters.totals()
+    found = {key[1]: value for key, value in totals.items() if key[0] == _LOOP_FAILURES}
+    return dict.fromkeys(LOOPS, 0) | found
+
+
 class ScpCollector(Collector):
-    """Tells what all processes counted.
+    """Shows what all processes counted.
 
     Parameters
     ----------
@@ -116,6 +140,11 @@ class ScpCollector(Collector):
         yield from self._instances(totals)
         yield self._time(totals)
         yield from self._associations(totals)
+        yield CounterMetricFamily(
+            "dicom_adapter_connections_dropped",
+            "Connections that were closed because no thread could be started for them.",
+            value=totals.get(_DROPPED, 0),
+        )
         for name, text, value in (
             ("active_associations", "Associations that are open.", self._counters.active()),
             ("association_limit", "Associations that may be open at a time.", self._limit),

@@ -3,15 +3,16 @@
 
 ::
 
-    serve -- listens, makes the places for associations and the counters, forks, waits
+    serve -- listens, makes the association limiter and the counters, forks, waits
       +-- process: Scp.start ... SIGTERM or the end of `serve` ... Scp.stop
       +-- process: ...
       +-- process: metrics and probes, if a port is set for them
 
 The processes share the socket, the limit of associations and the counters, and nothing else.  They
-are forked rather than given sockets of their own (SO_REUSEPORT): a connection that waits to be
-accepted is not lost with a process that dies.  What answers for metrics is a process, too: a thread
-of the one that forks could hold a lock at that moment, which the new process would then wait for.
+are forked rather than given sockets of their own (SO_REUSEPORT), so that a connection which waits
+to be accepted is not lost with a process that dies.  Metrics are answered by a process, too: a
+thread of the process that forks could hold a lock at that moment, and the new process would wait
+for it for ever.  So every thread starts after the fork.
 """
 
 from __future__ import annotations
@@ -33,22 +34,21 @@ from prometheus_client.registry import CollectorRegistry
 from adapter import metrics
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
-from adapter.metrics.role import silent
 from adapter.scp.association_limiter import AssociationLimiter
 from adapter.scp.background import ROLE
 from adapter.scp.main import Scp, open_or_make_spool
-from adapter.scp.metrics import ScpCollector
+from adapter.scp.metrics import ScpCollector, loop_failures
 from adapter.scp.server import listen
 from adapter.scp.shared_counters import SharedCounters
 from adapter.settings import ScpSettings, Settings
 
 log = get_logger(__name__)
 
-#: Processes that `processes: 0` makes at most: more would wait for the disk.
+#: The most processes that `processes: 0` makes: more would wait for the disk.
 _MOST = 4
-#: Seconds that the port of an SCP that was killed is waited for.
+#: Seconds to wait for the port of an SCP that was killed.
 _PORT_SECONDS = 2.0
-#: Seconds that a process lives at least before it is replaced at once.
+#: Seconds of life after which a process that dies is replaced at once.
 _SHORT_LIFE = 1.0
 #: Seconds beyond `stopSeconds` before a process that does not stop is killed.
 _KILL_SECONDS = 5.0
@@ -58,8 +58,8 @@ _BEAT_SECONDS = 1.0
 #: Seconds between looks at whether to stop.
 _LOOK_SECONDS = 0.2
 
-#: Seconds that a thread computes before another gets its turn: what receives hardly computes at
-#: all, and must not wait for what runs beside it.
+#: Seconds of computing after which a thread lets another run: receiving hardly computes at all, and
+#: must not wait for background loops.
 _SWITCH_SECONDS = 0.0005
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -99,14 +99,16 @@ def serve(settings: Settings) -> int:
 def make_endpoint(
     settings: Settings, listener: socket.socket, counters: SharedCounters
 ) -> metrics.Endpoint:
-    """Return what answers for the SCP whose processes have their counters."""
+    """Return the endpoint for the SCP whose processes have these counters."""
     registry = CollectorRegistry()
-    registry.register(metrics.RoleCollector(ROLE, counters.silence))
+    registry.register(
+        metrics.RoleCollector(ROLE, counters.silence, lambda: loop_failures(counters))
+    )
     registry.register(ScpCollector(counters, settings.dicom.scp.maximum_number_of_associations))
     return metrics.Endpoint(
         listener,
         registry,
-        lambda: silent(counters.silence()),
+        lambda: metrics.silent(counters.silence()) + metrics.unrecovered(counters.lost_loops()),
         lambda: [] if counters.listening() else ["nobody listens"],
     )
 
@@ -118,20 +120,20 @@ class _Child:
 
 
 class Processes:
-    """The processes of one SCP, seen from the one that forks them.
+    """The processes of one SCP, seen by the one that forks them.
 
     Parameters
     ----------
     settings : Settings
         Which adapter is meant.
     listener : socket
-        What they accept from.
+        The socket that they accept from.
     limiter : AssociationLimiter
-        The places for associations.
+        The limit of associations.
     count : int
         How many receive.
     for_metrics : socket, optional
-        What the one that answers for metrics accepts from.
+        The socket that the process for metrics accepts from.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class Processes:
                 self._answer_for_metrics()
             self._receive(number)
             code = 0
-        except BaseException:  # a process of its own: nobody is above it
+        except BaseException:  # the top of a process
             log.exception("receiving failed")
         finally:
             os._exit(code)
@@ -216,7 +218,7 @@ class Processes:
         )
 
     def _answer_for_metrics(self) -> NoReturn:
-        """Answer until the one that forks has gone; it ends this process when nobody receives."""
+        """Answer until the process that forks is gone; it ends this one when nobody receives."""
         assert self._for_metrics is not None
         self._listener.close()
         make_endpoint(self._settings, self._for_metrics, self._counters).run(self._parent_pipe)
@@ -251,7 +253,7 @@ def _serve_alone(
     *,
     parent_pipe: int | None = None,
 ) -> None:
-    """Run one SCP in this process until a signal, or until the parent_pipe is cut."""
+    """Run one SCP in this process until a signal, or until `parent_pipe` ends."""
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -268,8 +270,8 @@ def _serve_alone(
     sys.setswitchinterval(_SWITCH_SECONDS)
     scp = Scp(settings, listener, limiter, counters.process(number))
     scp.start()
-    # A signal that comes just before a wait without end does not wake it, and one within would
-    # find the event's lock taken by what it interrupts.
+    # A signal just before an endless wait would not wake it, and one during the wait would find the
+    # event's lock taken by the code that it interrupts.
     while not stopping.is_set():
         time.sleep(_LOOK_SECONDS)
     scp.stop()
@@ -287,7 +289,7 @@ def _listen(scp: ScpSettings) -> socket.socket:
             return listen(scp)
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
-                time.sleep(0.1)  # its processes are about to notice that they are alone
+                time.sleep(0.1)  # the killed SCP's processes are about to notice, and to end
                 continue
             where = f"cannot listen on {scp.host or 'all addresses'}, port {scp.port}"
             raise ConfigurationError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SCP on the wire: listens, and gives each connection a thread of its own.
 
-It decides nothing about associations.  What it bounds is connections that have none: they are
-cheap to make, so when there are too many the oldest goes, and whoever asks for an association at
-once gets through.
+It decides nothing about associations.  It bounds the connections that have none: they cost a peer
+nothing, so when there are too many the oldest is closed, and a peer that asks for an association
+at once gets through.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ import socket
 import ssl
 import struct
 import threading
-import time
 
-from adapter.log import get_logger
+from adapter.background import BackgroundLoop
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.connection import AcceptorConnection
 from adapter.settings import ScpSettings
-
-log = get_logger(__name__)
 
 #: Connections that may wait to be accepted.
 _BACKLOG = 512
@@ -71,7 +68,7 @@ class Server:
     settings : ScpSettings
         Where to listen, deadlines and limits.
     acceptor : AssociationAcceptor
-        Who decides.
+        Decides about associations.
     listener : socket, optional
         What to accept from, if other processes share it.
     tls : ssl.SSLContext, optional
@@ -90,13 +87,13 @@ class Server:
         self._listener = listener
         self._shared = listener is not None
         self._tls = tls
-        self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._all: dict[AcceptorConnection, threading.Thread] = {}
-        self._half_open: dict[
-            AcceptorConnection, None
-        ] = {}  # without an association, the oldest first
-        self._thread: threading.Thread | None = None
+        # Those without an association, the oldest first.
+        self._half_open: dict[AcceptorConnection, None] = {}
+        self._port: int | None = None
+        # A process that cannot accept at all has to be replaced, whatever the error is.
+        self._loop = BackgroundLoop("scp-listener", self._accept, outside=())
 
     def start(self) -> int:
         """Listen, and return the port.
@@ -107,20 +104,28 @@ class Server:
             If the address cannot be listened on.
         """
         self._listener = self._listener or listen(self._settings)
-        # The kernel wakes waiting processes in turn, and only one for each connection, if they wait
-        # in accept itself; so its time limit is the kernel's too.
+        # Processes that wait in accept itself are woken by the kernel in turn, one for each
+        # connection.  So the kernel also limits how long accept waits.
         _accept_at_most(self._listener, _LOOK_SECONDS)
-        self._thread = threading.Thread(target=self._accept, name="scp-listener", daemon=True)
-        self._thread.start()
-        return int(self._listener.getsockname()[1])
+        self._loop.start()
+        self._port = int(self._listener.getsockname()[1])
+        return self._port
+
+    @property
+    def listening(self) -> bool:
+        """Whether connections are accepted."""
+        loop = self._loop
+        return (
+            self._port is not None and not loop.stopping.is_set() and loop.state.state == "running"
+        )
 
     def stop(self, grace: float) -> None:
         """Stop listening; after `grace` seconds abort the associations that have not ended."""
-        if self._thread is None:
+        if self._port is None:
             return
-        self._stopping.set()
-        self._thread.join()
-        self._thread = None
+        self._loop.stop()
+        self._acceptor.metrics.counters.set_listening(False)
+        self._port = None
         if self._listener is not None:
             self._listener.close()
         with self._changed:
@@ -135,43 +140,50 @@ class Server:
             thread.join(timeout=_ABORT_SECONDS)
 
     def _accept(self) -> None:
-        complained = 0.0
-        while self._listener is not None and not self._stopping.is_set():
-            try:
-                sock, address = self._listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError as error:  # e.g. EMFILE: what is open goes on, and the peer waits
-                if time.monotonic() > complained:
-                    complained = time.monotonic() + 60
-                    log.warning(
-                        "cannot accept", error=errno.errorcode.get(error.errno or 0, "error")
-                    )
-                self._stopping.wait(_LOOK_SECONDS)
-                continue
-            self._begin(
-                AcceptorConnection(sock, address[0], self._settings, self._acceptor, self._tls)
-            )
-            if self._shared:
-                self._stopping.wait(_TURN_SECONDS)
+        """Accept one connection, if one comes in time."""
+        assert self._listener is not None
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # nobody came, or has gone again
+            return
+        self._begin(sock, address[0])
+        if self._shared:
+            self._loop.stopping.wait(_TURN_SECONDS)
 
-    def _begin(self, connection: AcceptorConnection) -> None:
+    def _begin(self, sock: socket.socket, address: str) -> None:
+        """Serve a connection from a thread of its own.
+
+        Raises
+        ------
+        RuntimeError
+            If the system has no thread left; this connection is closed.
+        """
+        connection = AcceptorConnection(sock, address, self._settings, self._acceptor, self._tls)
         thread = threading.Thread(
             target=self._serve, args=(connection,), name="scp-association", daemon=True
         )
         with self._changed:
             self._all[connection] = thread
             self._without_association(connection)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            self._forget(connection)
+            sock.close()
+            self._acceptor.drop()
+            raise
 
     def _serve(self, connection: AcceptorConnection) -> None:
         try:
             connection.run(self._progress)
         finally:
-            with self._changed:
-                self._half_open.pop(connection, None)
-                self._all.pop(connection, None)
-                self._changed.notify_all()
+            self._forget(connection)
+
+    def _forget(self, connection: AcceptorConnection) -> None:
+        with self._changed:
+            self._half_open.pop(connection, None)
+            self._all.pop(connection, None)
+            self._changed.notify_all()
 
     def _progress(self, connection: AcceptorConnection, established: bool) -> None:
         with self._changed:

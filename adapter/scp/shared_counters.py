@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters that the processes of one SCP share, and that outlive each of them.
 
-The memory is shared by inheritance.  Each process has a part of its own, and only that process
-writes there: to count is to write a number, without a lock that another process could hold and
-without a system call.  A process that takes over the part of one that died counts on from what it
-finds, so that no counter goes back.
+The processes inherit the memory.  Each has a part of its own, and only that process writes there:
+counting writes a number, takes no lock that another process could hold, and makes no system call.
+A process that takes over the part of a dead one goes on from the numbers that it finds, so no
+counter goes back.
 
 ::
 
-    part  = beat, active associations, listening, then entries until one has no name
+    part  = head (192 bytes), then entries until one has no name
+    head  = beat, active associations, listening (8 bytes each), names of lost loops (168 bytes)
     entry = value (8 bytes), name (56 bytes)
 """
 
@@ -17,29 +18,31 @@ from __future__ import annotations
 import mmap
 import threading
 import time
+from collections.abc import Sequence
 
 #: Entries of a part: more than the labels' bounds allow to be used.
 ENTRIES = 4096
 
 _WORD = 8
 _ENTRY = 8 * _WORD
-_HEAD = _ENTRY
+_HEAD = 3 * _ENTRY
 _PART = _HEAD + ENTRIES * _ENTRY
 _SEPARATOR = "\x1f"  # in no AE title, no status and no name
 # Words of a part's head.
 _BEAT, _ACTIVE, _LISTENING = range(3)
+_LOST = slice(3 * _WORD, _HEAD)  # bytes of a part
 
 #: A counter's name, and the values of its labels.
 Key = tuple[str, ...]
 
 
 class SharedCounters:
-    """The shared memory; made before the processes that share it.
+    """The shared memory, made before the processes that share it.
 
     Parameters
     ----------
     processes : int
-        How many processes count, or only beat.
+        How many processes count or beat.
     """
 
     def __init__(self, processes: int) -> None:
@@ -65,11 +68,12 @@ class SharedCounters:
         process = ProcessCounters(self._parts[number])
         process.set_active(0)
         process.set_listening(False)
+        process.set_lost_loops([])
 
-    # -- read by whoever exposes them --------------------------------------------------------
+    # -- for those who show them -------------------------------------------------------------
 
     def silence(self) -> float:
-        """Return the seconds since the most silent process's beat."""
+        """Return for how many seconds the most silent process has not beaten."""
         return max(0.0, time.monotonic() - min(m.cast("d")[_BEAT] for m in self._parts))
 
     def active(self) -> int:
@@ -77,15 +81,20 @@ class SharedCounters:
         return sum(m.cast("q")[_ACTIVE] for m in self._parts)
 
     def listening(self) -> int:
-        """Return how many processes accept associations."""
+        """Return how many processes accept connections."""
         return sum(m.cast("q")[_LISTENING] for m in self._parts)
+
+    def lost_loops(self) -> list[str]:
+        """Return the names of the background loops that do not recover."""
+        told = (bytes(part[_LOST]).rstrip(b"\0").decode("ascii") for part in self._parts)
+        return sorted({name for names in told for name in names.split(_SEPARATOR) if name})
 
     def totals(self) -> dict[Key, int]:
         """Return the counters, each summed over the processes."""
         found: dict[Key, int] = {}
         for part in self._parts:
             for key, (_, value) in _entries(part).items():
-                if value:  # else its name may just be being written
+                if value:  # while it is 0 its name may not be whole yet
                     found[key] = found.get(key, 0) + value
         return found
 
@@ -133,8 +142,14 @@ class ProcessCounters:
         self._words[_ACTIVE] = number
 
     def set_listening(self, listening: bool) -> None:
-        """Say whether the process accepts associations."""
+        """Say whether the process accepts connections."""
         self._words[_LISTENING] = int(listening)
+
+    def set_lost_loops(self, names: Sequence[str]) -> None:
+        """Say which background loops of the process do not recover."""
+        room = _LOST.stop - _LOST.start
+        text = _SEPARATOR.join(names).encode("ascii")[:room]
+        self._part[_LOST] = text.ljust(room, b"\0")
 
 
 def _entries(part: memoryview) -> dict[Key, tuple[int, int]]:

@@ -16,16 +16,15 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import threading
 import time
 from functools import cached_property
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import stages
+from adapter.background import BackgroundLoop
 from adapter.core import Adapter
 from adapter.errors import TemporaryError
 from adapter.ledger import configuration, remote_tasks
@@ -202,7 +201,7 @@ def _take_in(adapter: Adapter, answer: list[Any]) -> int:
 
 
 class Poller:
-    """A thread that polls a remote Results Service; without one it does nothing.
+    """A background loop that polls a remote Results Service; without one it does nothing.
 
     Parameters
     ----------
@@ -215,33 +214,28 @@ class Poller:
     def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
         self._adapter = adapter
         self._queues = queues
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
+        export = adapter.settings.dicom.scu.export
+        usual = export.poll_frequency_ms / 1000
+        self._service = results_service(adapter.settings)
+        self._loop = BackgroundLoop(
+            "results-service-poll",
+            self._poll,
+            period=usual,
+            longest_delay=max(usual, export.hold_minimum_seconds),
+        )
 
     def start(self) -> None:
         """Start polling, if there is a remote Results Service."""
         if self._adapter.settings.services.results_service.endpoint is not None:
-            self._thread.start()
+            self._loop.start()
 
     def stop(self) -> None:
         """Stop polling; a request on its way is left behind."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=1)
+        self._loop.stop(1)
 
-    def _run(self) -> None:
-        export = self._adapter.settings.dicom.scu.export
-        service = results_service(self._adapter.settings)
-        usual = delay = export.poll_frequency_ms / 1000
-        while not self._stop.wait(delay):
-            try:
-                if poll(self._adapter, service):
-                    self._queues.wake(stages.EXPORT)
-                delay = usual
-            except (TemporaryError, SQLAlchemyError) as error:
-                delay = max(usual, min(2 * delay, export.hold_minimum_seconds))
-                problem = str(error) if isinstance(error, TemporaryError) else type(error).__name__
-                _complain("the Results Service cannot be polled", problem=problem)
+    def _poll(self) -> None:
+        if poll(self._adapter, self._service):
+            self._queues.wake(stages.EXPORT)
 
 
 _complaints: dict[str, float] = {}
