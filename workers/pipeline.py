@@ -29,7 +29,6 @@ from collections import Counter
 from typing import Any
 
 from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
-from adapter.files import sync_directory
 from adapter.ledger import jobs, leases
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
@@ -113,8 +112,7 @@ class Run:
         """Succeed with the results that are published already, or run for them."""
         spool, job = self._adapter.spool, self._job
         self._attempt.clear_others()
-        if spool.result_folder(job.id).exists():
-            sync_directory(spool.results)
+        if spool.has_results(job.id):
             return self._succeed(pipeline, read_results(spool.result_folder(job.id), self._reader))
         files = payload_files(self._adapter, job)
         if not self._has_room(files):

@@ -33,8 +33,7 @@ def _unwanted(work: Work) -> int:
         ids = reclamation.unwanted(adapter.ledger, adapter.settings.lag_seconds)
         if not ids:
             break
-        for arrival in ids:
-            adapter.spool.delete_arrival(arrival)
+        adapter.spool.delete_arrivals(ids)
         reclamation.mark_deleted(adapter.ledger, ids)
         count += len(ids)
     return count
@@ -54,8 +53,7 @@ def _groups(work: Work) -> int:
         for job in reclamation.jobs_of(adapter.ledger, group.id):
             adapter.spool.delete_job(job)
         while ids := reclamation.files_of(adapter.ledger, group.id):
-            for arrival in ids:
-                adapter.spool.delete_arrival(arrival)
+            adapter.spool.delete_arrivals(ids)
             reclamation.mark_deleted(adapter.ledger, ids, lease)
         reclamation.finish_group(adapter.ledger, lease, group.id)
         count += 1

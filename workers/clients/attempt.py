@@ -28,7 +28,7 @@ from pathlib import Path
 
 from adapter.dicom import SOP_CLASS_UID, SOP_INSTANCE_UID, read_file_meta
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
-from adapter.files import delete_tree, make_folder
+from adapter.files import FILE_SYSTEM, delete_tree
 from adapter.ledger.tasks import TaskFile
 from adapter.models import check_uid
 from workers.clients.headers import HeaderReader
@@ -73,7 +73,7 @@ class Attempt:
             If a file is not there, or not all of it.
         """
         try:
-            make_folder(self.job_folder)
+            FILE_SYSTEM.make_folder(self.job_folder)
             for folder in (self.folder, self.input, self.output, self.temporary):
                 folder.mkdir(mode=0o700)
             _copy(metadata, self.metadata)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adapter.core import Adapter
 from adapter.errors import NotYetVisible, PermanentError
-from adapter.files import make_folder, write_durably
+from adapter.files import write_durably
 from adapter.ledger.jobs import Job
 from adapter.settings import Pipeline, Settings
 from adapter.spool import Spool
@@ -64,9 +64,10 @@ class EmbeddedPlatform:
     def describe(self, job: Job, metadata: Mapping[str, str]) -> None:
         """Write the metadata where a run finds it, readable by nobody else."""
         path = metadata_path(self._spool, job.id)
-        make_folder(path.parent)
+        self._spool.make_work_folder(job.id)
         try:
-            write_durably(path, json.dumps(dict(metadata), indent=1).encode("utf-8"))
+            data = json.dumps(dict(metadata), indent=1).encode("utf-8")
+            write_durably(path, data, self._spool.files)
         except FileNotFoundError:
             raise NotYetVisible(f"the folder of job {job.id} is not visible (yet)") from None
 
