@@ -135,10 +135,13 @@ class Disk:
         """Return what a reader sees."""
         return self._tree(lambda number: self.inodes[number].names)
 
-    def leftovers(self) -> Iterator[Tree]:
-        """Yield every tree that a power loss may leave at this moment."""
+    def leftovers(self, scratch: re.Pattern[str]) -> Iterator[Tree]:
+        """Yield every tree that a power loss may leave at this moment.
+
+        Of what is below a path that `scratch` matches nothing is left: it is nobody's any more.
+        """
         done: set[int] = set()
-        for chosen in _choices(self.pending):
+        for chosen in _choices(self._lasting(scratch)):
             kept = {number: dict(inode.kept) for number, inode in self.inodes.items()}
             for change in chosen:
                 for folder, name, inode in change.names:
@@ -149,6 +152,18 @@ class Disk:
                 if found not in done:
                     done.add(found)
                     yield variant
+
+    def _lasting(self, scratch: re.Pattern[str]) -> list[Change]:
+        """Return the changes that are not certain, but for those of names in scratch folders."""
+        paths = {0: ""}
+        for path, (number, data) in self.seen().items():
+            if data is None:
+                paths[number] = f"{path}/"
+        return [
+            change
+            for change in self.pending
+            if not all(scratch.match(paths.get(folder, "") + n) for folder, n, _ in change.names)
+        ]
 
     def _tree(self, names_of: Callable[[int], dict[str, int]]) -> Tree:
         tree: Tree = {}
