@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spool: every file operation of the stages, and the rules that make a Success a promise.
+"""The spool: where every file is, and the durability rules that make a Success a promise.
 
 ::
 
     spool/
       id                      the random id that it shares with its ledger
-      key                     the key that grouping values which are no UIDs are hashed with
+      key                     the key of the hash of grouping values that are not UIDs
       configuration.json      the SCP's copy of AE titles, sources and destinations
       incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .*.part: on its way
       instances/<nn>/         <arrival>.dcm: registered
@@ -17,6 +17,9 @@
 The rules: a name becomes visible only when its file is whole; data, then name, then directory are
 synced before anybody is told; files are never overwritten; no name comes from the wire.  The set of
 directories is made once, synced, and never removed.
+
+Every step that changes or syncs a file is taken through a `FileSystem`.  `tests/test_power_loss.py`
+takes each sync, link and rename away, one at a time, and shows what a power loss would then break.
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ from typing import Any
 
 from adapter.errors import NotYetVisible, SpoolError
 from adapter.files import (
+    FILE_SYSTEM,
+    FileSystem,
     delete_tree,
     spread_subdirectories,
-    sync_directory,
     write_durably,
     write_once,
 )
@@ -48,7 +52,7 @@ from adapter.settings import Storage
 #: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
 SHARDS = 16
 
-#: What open says where O_TMPFILE is not known (open(2)).
+#: The answers of open where O_TMPFILE is unknown (open(2)).
 _NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
 _FOLDERS = ("incoming", "instances", "quarantine", "results", "work", "status")
@@ -61,29 +65,33 @@ def _shard(association: str) -> str:
 class IncomingFile:
     """A file on its way into incoming/: invisible until `publish`, gone after `discard`.
 
-    It has no name until then, so that nothing is left of it however its process ends; on a file
-    system without nameless files (NFS, CephFS) it has a temporary one.
+    Until then it has no name, so that nothing of it stays however its process ends.  On a file
+    system without nameless files (NFS, CephFS) it has a temporary name.
 
     Parameters
     ----------
     folder : Path
-        The directory in incoming/ that its association's files go to.
+        The directory in incoming/ for its association's files.
     durable : bool, optional
         False syncs nothing: for benchmarks only.
+    files : FileSystem, optional
+        Takes each step.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, durable: bool = True, files: FileSystem = FILE_SYSTEM
+    ) -> None:
         self._folder = folder
         self._durable = durable
+        self._files = files
         self._path: Path | None = None
         try:
-            self._descriptor = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            self._descriptor = files.open_nameless(folder)
         except OSError as error:
             if error.errno not in _NO_NAMELESS_FILES:
                 raise
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             path = folder / f".{uuid.uuid4().hex}.part"
-            self._descriptor = os.open(path, flags, 0o600)
+            self._descriptor = files.open_new(path)
             self._path = path
 
     def write(self, *pieces: bytes | memoryview) -> None:
@@ -94,11 +102,7 @@ class IncomingFile:
         OSError
             If the file system refuses them, e.g. ENOSPC.
         """
-        left = os.writev(self._descriptor, pieces) - sum(map(len, pieces))
-        if left:  # a part of them: all of it once more, or the reason why not
-            view = memoryview(b"".join(pieces))[left:]
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+        self._files.write(self._descriptor, pieces)
 
     def sync(self) -> None:
         """Make the bytes durable; the arrival's receive time is taken after this.
@@ -109,7 +113,7 @@ class IncomingFile:
             If the disk failed: the file has to be discarded, never synced again.
         """
         if self._durable:
-            os.fdatasync(self._descriptor)
+            self._files.sync_data(self._descriptor)
 
     def publish(self, arrival: ArrivalId) -> Path:
         """Make the synced file visible under its arrival's name, durably, and return its path.
@@ -121,14 +125,12 @@ class IncomingFile:
         """
         target = self._folder / f"{arrival}.dcm"
         if self._path is None:
-            nameless = f"/proc/self/fd/{self._descriptor}"
-            # Only with a directory, which is not used, does Python follow the link (linkat(2)).
-            os.link(nameless, target, src_dir_fd=self._descriptor, follow_symlinks=True)
+            self._files.link_nameless(self._descriptor, target)
         else:
-            self._path.rename(target)
+            self._files.rename(self._path, target)
         self._path = target
         if self._durable:
-            sync_directory(self._folder)
+            self._files.sync_directory(self._folder)
         self._close()
         return target
 
@@ -136,7 +138,7 @@ class IncomingFile:
         """Remove the file, visible or not."""
         self._close()
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            self._files.unlink(self._path)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -167,10 +169,13 @@ class Spool:
     ----------
     root : Path
         The spool's folder.
+    files : FileSystem, optional
+        Takes each step that changes or syncs a file.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, files: FileSystem = FILE_SYSTEM) -> None:
         self.root = root
+        self.files = files
         self.incoming = root / "incoming"
         self.instances = root / "instances"
         self.quarantine = root / "quarantine"
@@ -181,18 +186,22 @@ class Spool:
     # -- made once ---------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make the directories and the id, durably; what is there already stays as it is."""
+        """Make the directories and the id, durably; what exists already stays as it is."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in _FOLDERS:
-            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.files.make_folder(self.root / name)
         spread_subdirectories(self.incoming)
         for number in range(SHARDS):
             for top in (self.incoming, self.instances):
-                (top / f"{number:02d}").mkdir(mode=0o700, exist_ok=True)
+                self.files.make_folder(top / f"{number:02d}")
         for folder in (self.incoming, self.instances, self.root, self.root.parent):
-            sync_directory(folder)
+            self.files.sync_directory(folder)
+        for folder in self.root.parent.parents:  # new too, perhaps
+            with suppress(OSError):  # not ours to read: then somebody else made what is in it
+                self.files.sync_directory(folder)
         if not (self.root / "id").exists():
-            write_once(self.root / "key", secrets.token_hex(32).encode("ascii"))
-            write_once(self.root / "id", uuid.uuid4().hex.encode("ascii"))
+            write_once(self.root / "key", secrets.token_hex(32).encode("ascii"), self.files)
+            write_once(self.root / "id", uuid.uuid4().hex.encode("ascii"), self.files)
 
     @property
     def id(self) -> str:
@@ -209,10 +218,10 @@ class Spool:
             raise SpoolError(f"no spool at {self.root}: start the adapter once with `up`") from None
 
     def hash_key(self) -> bytes:
-        """Return the key that grouping values which are no UIDs are hashed with.
+        """Return the key of the hash of grouping values that are not UIDs.
 
-        It is here and not in the ledger, which then tells nobody the values; and a ledger that is
-        rebuilt makes the same ids of groups and jobs.
+        It is here and not in the ledger, so that the ledger alone tells nobody the values.  A
+        ledger that is rebuilt makes the same ids of groups and jobs with it.
         """
         return bytes.fromhex((self.root / "key").read_text(encoding="ascii"))
 
@@ -237,7 +246,8 @@ class Spool:
         OSError
             If the file system refuses it.
         """
-        return IncomingFile(self.incoming / _shard(association), durable=durable)
+        folder = self.incoming / _shard(association)
+        return IncomingFile(folder, durable=durable, files=self.files)
 
     def list_incoming(self) -> Iterator[ArrivalId]:
         """Yield the arrivals that wait for registration, in no order."""
@@ -268,17 +278,24 @@ class Spool:
         return self.quarantine / f"{arrival}.dcm"
 
     def link_instances(self, arrivals: Iterable[str]) -> None:
-        """Give files of incoming/ their names in instances/, durably; twice is as good as once."""
-        self._link((self.incoming_path(a), self.instance_path(a)) for a in arrivals)
+        """Give files of incoming/ their names in instances/, durably; again does no harm."""
+        self._link_durably((self.incoming_path(a), self.instance_path(a)) for a in arrivals)
 
     def link_incoming(self, arrivals: Iterable[str]) -> None:
-        """Give files of instances/ their names in incoming/ again, to register them anew."""
-        self._link((self.instance_path(a), self.incoming_path(a)) for a in arrivals)
+        """Give files of instances/ their names in incoming/ again, to register them anew.
+
+        Nothing is synced: until they have rows, the next sweep finds them in instances/ again.
+        """
+        for arrival in arrivals:
+            self._link(self.instance_path(arrival), self.incoming_path(arrival))
 
     def settle_registered(self, arrivals: Iterable[str]) -> None:
-        """Take registered files out of incoming/: the last step of a registration."""
+        """Take registered files out of incoming/: the last step of a registration.
+
+        Nothing is synced: a name that comes back is settled again, by its row.
+        """
         for arrival in arrivals:
-            self.incoming_path(arrival).unlink(missing_ok=True)
+            self.files.unlink(self.incoming_path(arrival))
 
     def settle_quarantined(self, arrival: str) -> None:
         """Move a file to quarantine/, durably, from wherever its registration left it.
@@ -316,55 +333,77 @@ class Spool:
         Raises
         ------
         OSError
-            If it fails: then the spool is in trouble, and not one arrival's file.
+            If it fails: then the spool is at fault, and not one arrival's file.
         """
         name = f".{uuid.uuid4().hex}.part"
         source = self.incoming_path(arrival).with_name(name)
         target = self.instance_path(arrival).with_name(name)
         try:
-            source.write_bytes(b"probe")
-            os.link(source, target)
-            sync_directory(target.parent)
+            descriptor = self.files.open_new(source)
+            try:
+                self.files.write(descriptor, [b"probe"])
+            finally:
+                os.close(descriptor)
+            self.files.link(source, target)
+            self.files.sync_directory(target.parent)
             source.read_bytes()
         finally:
             for path in (source, target):
-                path.unlink(missing_ok=True)
+                self.files.unlink(path)
 
-    def delete_arrival(self, arrival: str) -> None:
-        """Delete an arrival's file wherever it is; already gone is gone."""
-        for path in (
-            self.instance_path(arrival),
-            self.quarantine_path(arrival),
-            self.incoming_path(arrival),
-        ):
-            path.unlink(missing_ok=True)
+    def delete_arrivals(self, arrivals: Iterable[str]) -> dict[str, OSError]:
+        """Delete arrivals' files wherever they are, durably; already gone is gone.
 
-    def _link(self, pairs: Iterable[tuple[Path, Path]]) -> None:
+        A file that came back after its row said that it is deleted would stay until the row is
+        forgotten, and then be registered anew.  In incoming/ its row settles it.
+
+        Returns
+        -------
+        dict of str to OSError
+            The arrivals whose files cannot be deleted, and why.
+        """
+        folders: set[Path] = set()
+        refused: dict[str, OSError] = {}
+        for arrival in arrivals:
+            kept = (self.instance_path(arrival), self.quarantine_path(arrival))
+            folders.update(path.parent for path in kept)
+            try:
+                for path in (*kept, self.incoming_path(arrival)):
+                    self.files.unlink(path)
+            except OSError as error:
+                refused[arrival] = error
+        for folder in folders:  # also where nothing was: who deleted it may have died before this
+            self.files.sync_directory(folder)
+        return refused
+
+    def _link_durably(self, pairs: Iterable[tuple[Path, Path]]) -> None:
         folders = set()
         for source, target in pairs:
-            try:
-                os.link(source, target)
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                if not target.exists():
-                    raise NotYetVisible("a file of the spool is not visible (yet)") from None
+            self._link(source, target)
             folders.add(target.parent)
-        for folder in folders:
-            sync_directory(folder)
+        for folder in folders:  # also of names that exist: who gave them may have died before this
+            self.files.sync_directory(folder)
 
-    @staticmethod
-    def _move(sources: Iterable[Path], target: Path) -> None:
+    def _link(self, source: Path, target: Path) -> None:
+        try:
+            self.files.link(source, target)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            if not target.exists():
+                raise NotYetVisible("a file of the spool is not visible (yet)") from None
+
+    def _move(self, sources: Iterable[Path], target: Path) -> None:
         """Move a file to its new name, durably, from each of the names that it may have."""
         moved = False
         for source in sources:
             with suppress(FileNotFoundError):
-                source.rename(target)
+                self.files.rename(source, target)
                 # Where both are names of one file rename(2) leaves them as they are.
-                source.unlink(missing_ok=True)
+                self.files.unlink(source)
                 moved = True
         if moved or target.exists():
-            sync_directory(target.parent)
+            self.files.sync_directory(target.parent)
 
     def _list(self, top: Path) -> Iterator[ArrivalId]:
         for number in range(SHARDS):
@@ -390,7 +429,7 @@ class Spool:
                 for path in (top / f"{number:02d}").glob(".*.part"):
                     with suppress(FileNotFoundError):
                         if path.stat().st_mtime < before:
-                            path.unlink()
+                            self.files.unlink(path)
                             count += 1
         return count
 
@@ -404,6 +443,11 @@ class Spool:
         """Return the folder of a job's payload and attempts."""
         return self.work / str(uuid.UUID(job))
 
+    def make_work_folder(self, job: str) -> None:
+        """Make the folder of a job's payload and attempts, durably, unless it exists already."""
+        self.files.make_folder(self.work_folder(job))
+        self.files.sync_directory(self.work)
+
     def publish_results(self, job: str, folder: Path) -> bool:
         """Publish a folder of files as a job's results, durably and at most once.
 
@@ -413,19 +457,23 @@ class Spool:
             False if the job's results had been published before; `folder` is then left alone.
         """
         for path in folder.iterdir():
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_directory(folder)
+            self.files.sync_file(path)
+        self.files.sync_directory(folder)
+        published = True
         try:
-            folder.rename(self.result_folder(job))
+            self.files.rename(folder, self.result_folder(job))
         except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                return False
-            raise
-        sync_directory(self.results)
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            published = False
+        self.files.sync_directory(self.results)  # also for whoever published before, and died
+        return published
+
+    def has_results(self, job: str) -> bool:
+        """Tell whether a job's results are published; what is, is durable then."""
+        if not self.result_folder(job).exists():
+            return False
+        self.files.sync_directory(self.results)  # who published them may have died before this
         return True
 
     def list_jobs(self) -> Iterator[str]:
@@ -437,6 +485,8 @@ class Spool:
 
     def delete_job(self, job: str) -> None:
         """Delete a job's results, payload and attempts; already gone is gone.
+
+        Nothing is synced: the sweep deletes whatever comes back of a reclaimed group's jobs.
 
         Raises
         ------
@@ -452,7 +502,8 @@ class Spool:
 
     def write_configuration(self, snapshot: dict[str, Any]) -> None:
         """Keep a copy of the configuration beside the files."""
-        write_durably(self.root / "configuration.json", json.dumps(snapshot).encode("utf-8"))
+        data = json.dumps(snapshot).encode("utf-8")
+        write_durably(self.root / "configuration.json", data, self.files)
 
     def read_configuration(self) -> dict[str, Any] | None:
         """Return the copy of the configuration, or None if there never was one."""

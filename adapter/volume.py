@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.files import sync_directory
+from adapter.files import FILE_SYSTEM
 from adapter.mounts import Mount, mount_of
 from adapter.settings import Storage
 
@@ -174,7 +174,7 @@ def _sync(place: Path) -> list[Finding]:
             file.write(content)
             file.flush()
             files.append(_seconds(lambda file=file: os.fdatasync(file.fileno())))  # type: ignore[misc]
-        folders.append(_seconds(lambda: sync_directory(place)))
+        folders.append(_seconds(lambda: FILE_SYSTEM.sync_directory(place)))
     times = {"sync of a file": files, "sync of a folder": folders}
     return [
         Finding(

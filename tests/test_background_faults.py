@@ -29,7 +29,7 @@ from adapter.ledger import configuration, leases, schema
 from adapter.operator import Operator
 from adapter.operator import main as operator_main
 from adapter.operator.client import Client
-from adapter.operator.collection import Collection
+from adapter.operator.collection import ResourceCollection
 from adapter.scp import Scp
 from adapter.scp import configuration as scp_configuration
 from adapter.scp.events import ScpEvents
@@ -526,8 +526,10 @@ def test_an_event_of_a_watch_that_fails(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An event that met an error is not lost: the next watch begins before it."""
-    fault = Fault(monkeypatch, Collection, "take", lambda collection, _: _is_source(collection))
-    listed = Fault(monkeypatch, Collection, "replace", lambda *_: False)
+    fault = Fault(
+        monkeypatch, ResourceCollection, "take", lambda collection, _: _is_source(collection)
+    )
+    listed = Fault(monkeypatch, ResourceCollection, "replace", lambda *_: False)
     with running_operator(adapter, tmp_path) as (role, kubectl):
         eventually(lambda: listed.passed == 3)
         eventually(lambda: role.loop("watch-sources").get("state") == "running")
@@ -538,7 +540,7 @@ def test_an_event_of_a_watch_that_fails(
         kubectl.becomes("Source", "ct1", "Applied")
 
 
-def _is_source(collection: Collection) -> bool:
+def _is_source(collection: ResourceCollection) -> bool:
     return collection.kind.plural == "sources"
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydicom.filereader import read_file_meta_info
 
-from adapter import spool as spool_module
 from adapter.core import Adapter
 from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
 from adapter.dicom.part10 import read_file_meta
+from adapter.files import FileSystem
 from adapter.models import AETitle, ArrivalId, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents
@@ -190,7 +190,7 @@ def fail_with(number):
         (IncomingFile, "write"),
         (IncomingFile, "sync"),
         (IncomingFile, "publish"),
-        (spool_module, "sync_directory"),
+        (FileSystem, "sync_directory"),
     ],
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])

@@ -8,7 +8,6 @@ success in one transaction.  Output that was published before a crash is taken a
 from __future__ import annotations
 
 from adapter.core import Adapter
-from adapter.files import sync_directory
 from adapter.ledger import jobs
 from adapter.ledger.jobs import Job
 from adapter.ledger.leases import Lease
@@ -22,19 +21,18 @@ from workers.stage import Work
 
 
 def is_published(adapter: Adapter, job: Job) -> bool:
-    """Tell whether a job's results are published, recorded or not."""
-    return adapter.spool.result_folder(job.id).exists()
+    """Tell whether a job's results are published, recorded or not; what is, is durable then."""
+    return adapter.spool.has_results(job.id)
 
 
 def adopt(adapter: Adapter, job: Job, reader: HeaderReader) -> list[TaskFile]:
-    """Return the results that were published before, durable from here on.
+    """Return the results that were published before.
 
     Raises
     ------
     NotYetVisible, PermanentError
         As `read_results`.
     """
-    sync_directory(adapter.spool.results)
     return read_results(adapter.spool.result_folder(job.id), reader)
 
 

@@ -12,7 +12,7 @@ It also moves quarantined files that an operator retries back to incoming/.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -79,22 +79,23 @@ def _discarded(work: Work, counts: Counter[str]) -> None:
 
 
 def _delete(
-    work: Work, lease: Lease, rows: Iterable[Any]
+    work: Work, lease: Lease, rows: Sequence[Any]
 ) -> tuple[list[str], list[tuple[Any, Defeat]]]:
     """Delete arrivals' files; return the ids of those that are gone, and why others are not."""
     deleted: list[str] = []
     failed: list[tuple[Any, Defeat]] = []
+    refused = work.adapter.spool.delete_arrivals(row.id for row in rows)
     for row in rows:
-        try:
-            work.adapter.spool.delete_arrival(row.id)
+        error = refused.get(row.id)
+        if error is None:
             deleted.append(row.id)
-        except OSError as error:
-            try:
-                why = defeats.blame(work, RECLAMATION, row.id, error, arrival=row.id)
-            except OSError:
-                leases.give_back(work.adapter.ledger, lease)
-                raise
-            failed.append((row, why))
+            continue
+        try:
+            why = defeats.blame(work, RECLAMATION, row.id, error, arrival=row.id)
+        except OSError:
+            leases.give_back(work.adapter.ledger, lease)
+            raise
+        failed.append((row, why))
     return deleted, failed
 
 
@@ -135,14 +136,9 @@ def _reclaim(work: Work, lease: Lease, group: str) -> None:
         spool.delete_job(job)
     refused: OSError | None = None
     for ids in reclamation.files_of(ledger, group):
-        gone = []
-        for arrival in ids:
-            try:
-                spool.delete_arrival(arrival)
-                gone.append(arrival)
-            except OSError as error:
-                refused = error
-        reclamation.mark_deleted(ledger, gone, lease)
+        kept = spool.delete_arrivals(ids)
+        reclamation.mark_deleted(ledger, [a for a in ids if a not in kept], lease)
+        refused = next(iter(kept.values()), refused)
     if refused is not None:
         raise refused
     reclamation.finish_group(ledger, lease, group)

@@ -32,7 +32,7 @@ from adapter.dicom.part10 import read_file_meta
 from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.dicom.uids import check_uid
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
-from adapter.files import delete_tree, make_folder
+from adapter.files import FILE_SYSTEM, delete_tree
 from adapter.ledger.tasks import TaskFile
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
@@ -96,7 +96,7 @@ class Attempt:
         NotYetVisible
             If the job's folder is not visible here.
         """
-        make_folder(self.job_folder)
+        FILE_SYSTEM.make_folder(self.job_folder)
         try:
             for folder in (self.folder, self.output):
                 folder.mkdir(mode=0o700)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adapter.errors import NotYetVisible
-from adapter.files import make_folder, write_durably
+from adapter.files import write_durably
 from adapter.ledger.jobs import Job
 from adapter.spool import Spool
 from workers.clients.platform import PayloadFile, Platform, find_pipeline
@@ -34,9 +34,10 @@ class EmbeddedPlatform(Platform):
     def describe(self, job: Job, metadata: Mapping[str, str]) -> None:
         """Write the metadata where a run finds it, readable by nobody else."""
         path = metadata_path(self.adapter.spool, job.id)
-        make_folder(path.parent)
+        self.adapter.spool.make_work_folder(job.id)
         try:
-            write_durably(path, json.dumps(dict(metadata), indent=1).encode("utf-8"))
+            data = json.dumps(dict(metadata), indent=1).encode("utf-8")
+            write_durably(path, data, self.adapter.spool.files)
         except FileNotFoundError:
             raise NotYetVisible(f"the folder of job {job.id} is not visible (yet)") from None
 
