@@ -68,9 +68,8 @@ from workers.stage import Work, take_all
 #: Runs of a pipeline have their folders here; the next run deletes them, whatever is in them.
 SCRATCH = re.compile(r"data/spool/work/[^/]+/(\.gone-)?[0-9a-f]{32}")
 
-#: Received so long ago that a sweep takes note of it.
+#: When instances are received: so long ago that a sweep takes note of them.
 LONG_AGO = time.time() - 3600
-
 
 #: What recovery depends on, without times and tokens: they differ from run to run.
 FACTS = (
@@ -165,8 +164,8 @@ class Bench:
         self._folder = folder
         self._settings = settings
         self._readers = HeaderReaders(settings.notification)
-        # One that is recorded and one that is recovered, each again and again: to compile its
-        # statements takes SQLAlchemy longer than all the rest.
+        # One for what is recorded and one for recoveries, used again and again: SQLAlchemy takes
+        # longer to compile its statements for a new one than the rest takes together.
         self._ledgers = [WatchedLedger(folder / f"{name}.sqlite") for name in ("one", "two")]
         self._ledgers[0].upgrade()
         self.new_ledger = self._ledgers[0].content()[0]
@@ -425,7 +424,7 @@ class Quarantined(Registered):
 
 
 class FoundAgain(Registered):
-    """A registered file whose row was lost is registered anew by the sweep."""
+    """A file of instances/ that has no row is given its name in incoming/ again by the sweep."""
 
     holds = frozenset({"Spool._link"})
     idle = {  # noqa: RUF012 - never changed
@@ -441,7 +440,6 @@ class FoundAgain(Registered):
 
     def act(self, world: World) -> None:
         reclamation.run(world.work)
-        # Not the registration, whose links are no part of this.
 
     def check(self, world: World) -> Iterator[str]:
         yield from super().check(world)
