@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adapter.dicom import statuses
 from adapter.scp import metrics as metrics_module
 from adapter.scp.metrics import BOUNDS, REJECTIONS, STATUSES, ProcessMetrics, ScpCollector
 from adapter.scp.shared_counters import SharedCounters
@@ -267,18 +268,17 @@ def test_a_reason_that_nobody_knows_is_other():
 
 
 def test_every_reason_and_status_of_the_code_is_known():
-    """Whatever the SCP rejects or answers with has a label of its own."""
+    """Each cause of a rejection and each status that the SCP answers has a label of its own."""
     sources = "".join(path.read_text() for path in SCP.glob("*.py"))
-    causes = set(re.findall(r'Rejection\(\d, \d, \d, "([a-z-]+)"', sources))
+    causes = set(re.findall(r'Rejection\(\*[\w.]+, "([a-z-]+)"', sources))
     causes |= set(re.findall(r'"(unknown-[a-z-]+|wrong-address)"', sources))
     causes |= set(re.findall(r'rejected\("([a-z-]+)"\)', sources))
     assert len(causes) == 9
     assert causes | {"other"} == set(REJECTIONS)
-    statuses = set(
-        re.findall(r"^[A-Z_]+ = 0x([0-9A-F]{4})$", (SCP / "store.py").read_text(), re.MULTILINE)
-    )
-    assert len(statuses) == 5
-    assert statuses < set(STATUSES)
+    named = {name for name in vars(statuses) if name.isupper() and name != "ANSWERED"}
+    answered = {name for name in named if re.search(rf"\b{name}\b", sources)}
+    assert len(answered) == 8
+    assert {f"{getattr(statuses, name):04X}" for name in answered} == set(STATUSES)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.0011, 29.9, 30.0, 31.0])
