@@ -545,6 +545,7 @@ def test_a_discarded_file_that_cannot_be_deleted_holds_up_no_other(
         assert reclamation.run(work)["discarded"] == 1
         assert not adapter.spool.instance_path(other).exists()
         assert reclamation.run(work)["discarded"] == 0
+        assert "reclamation" not in due_stages(adapter)  # it rests: nobody is woken for it
         for _ in range(MAXIMUM - 1):
             end_rests(adapter, arrivals)
             counts = reclamation.run(work)

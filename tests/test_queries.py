@@ -332,5 +332,6 @@ def test_a_discarded_file_is_left_to_reclamation(adapter: Adapter, version: int)
 
     assert discarded == [bad]
     assert quarantine.find_quarantined(adapter.ledger, bad) is None
-    assert reclamation.discarded(adapter.ledger, lag_seconds=0) == [bad]
+    _, due = reclamation.claim_discarded(adapter.ledger, lag_seconds=0, lease_seconds=30)
+    assert [row.id for row in due] == [bad]
     assert quarantine.discard(adapter.ledger, [bad]) == []
