@@ -115,7 +115,7 @@ def check(expression: str, served: Scrape) -> None:
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_an_alert_names_what_is_told_and_says_what_to_do(
+def test_an_alert_names_existing_metrics_and_has_instructions(
     rule: dict[str, Any], served: Scrape
 ) -> None:
     """Its metrics and labels exist; it has a severity, a summary, and a paragraph in the docs."""
@@ -227,7 +227,7 @@ def test_an_alert_comes_when_it_should(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_asks_for_what_is_told(panel: dict[str, Any], served: Scrape) -> None:
+def test_a_panel_uses_existing_metrics(panel: dict[str, Any], served: Scrape) -> None:
     """Every panel's metrics and labels exist."""
     for target in panel["targets"]:
         check(target["expr"], served)
