@@ -212,8 +212,8 @@ class BackgroundLoop:
         self._state = LoopState("failing", since, before.failures + 1, kind)
         if _may_log(self.name):
             self._logged = True
-            tell = log.warning if known else log.error
-            tell(
+            write = log.warning if known else log.error
+            write(
                 "a background loop failed and is started again",
                 loop=self.name,
                 error=kind,

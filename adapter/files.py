@@ -117,14 +117,14 @@ def spread_subdirectories(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes, files: FileSystem = FILE_SYSTEM) -> None:
     """Replace a small file's content so that a reader sees the old or the new, and it stays."""
-    temporary = _write_beside(path, data, files)
+    temporary = _write_temporary(path, data, files)
     files.rename(temporary, path)
     files.sync_directory(path.parent)
 
 
 def write_once(path: Path, data: bytes, files: FileSystem = FILE_SYSTEM) -> None:
     """Make a small file, durably, unless it exists already; several may try at the same time."""
-    temporary = _write_beside(path, data, files)
+    temporary = _write_temporary(path, data, files)
     try:
         with suppress(FileExistsError):
             files.link(temporary, path)
@@ -133,7 +133,7 @@ def write_once(path: Path, data: bytes, files: FileSystem = FILE_SYSTEM) -> None
     files.sync_directory(path.parent)
 
 
-def _write_beside(path: Path, data: bytes, files: FileSystem) -> Path:
+def _write_temporary(path: Path, data: bytes, files: FileSystem) -> Path:
     """Write and sync a file's content under a temporary name, and return that name."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     descriptor = files.open_new(temporary)

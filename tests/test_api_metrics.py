@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from adapter import heartbeat, stages
 from adapter.api import metrics as metrics_module
-from adapter.api.metrics import Away, Fresh
+from adapter.api.metrics import Fresh, NotAvailable
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.ledger import configuration, schema
@@ -310,7 +310,7 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
 
     fresh = Fresh(find)
     for _ in range(5):
-        with pytest.raises(Away):
+        with pytest.raises(NotAvailable):
             fresh.get()
     assert len(asked) == 1
 

@@ -28,7 +28,7 @@ from adapter.core import Adapter
 from adapter.ledger import configuration, leases, schema
 from adapter.operator import Operator
 from adapter.operator import main as operator_main
-from adapter.operator.client import Client
+from adapter.operator.client import KubernetesClient
 from adapter.operator.collection import ResourceCollection
 from adapter.scp import Scp
 from adapter.scp import configuration as scp_configuration
@@ -367,7 +367,7 @@ def running_worker(settings: Settings) -> Iterator[Role]:
         opened.append(core.open_adapter(settings))
         return Work(opened[-1], stages.StageQueues(stages.make_app(settings)))
 
-    tasks = worker_background.BackgroundTasks(
+    tasks = worker_background.ScpBackgroundTasks(
         settings, work, WorkerMetrics(), "test", [stages.EXPORT]
     )
     tasks.start()
@@ -511,7 +511,7 @@ def test_the_watch_of_resources(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resources that could not be listed are listed when they can be."""
-    fault = Fault(monkeypatch, Client, "list", lambda _, kind: kind.plural == "sources")
+    fault = Fault(monkeypatch, KubernetesClient, "list", lambda _, kind: kind.plural == "sources")
     fault.broken = True
     with running_operator(adapter, tmp_path) as (role, kubectl):
         eventually(lambda: role.loop("watch-sources").get("error") == "RuntimeError")
@@ -548,7 +548,7 @@ def test_the_status_of_resources(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A status that could not be written for whatever reason is written later."""
-    fault = Fault(monkeypatch, Client, "patch_status")
+    fault = Fault(monkeypatch, KubernetesClient, "patch_status")
     with running_operator(adapter, tmp_path) as (role, kubectl):
         fault.broken = True
         kubectl.create("Source", "ct1", aeTitle="CT1", hostIp=["10.0.0.7"])

@@ -231,7 +231,7 @@ def test_every_state_and_stage_is_in_the_glossary() -> None:
     of = ""
     for row in re.findall(r"^\| (\w*) ?\| (`.*?`) \|", states, re.MULTILINE):
         of = row[0] or of
-        written.setdefault(of, []).extend(re.findall(r"`(\w+)`", row[1]))
+        written.setdefault(of, []).extend(re.findall(r"`([\w-]+)`", row[1]))
     stages = glossary.partition("\n## Stages\n")[2]
 
     assert written == {of: [str(state) for state in machine] for of, machine in machines.items()}

@@ -71,7 +71,7 @@ def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[A
         assert supervisor.wait_ready(START_SECONDS), supervisor.missing()
         adapter = open_adapter(settings)
         try:
-            command.visit(stage, None, patience=START_SECONDS)
+            command.visit(stage, None, stall_seconds=START_SECONDS)
             broken = {"timeout": "5", "jobRetryDelay": "0", "pipeline-broken": "broken"}
             version = add_ae_title(adapter, "SECOND", processor_settings=broken)
             eventually(lambda: scene.in_force(adapter, version))

@@ -33,22 +33,6 @@ NOT_JARGON = {
     "tell": "the method of files",
 }
 
-#: Names that still have to be changed.
-PENDING_NAMES = {
-    "_FRAMES_AROUND",
-    "_LEDGER_PATIENCE",
-    "_ring",
-    "_tell_parked",
-    "_write_beside",
-    "answer_bell",
-    "patience",
-    "tell_echo",
-    "told",
-}
-
-#: Public classes that share a name and still have to be changed.
-PENDING_CLASSES = {"BackgroundTasks", "Command"}
-
 
 def identifiers(path: Path, tree: ast.Module) -> Iterator[str]:
     """Yield every name of a module: its own, those it defines and those it uses."""
@@ -90,7 +74,7 @@ def test_no_identifier_is_jargon() -> None:
         f"{path}: {name}"
         for path, tree in MODULES.items()
         for name in identifiers(path, tree)
-        if words(name) & JARGON and name not in NOT_JARGON.keys() | PENDING_NAMES
+        if words(name) & JARGON and name not in NOT_JARGON
     }
 
     assert not found
@@ -100,7 +84,7 @@ def test_every_exception_is_needed() -> None:
     """A name that is no longer used is no longer an exception."""
     used = {name for path, tree in MODULES.items() for name in identifiers(path, tree)}
 
-    assert not (NOT_JARGON.keys() | PENDING_NAMES) - used
+    assert not NOT_JARGON.keys() - used
 
 
 def test_no_two_classes_have_the_same_name() -> None:
@@ -123,4 +107,4 @@ def test_no_two_classes_have_the_same_name() -> None:
     shared = {name: sorted(places) for name, places in owners.items() if len(places) > 1}
 
     assert len(owners) > 200
-    assert shared.keys() == PENDING_CLASSES, shared
+    assert not shared

@@ -107,7 +107,7 @@ def scripted(adapter, **platform):
 def handed_over(adapter):
     """A job that a scripted platform runs."""
     (job,) = add_group(adapter)
-    work, platform, submit = scripted(adapter, patience_seconds=1000.0)
+    work, platform, submit = scripted(adapter, unreachable_seconds=1000.0)
     assert submit() == {"handed-over": 1}
     return SimpleNamespace(job=job, work=work, platform=platform, submit=submit)
 
@@ -267,7 +267,7 @@ def test_a_run_that_its_platform_has_lost_is_run_again(adapter, verb):
     "error", [TemporaryError("away"), OSError(111, "Connection refused"), KeyError("Doe^Jane")]
 )
 def test_a_platform_that_is_away_costs_no_run_and_is_asked_again(adapter, handed_over, error):
-    """The longer it is away the later; after patienceSeconds its jobs wait for an operator."""
+    """The longer it is away the later; after unreachableSeconds its jobs wait for an operator."""
     handed_over.platform.answer = error
     change(adapter, handed_over.job, updated_at=ago(adapter, 30))
 

@@ -347,7 +347,7 @@ class FirstStart(Scenario):
             "Spool.create: sync_directory data",
             "Spool.create: sync_directory data/spool",
             "write_once",
-            "_write_beside",
+            "_write_temporary",
         }
     )
 
@@ -485,7 +485,7 @@ class Deleted(Scenario):
 class Configured(Scenario):
     """The SCP's copy of the configuration is replaced."""
 
-    holds = frozenset({"write_durably", "_write_beside"})
+    holds = frozenset({"write_durably", "_write_temporary"})
 
     def prepare(self, world: World) -> None:
         world.spool.write_configuration({"version": 0})
@@ -514,12 +514,12 @@ class Ran(Scenario):
             "Spool.publish_results",
             "Spool.has_results",
             "write_durably",
-            "_write_beside",
+            "_write_temporary",
         }
     )
     idle = {  # noqa: RUF012 - never changed
         ("write_durably", "piece by piece"): "a job that is not described yet is described again",
-        ("_write_beside", "too late"): "the same",
+        ("_write_temporary", "too late"): "the same",
     }
 
     def prepare(self, world: World) -> None:

@@ -158,7 +158,7 @@ def test_a_file_that_breaks_every_association_keeps_no_other_waiting(files, sett
         return 0x0000
 
     with peer(store) as (port, _):
-        send(files, destination(port), SCU, settled, patience=1.2)
+        send(files, destination(port), SCU, settled, give_up_seconds=1.2)
 
     assert set(settled.times.values()) == {1}
     outcome, status, reason = settled.pop(bad.path)
@@ -179,7 +179,7 @@ def test_a_context_that_is_refused_is_named(files, settled):
 
 def test_nobody_there_is_given_up_after_a_while(files, settled):
     """If the destination never answers, each file is settled once when patience ends."""
-    send(files, destination(free_port()), SCU, settled, patience=1.2)
+    send(files, destination(free_port()), SCU, settled, give_up_seconds=1.2)
 
     assert set(settled.times.values()) == {1}
     assert all(
@@ -227,7 +227,7 @@ def test_many_kinds_of_files_take_several_associations(tmp_path, settled):
 
     # If
     with peer(store, contexts=classes) as (port, _):
-        send(find_files([tmp_path]).files, destination(port), SCU, settled, patience=5)
+        send(find_files([tmp_path]).files, destination(port), SCU, settled, give_up_seconds=5)
 
     # Then
     assert Counter(settled.values()) == {STORED: 130}

@@ -33,7 +33,7 @@ ROLE = "worker"
 _STOP_SECONDS = 10.0
 
 
-class BackgroundTasks:
+class WorkerBackgroundTasks:
     """The background loops of a worker.
 
     Parameters

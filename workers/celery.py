@@ -49,7 +49,7 @@ from adapter.stages import (
     password_file,
 )
 from workers import export, grouping, notification, pipeline, reclamation, submission
-from workers.background import BackgroundTasks
+from workers.background import WorkerBackgroundTasks
 from workers.metrics import WorkerMetrics
 from workers.shutdown import Shutdown
 from workers.stage import Parked, Take, TryFailed, Work, take_all
@@ -174,7 +174,7 @@ for _stage, _take in TAKES.items():
     _add_unit_stage(app, _stage, _take)
 
 
-_background: list[BackgroundTasks] = []
+_background: list[WorkerBackgroundTasks] = []
 
 
 @setup_logging.connect
@@ -185,7 +185,7 @@ def _log(**_: Any) -> None:
 @worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
-    background = BackgroundTasks(settings(), work, metrics, sender.hostname, stages)
+    background = WorkerBackgroundTasks(settings(), work, metrics, sender.hostname, stages)
     try:
         background.start()
     except ConfigurationError as error:

@@ -30,7 +30,7 @@ _ANY_ARRIVAL = str(ArrivalId(0.0, "000000000000", 0, 0))
 
 
 @dataclass
-class Attempt:
+class RowAttempt:
     """One attempt on a row.
 
     Attributes
@@ -48,7 +48,7 @@ class Attempt:
 @contextmanager
 def counted(
     work: Work, stage: str, lease: Lease, row: str, record: Callable[[Defeat], str]
-) -> Iterator[Attempt]:
+) -> Iterator[RowAttempt]:
     """Work on one leased row: keep its lease, and count an error that nobody foresaw against it.
 
     Parameters
@@ -69,7 +69,7 @@ def counted(
     Exception
         What is no row's fault: the ledger is away, or the spool fails.  The row is given back.
     """
-    attempt = Attempt()
+    attempt = RowAttempt()
     ledger = work.adapter.ledger
     try:
         with leases.kept(ledger, lease):

@@ -179,13 +179,13 @@ def _folders(adapter: Adapter, export: Export) -> tuple[Path, Path]:
 def _send(work: Work, export: Export, destination: Destination) -> None:
     """Send what is not confirmed; what is answered is in the ledger when this returns or raises."""
     ledger, files = work.adapter.ledger, _files(work.adapter, export)
-    told = False
+    recorded = False
 
     def answered() -> None:
-        nonlocal told
-        if not told:
+        nonlocal recorded
+        if not recorded:
             exports.answered(ledger, export)
-            told = True
+            recorded = True
 
     sending = client_of(destination, work.adapter.settings).send(files, answered=answered)
     with ReceiptBook(ledger, export) as book, closing(sending):

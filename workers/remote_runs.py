@@ -83,7 +83,7 @@ class RemoteRun:
         except PermanentError as error:
             return self._park(Failure(error.code, str(error)))
         except (TemporaryError, OSError) as error:
-            return self._cannot_tell(error)
+            return self._not_answered(error)
 
     def _follow(self, pipeline: Pipeline) -> str:
         if publication.is_published(self._adapter, self._job):
@@ -145,15 +145,15 @@ class RemoteRun:
         since = began if running else self._job.handed_over_at or now
         return self._bounded((now - since) * _SHARE)
 
-    def _cannot_tell(self, error: TemporaryError | OSError) -> str:
+    def _not_answered(self, error: TemporaryError | OSError) -> str:
         """Wait for a platform that cannot be asked, each time for as long as it has been away."""
         failure, asked = Failure("unreachable", _words(error)), getattr(error, "delay", None)
         away = self._adapter.ledger.now() - self._job.updated_at
-        if away > self._adapter.settings.services.platform.patience_seconds:
+        if away > self._adapter.settings.services.platform.unreachable_seconds:
             return self._park(failure)
         log.warning("a platform cannot be asked", job=self._job.id, platform=self._job.platform)
         delay = self._bounded(away) if asked is None else asked
-        runs.cannot_tell(self._adapter.ledger, self._lease, self._job, failure, delay=delay)
+        runs.not_answered(self._adapter.ledger, self._lease, self._job, failure, delay=delay)
         self.failure = TryFailed(failure.text)
         return "unreachable"
 
@@ -238,7 +238,7 @@ def _cancel(work: Work, platforms: Platforms, owed: Cancellation) -> str:
         cancellations.done(ledger, owed)
         return "cancelled"
     log.warning("a run could not be cancelled", job=job.id, platform=job.platform, run=job.run)
-    if owed.age > settings.patience_seconds:
+    if owed.age > settings.unreachable_seconds:
         cancellations.give_up(ledger, owed, problem)
         log.error("a run is not cancelled", job=job.id, platform=job.platform, run=job.run)
         return "not-cancelled"

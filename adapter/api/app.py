@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from adapter import background
 from adapter.api import health, problems
-from adapter.api.metrics import ApiCollector, ApiMetrics, Away, Scaling
+from adapter.api.metrics import ApiCollector, ApiMetrics, NotAvailable, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
@@ -131,7 +131,7 @@ def show_scaling(metrics: MetricsOf, stage: str) -> Scaling:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"the stages are {', '.join(STAGES)}")
     try:
         return metrics.scaling(stage)
-    except Away:
+    except NotAvailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE, "the ledger or the spool does not answer"
         ) from None

@@ -45,7 +45,7 @@ ROLES = ("scp", "worker", "api", "operator")
 V = TypeVar("V")
 
 
-class Away(Exception):
+class NotAvailable(Exception):
     """There are no metrics: ledger, spool or broker does not answer."""
 
 
@@ -107,7 +107,7 @@ class Fresh(Generic[V]):
 
         Raises
         ------
-        Away
+        NotAvailable
             If it cannot be determined now.
         """
         with self._lock:
@@ -122,7 +122,7 @@ class Fresh(Generic[V]):
         try:
             return found.result(ANSWER_SECONDS)
         except (TimeoutError, NotOpen, SQLAlchemyError, SpoolError, OSError) as error:
-            raise Away(type(error).__name__) from None
+            raise NotAvailable(type(error).__name__) from None
 
     def _look(self, found: Future[V]) -> None:
         try:
@@ -155,7 +155,7 @@ class ApiMetrics:
 
         Raises
         ------
-        Away
+        NotAvailable
             If the ledger (for notification: the spool) does not answer.
         """
         if stage == stages.NOTIFICATION:
@@ -253,7 +253,7 @@ class ApiCollector(Collector):
 def _or_none(fresh: Fresh[V]) -> V | None:
     try:
         return fresh.get()
-    except Away:
+    except NotAvailable:
         return None
 
 

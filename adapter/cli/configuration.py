@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.send import tell_echo
+from adapter.cli.send import print_echo
 from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
 from adapter.errors import AdapterError, ConfigurationError
@@ -306,6 +306,6 @@ def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = Fa
         if not isinstance(found, DicomDestination):
             raise AdapterError(f"{name} is a destination of kind {found.kind}: no C-ECHO is for it")
         answer = echo(found, adapter.settings.dicom.scu)
-    tell_echo(answer, as_json=as_json, name=name)
+    print_echo(answer, as_json=as_json, name=name)
     if not answer.ok:
         raise typer.Exit(1)

@@ -89,12 +89,12 @@ def echo(
 
     scu = _calling_as(settings_of(ctx).dicom.scu, calling)
     answer = verification.echo(_peer(ae_title, host, port), scu)
-    tell_echo(answer, as_json=as_json)
+    print_echo(answer, as_json=as_json)
     if not (answer.ok or (accept_rejection and answer.rejected)):
         raise typer.Exit(1)
 
 
-def tell_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
+def print_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
     """Say what came of a C-ECHO."""
     if as_json:
         print_json({**more, **asdict(answer)})

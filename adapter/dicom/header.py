@@ -57,12 +57,12 @@ class HeaderLimits:
 
     def limit_depth(self) -> None:
         """Limit this process's recursion to what reading so many nested sequences takes."""
-        sys.setrecursionlimit(_FRAMES_AROUND + _FRAMES_PER_SEQUENCE * self.depth)
+        sys.setrecursionlimit(_FRAMES_OF_CALLERS + _FRAMES_PER_SEQUENCE * self.depth)
 
 
 #: Python frames that pydicom's reader takes for each level of nesting, and room for its callers.
 _FRAMES_PER_SEQUENCE = 5
-_FRAMES_AROUND = 60
+_FRAMES_OF_CALLERS = 60
 
 
 def _inflate(file: BinaryIO, limit: int) -> BinaryIO:

@@ -92,7 +92,7 @@ def goes_on(ledger: Ledger, lease: Lease, job: Job, *, running: bool, delay: flo
             )
 
 
-def cannot_tell(ledger: Ledger, lease: Lease, job: Job, failure: Failure, *, delay: float) -> None:
+def not_answered(ledger: Ledger, lease: Lease, job: Job, failure: Failure, *, delay: float) -> None:
     """Record why nothing could be learnt of a run; no try is used.
 
     `updated_at` stays: it says since when nothing is known.

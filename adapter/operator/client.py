@@ -65,7 +65,7 @@ class WatchEvent(NamedTuple):
     version: str
 
 
-class Client:
+class KubernetesClient:
     """A connection to the API server, for one namespace.
 
     Parameters

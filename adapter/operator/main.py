@@ -30,7 +30,7 @@ from adapter.core import Adapter, open_adapter
 from adapter.heartbeat import Heart
 from adapter.log import get_logger
 from adapter.operator.applying import Applying
-from adapter.operator.client import Client
+from adapter.operator.client import KubernetesClient
 from adapter.operator.collection import ResourceCollection
 from adapter.operator.metrics import OperatorCollector
 from adapter.operator.resources import KINDS
@@ -66,7 +66,7 @@ class Operator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = Client(settings)
+        self._client = KubernetesClient(settings)
         self._adapter: Adapter | None = None
         self._applying: Applying | None = None
         self._stop = threading.Event()

@@ -16,7 +16,7 @@ from typing import Any
 from adapter.background import BackgroundLoop
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
-from adapter.operator.client import Client, Missing
+from adapter.operator.client import KubernetesClient, Missing
 from adapter.operator.collection import ResourceCollection
 from adapter.operator.plan import Readiness
 from adapter.operator.resources import Resource
@@ -71,7 +71,7 @@ class StatusWriter:
 
     Parameters
     ----------
-    client : Client
+    client : KubernetesClient
         The API server's client.
     settings : Kubernetes
         How long to wait after a failure.
@@ -84,7 +84,9 @@ class StatusWriter:
         Why a status could not be written.
     """
 
-    def __init__(self, client: Client, settings: Kubernetes, stop: threading.Event) -> None:
+    def __init__(
+        self, client: KubernetesClient, settings: Kubernetes, stop: threading.Event
+    ) -> None:
         self.problem: str | None = None
         self._client = client
         self._stop = stop

@@ -21,7 +21,7 @@ import time
 from adapter.background import BackgroundLoop
 from adapter.errors import TemporaryError
 from adapter.log import get_logger
-from adapter.operator.client import Client, Gone, RequestBroken
+from adapter.operator.client import Gone, KubernetesClient, RequestBroken
 from adapter.operator.collection import ResourceCollection
 from adapter.settings import Kubernetes
 
@@ -63,7 +63,7 @@ class Watch:
 
     Parameters
     ----------
-    client : Client
+    client : KubernetesClient
         The API server's client.
     collection : ResourceCollection
         What to keep up to date.
@@ -75,7 +75,7 @@ class Watch:
 
     def __init__(
         self,
-        client: Client,
+        client: KubernetesClient,
         collection: ResourceCollection,
         settings: Kubernetes,
         stop: threading.Event,

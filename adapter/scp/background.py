@@ -102,7 +102,7 @@ class NotificationWaker:
             self._quiet_until = time.monotonic() + _AWAY_SECONDS
 
 
-class BackgroundTasks:
+class ScpBackgroundTasks:
     """The other two loops: ledger and heartbeat.
 
     Parameters
@@ -142,11 +142,11 @@ class BackgroundTasks:
         self._loop = BackgroundLoop("scp-ledger", self._visit_ledger, period=PERIOD, once_more=True)
         self._heart = Heart(spool, ROLE, self._say)
 
-    def start(self, patience: float) -> None:
-        """Start, and wait up to `patience` seconds for the first look at the ledger."""
+    def start(self, seconds: float) -> None:
+        """Start, and wait up to `seconds` seconds for the first look at the ledger."""
         self._heart.start()
         self._loop.start()
-        self._looked.wait(patience)
+        self._looked.wait(seconds)
 
     def stop(self) -> None:
         """Write the last events if the ledger takes them, and stop."""

@@ -11,7 +11,7 @@ from adapter.errors import ConfigurationError, SpoolError
 from adapter.log import get_logger
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.association_limiter import AssociationLimiter
-from adapter.scp.background import BackgroundTasks, NotificationWaker
+from adapter.scp.background import NotificationWaker, ScpBackgroundTasks
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents
 from adapter.scp.metrics import ProcessMetrics
@@ -23,7 +23,7 @@ from adapter.spool import Spool
 log = get_logger(__name__)
 
 #: Seconds that a start waits for the ledger's configuration before it takes the copy's.
-_LEDGER_PATIENCE = 2.0
+_LEDGER_WAIT = 2.0
 
 
 class Scp:
@@ -66,7 +66,7 @@ class Scp:
             settings, spool, configuration, self.events, self._waker.stored, limiter=limiter
         )
         self._server = Server(settings.dicom.scp, self.acceptor, listener, tls)
-        self._background = BackgroundTasks(
+        self._background = ScpBackgroundTasks(
             settings,
             spool,
             configuration,
@@ -84,7 +84,7 @@ class Scp:
             If the address cannot be listened on.
         """
         self._waker.start()
-        self._background.start(_LEDGER_PATIENCE)
+        self._background.start(_LEDGER_WAIT)
         scp = self._settings.dicom.scp
         try:
             self.port = self._server.start()

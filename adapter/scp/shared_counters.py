@@ -86,8 +86,8 @@ class SharedCounters:
 
     def lost_loops(self) -> list[str]:
         """Return the names of the background loops that do not recover."""
-        told = (bytes(part[_LOST]).rstrip(b"\0").decode("ascii") for part in self._parts)
-        return sorted({name for names in told for name in names.split(_SEPARATOR) if name})
+        lost = (bytes(part[_LOST]).rstrip(b"\0").decode("ascii") for part in self._parts)
+        return sorted({name for names in lost for name in names.split(_SEPARATOR) if name})
 
     def totals(self) -> dict[Key, int]:
         """Return the counters, each summed over the processes."""

@@ -32,7 +32,7 @@ def send(
     scu: Scu,
     settled: Settled,
     *,
-    patience: float = 30.0,
+    give_up_seconds: float = 30.0,
     insist: bool = False,
 ) -> None:
     """Send files, and send again those that were not answered.
@@ -47,7 +47,7 @@ def send(
         Our AE title, and the deadlines.
     settled : callable
         Called once for each file: when it is answered, or given up.
-    patience : float, seconds
+    give_up_seconds : float, seconds
         How long to try again without a single answer.
     insist : bool
         Whether to try again even when the destination rejects the association for good.  It may
@@ -59,7 +59,7 @@ def send(
         If the destination rejects the association for good, and `insist` is false.
     """
     left = {file.number: file for file in files}
-    end = time.monotonic() + patience
+    end = time.monotonic() + give_up_seconds
     pause = _PAUSE
     while left:
         before = len(left)
@@ -70,7 +70,7 @@ def send(
                 raise
             why = f"the destination {rejected}"
         if len(left) < before:
-            end, pause = time.monotonic() + patience, _PAUSE
+            end, pause = time.monotonic() + give_up_seconds, _PAUSE
         elif time.monotonic() + pause > end:
             for file in left.values():
                 settled(StoreResult(file, Outcome.RETRY, reason=why, sent=file.repeat))

@@ -71,7 +71,7 @@ class PlatformSettings(Section):
     longest_poll_seconds: Seconds = Field(
         60.0, le=86400, description="The most seconds between two such questions."
     )
-    patience_seconds: Seconds = Field(
+    unreachable_seconds: Seconds = Field(
         86400.0,
         le=604800,
         description="Seconds that a platform may be away before the jobs it has are parked.",

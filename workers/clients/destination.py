@@ -31,7 +31,7 @@ class Refused(PermanentError):
     """The destination answered that it will take nothing, however often it is asked."""
 
 
-class Client(Protocol):
+class DestinationClient(Protocol):
     """Sends files to one destination."""
 
     def send(

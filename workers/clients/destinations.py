@@ -9,16 +9,16 @@ from typing import Any
 from adapter.errors import PermanentError
 from adapter.models import DICOM, Destination
 from adapter.settings import Settings
-from workers.clients.destination import Client
+from workers.clients.destination import DestinationClient
 from workers.clients.dicom_destination import DicomClient
 
 #: Makes the client of a destination, by its kind (`adapter.models.DESTINATIONS`).
-CLIENTS: dict[str, Callable[[Any, Settings], Client]] = {
+CLIENTS: dict[str, Callable[[Any, Settings], DestinationClient]] = {
     DICOM: lambda destination, settings: DicomClient(destination, settings.dicom.scu),
 }
 
 
-def client_of(destination: Destination, settings: Settings) -> Client:
+def client_of(destination: Destination, settings: Settings) -> DestinationClient:
     """Return what sends to a destination.
 
     Raises

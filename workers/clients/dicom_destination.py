@@ -29,7 +29,7 @@ _HOPELESS = {
 
 
 class DicomClient:
-    """Sends to one application entity; see `workers.clients.destination.Client`.
+    """Sends to one application entity; see `workers.clients.destination.DestinationClient`.
 
     Parameters
     ----------

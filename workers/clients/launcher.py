@@ -99,7 +99,7 @@ class Capture:
                 data = data[os.write(self._file, data) :]
 
 
-class Command:
+class RunningCommand:
     """The command, from its start until nothing of it is left."""
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -110,19 +110,19 @@ class Command:
 
     def start(self) -> str:
         """Fork and execute; return why it could not, or nothing."""
-        report, tell = os.pipe()
+        report, report_to = os.pipe()
         launcher = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
-            self._become(launcher, tell)
-        os.close(tell)
+            self._become(launcher, report_to)
+        os.close(report_to)
         for capture in self._captures:
             os.close(capture.write_end)
         problem = os.read(report, 4096).decode()
         os.close(report)
         return problem
 
-    def _become(self, launcher: int, tell: int) -> NoReturn:
+    def _become(self, launcher: int, report_to: int) -> NoReturn:
         order = self._order
         try:
             os.setsid()
@@ -145,7 +145,7 @@ class Command:
             os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606
         except (OSError, ValueError, MemoryError) as error:
             text = getattr(error, "strerror", None) or type(error).__name__
-            os.write(tell, text.encode())
+            os.write(report_to, text.encode())
         finally:
             os._exit(127)
 
@@ -232,7 +232,7 @@ def main() -> None:
     if not line.endswith(b"\n"):
         return
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    command = Command(json.loads(line))
+    command = RunningCommand(json.loads(line))
     problem = command.start()
     how = "could-not-start" if problem else command.follow()
     command.end()
