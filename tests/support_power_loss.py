@@ -390,6 +390,8 @@ class RecordingFileSystem(FileSystem):
     def rename(self, source, target):
         self._disk.notice(self.root)
         number, old = self._inode(source), self._inode(source.parent)
+        if number is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
 
         def rename() -> None:
             FileSystem.rename(self, source, target)
