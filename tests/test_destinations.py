@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from adapter import models
 from adapter.errors import ConfigurationError
-from adapter.ledger import configuration, schema
+from adapter.ledger import configuration, exports, schema
 from adapter.ledger.receipts import Receipt
 from adapter.models import DicomDestination, EntityKind, Outcome
 from tests.support_exports import (
@@ -22,7 +22,6 @@ from tests.support_exports import (
     outcomes,
     rows,
     run,
-    run_until,
 )
 from workers.clients import destinations
 from workers.clients.destination import Away, CutShort, Refused
@@ -94,13 +93,15 @@ def test_a_try_that_is_cut_short_is_taken_up_where_it_ended(quick, folder):
     add_task(quick, files=3)
     (folder / "CutShort").touch()
 
-    assert run(quick) == {"pending": 1}
+    assert run(hasten(quick, export={"retry_delay_seconds": 3600.0})) == {"pending": 1}
 
     failed = one_export(quick)
     assert "2 of 3 files are not confirmed: the folder was taken away" in failed.message
     (kept,) = folder.iterdir()
     kept.write_bytes(b"as it was")
-    assert run_until(quick, lambda: one_export(quick).state == "succeeded")
+    with quick.ledger.write() as connection:
+        connection.execute(update(schema.exports).values(due_at=0.0))
+    assert run(quick) == {"succeeded": 1}
     assert kept.read_bytes() == b"as it was"
     assert len(list(folder.iterdir())) == 3
 
@@ -109,14 +110,16 @@ def test_a_destination_that_is_away_is_put_on_hold_and_tried_again(quick, folder
     """As one that no association reaches: no try is used."""
     add_task(quick)
     folder.rename(folder.with_name("away"))
+    patient = {"hold_minimum_seconds": 3600.0, "hold_maximum_seconds": 3600.0}
 
-    assert run(quick) == {"pending": 1}
+    assert run(hasten(quick, export=patient)) == {"pending": 1}
 
     (hold,) = rows(quick, schema.holds)
     assert (hold.destination, hold.reason) == ("PACS", "the folder is not mounted")
     assert one_export(quick).tries == 0
     folder.with_name("away").rename(folder)
-    assert run_until(quick, lambda: one_export(quick).state == "succeeded")
+    exports.retry_destination(quick.ledger, "PACS")
+    assert run(quick) == {"succeeded": 1}
     assert rows(quick, schema.holds) == []
 
 

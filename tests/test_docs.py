@@ -43,6 +43,7 @@ IN_ENVIRONMENT = [path for path in SETTINGS if "<id>" not in path]
 
 #: Another value than the default's, where `other_than` cannot make one up.
 OTHER_VALUES: dict[tuple[str, ...], Any] = {
+    ("platforms",): {"embedded": {}},
     ("data",): "/srv/adapter",
     ("storage", "durability"): "none",
     ("storage", "temporary"): "/srv/spool",

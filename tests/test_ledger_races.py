@@ -20,9 +20,10 @@ from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
 from adapter.core import Adapter
-from adapter.errors import ConfigurationError, SpoolError
+from adapter.errors import ConfigurationError, LeaseLost, SpoolError
 from adapter.ledger import (
     arrivals,
+    cancellations,
     configuration,
     exports,
     groups,
@@ -30,6 +31,7 @@ from adapter.ledger import (
     leases,
     reclamation,
     remote_tasks,
+    runs,
     schema,
 )
 from adapter.ledger.arrivals import Grouped
@@ -231,6 +233,51 @@ def test_the_last_two_jobs_of_a_group_make_it_submitted(adapter: Adapter, versio
     assert meet(adapter, "UPDATE groups", *map(start, claims)) == ["started"] * 2
 
     assert [row.state for row in rows(adapter, schema.groups)] == ["submitted"]
+
+
+@pytest.mark.parametrize("ends", ["fails", "succeeds"])
+def test_a_job_discarded_while_its_run_ends_leaves_no_run_uncancelled(
+    adapter: Adapter, version: int, ends: str
+) -> None:
+    """Whoever is first, one of the two is refused or the other's run is cancelled, too."""
+    group = add_group(adapter, version, state="submitted")
+    job = add_job(adapter, group, state="handed-over", platform="elsewhere")
+    claimed = runs.claim_ask(adapter.ledger, 30)
+    assert claimed is not None
+
+    def end() -> Any:
+        if ends == "succeeds":
+            return jobs.succeed(adapter.ledger, *claimed, [], destinations=[], agent="SCU")
+        failure = jobs.Failure("lost", "it is gone")
+        return runs.fail(adapter.ledger, *claimed, failure, retries=2, delay=0.0, may_pass=True)
+
+    meet(adapter, "UPDATE jobs", end, lambda: jobs.discard(adapter.ledger, job))
+
+    (found,) = rows(adapter, schema.jobs)
+    assert found.state == "discarded" or ends == "succeeds"
+    owed = {row.run for row in rows(adapter, schema.cancellations)}
+    assert owed == set(range(1, found.run + 1))
+    assert (found.lease_token, found.lease_until) == (None, None)
+
+
+def test_a_cancellation_owed_anew_outlives_the_one_that_is_just_done(
+    adapter: Adapter, version: int
+) -> None:
+    """A worker that lost its job in mid-step owes it again; who was at it has lost its lease."""
+    group = add_group(adapter, version, state="submitted")
+    job = add_job(adapter, group, state="handed-over", platform="elsewhere")
+    jobs.discard(adapter.ledger, job)
+    claimed = cancellations.claim(adapter.ledger, 30)
+    assert claimed is not None
+
+    runs.cancel_if_discarded(adapter.ledger, job)
+
+    with pytest.raises(LeaseLost):
+        cancellations.done(adapter.ledger, claimed)
+    again = cancellations.claim(adapter.ledger, 30)
+    assert again is not None
+    cancellations.done(adapter.ledger, again)
+    assert rows(adapter, schema.cancellations) == []
 
 
 # -- exports ---------------------------------------------------------------------------------------

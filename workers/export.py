@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export: each task's files to each of its destinations, and the answers that are owed for them.
+"""Export: sends each task's files to each of its destinations, and reports what came of it.
 
-One export at a time: claim it, look at its files, send what is not confirmed, and write down what
-was answered as it comes; then judge the try.  A destination that cannot be reached costs no try.
-Where tasks come from is ``workers.clients.results_service``'s.
+One export at a time: claim it, look at its files, send what is not confirmed, write down each
+answer as it comes, then judge the try.  A destination that cannot be reached costs no try.  How
+files are sent depends on the destination's kind (`workers.clients.destination`); where tasks come
+from is told in `workers.clients.results_service`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds: destinations that cannot be reached, and the exports that wait for them.
 
-A hold costs no export a try.  It is longer each time the destination is found away, and while there
-is one, a single export at a time probes the destination after it has run out.  Names are compared
+A hold costs no export a try.  It gets longer each time the destination is found away.  When it has
+run out, a single export at a time probes the destination until that answers.  Names are compared
 without regard to case, as they are when a destination is looked up.
 """
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports: a task's way to each destination, and a receipt for every file that it was answered for.
+"""Exports: one task's way to one destination.
+
+Receipts say what the destination did with each file (`adapter.ledger.receipts`).
 
 ::
 
@@ -7,8 +9,8 @@
     sending -> pending    a retry, or its destination cannot be reached
     pending, sending -> parked -> pending | discarded
 
-A try ends by what is confirmed then: more than the failure threshold missing is a failed try; at or
-below it the rest still gets its tries, and what then remains is `partial`.
+A try is judged by what is confirmed at its end.  If more is missing than the failure threshold, the
+try has failed.  Otherwise what is missing still gets its tries, and what then remains is `partial`.
 """
 
 from __future__ import annotations

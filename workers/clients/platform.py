@@ -211,15 +211,16 @@ class Platforms:
             found = plugins.find(plugins.PLATFORMS, kind)
             if found is None:
                 raise PermanentError(f"there is no platform {kind!r} (any more)", "no-platform")
-            plugin: type[Platform] = found.load()
             section = self._adapter.settings.platforms.get(kind, {})
             try:
-                settings = plugin.Settings.model_validate(section)
-            except ValidationError:
+                plugin: type[Platform] = found.load()
+                self._made[kind] = plugin(self._adapter, plugin.Settings.model_validate(section))
+            except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
                 raise PermanentError(
-                    f"the settings under platforms > {kind} cannot be used", "no-platform"
+                    f"platform {kind!r} cannot be used ({type(error).__name__}): see "
+                    "`dicom-adapter check-config`",
+                    "no-platform",
                 ) from None
-            self._made[kind] = plugin(self._adapter, settings)
         return self._made[kind]
 
     def polled(self, kind: str) -> PolledPlatform:

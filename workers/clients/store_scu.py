@@ -2,8 +2,8 @@
 """The Storage SCU: files to a destination, as they are.
 
 The bytes of a file's data set go out in the file's own transfer syntax; nothing is decoded,
-converted or left out.  A file that the peer does not take in that syntax fails by name.  What to do
-about a failure is the export stage's to decide.
+converted or left out.  A file that the peer does not take in that syntax fails by name.  The export
+stage decides what to do about a failure.
 """
 
 from __future__ import annotations
