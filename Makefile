@@ -65,6 +65,10 @@ bench-stages: $(DEV_STAMP) test-peers  ## measure all stages end to end with 1, 
 soak: $(DEV_STAMP) test-peers  ## kill receivers, and the roles of two hosts, under load: some 560 deaths in ten minutes
 	@SOAK=1 $(BIN)/python -m pytest tests/test_scp_kills.py tests/cluster --timeout 7200 $(ARGS)
 
+.PHONY: screenshots
+screenshots: $(DEV_STAMP) test-peers  ## take the pictures of the docs anew, from a demo in a real browser
+	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/test_flower.py
+
 .PHONY: lint
 lint: $(DEV_STAMP)  ## check style, types and import contracts
 	@$(BIN)/ruff check
