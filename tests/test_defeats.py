@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy import select
 
 from adapter.core import Adapter
 from adapter.errors import PermanentError
+from adapter.files import FileSystem
 from adapter.ledger import attempts, queries
 from adapter.ledger import groups as groups_verbs
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
@@ -38,7 +40,7 @@ from tests.support_stages import (
     make_work,
     rows,
 )
-from workers import export, grouping, notification, pipeline, reclamation
+from workers import export, grouping, notification, pipeline, reclamation, submission
 from workers.clients.embedded_platform import EmbeddedPlatform
 from workers.stage import Work, take_all
 
@@ -58,17 +60,17 @@ def work(adapter: Adapter) -> Iterator[Work]:
 
 
 def refuse(
-    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, arrival: str, number: int = errno.EPERM
+    monkeypatch: pytest.MonkeyPatch, name: str, arrival: str, number: int = errno.EPERM
 ) -> None:
     """Have the operating system refuse one operation on one file, as its owner may."""
-    operation: Callable[..., Any] = getattr(where, name)
+    operation: Callable[..., Any] = getattr(FileSystem, name)
 
-    def unless_it_is(path: Any, *others: Any, **options: Any) -> Any:
-        if Path(path).name == f"{arrival}.dcm":
+    def unless_it_is(self: FileSystem, path: Path, *others: Any) -> Any:
+        if path.name == f"{arrival}.dcm":
             raise OSError(number, os.strerror(number), str(path))
-        return operation(path, *others, **options)
+        return operation(self, path, *others)
 
-    monkeypatch.setattr(where, name, unless_it_is)
+    monkeypatch.setattr(FileSystem, name, unless_it_is)
 
 
 def defeats(work: Work, stage: str, reason: str) -> float:
@@ -102,7 +104,7 @@ def test_a_file_that_cannot_be_linked_holds_up_no_other(
     It moves to quarantine/ although it cannot be linked.
     """
     bad, good = received(adapter), received(adapter)
-    refuse(monkeypatch, os, "link", bad)
+    refuse(monkeypatch, "link", bad)
 
     assert notification.run(work) == {"registered": 1}
     assert rows(adapter, arrivals, arrivals.c.id == good)[0].state == "registered"
@@ -134,9 +136,9 @@ def test_a_file_that_cannot_be_moved_is_quarantined_where_it_is(
     bad = received(adapter)
     change: dict[str, Any] = {"attempts": ARRIVAL_ATTEMPTS - 1}
     with monkeypatch.context() as patch:
-        refuse(patch, os, "link", bad)
-        refuse(patch, Path, "rename", bad)
-        refuse(patch, Path, "unlink", bad)
+        refuse(patch, "link", bad)
+        refuse(patch, "rename", bad)
+        refuse(patch, "unlink", bad)
         notification.run(work)
         change_rows(adapter, arrivals, **change)
         end_rests(adapter, arrivals)
@@ -163,7 +165,7 @@ def test_a_registered_file_that_cannot_be_unlinked_stops_no_intake(
 ) -> None:
     """Its row is there, so it is not taken again; what comes after it is registered."""
     first = received(adapter)
-    refuse(monkeypatch, Path, "unlink", first)
+    refuse(monkeypatch, "unlink", first)
     assert notification.run(work) == {"registered": 1}
     received(adapter)
 
@@ -487,7 +489,7 @@ def test_a_group_that_cannot_be_deleted_holds_up_no_other(
     stuck = finished(adapter, work)
     finished(adapter, work, "HEART")
     with monkeypatch.context() as patch:
-        refuse(patch, Path, "unlink", stuck)
+        refuse(patch, "unlink", stuck)
         counts = reclamation.run(work)
         assert (counts["groups"], counts["failed"]) == (1, 1)
         for _ in range(MAXIMUM - 1):
@@ -541,7 +543,7 @@ def test_a_discarded_file_that_cannot_be_deleted_holds_up_no_other(
     stuck, other = received(adapter, ds=study), received(adapter, ds=study)
     notification.run(work)
     with monkeypatch.context() as patch:
-        refuse(patch, Path, "unlink", stuck)
+        refuse(patch, "unlink", stuck)
         assert reclamation.run(work)["discarded"] == 1
         assert not adapter.spool.instance_path(other).exists()
         assert reclamation.run(work)["discarded"] == 0
@@ -561,7 +563,7 @@ def test_reclamation_pauses_while_the_spool_fails(
     """A disk that became read-only counts against no group."""
     stuck = finished(adapter, work)
     with monkeypatch.context() as patch:
-        refuse(patch, Path, "unlink", stuck, errno.EROFS)
+        refuse(patch, "unlink", stuck, errno.EROFS)
         for _ in range(MAXIMUM + 1):
             with pytest.raises(OSError, match="Read-only"):
                 reclamation.run(work)
@@ -593,20 +595,19 @@ def test_a_group_that_kills_reclamation_waits_for_an_operator(adapter: Adapter, 
 # -- jobs ----------------------------------------------------------------------------------------
 
 
-class Defeating(EmbeddedPlatform):
-    """A platform that fails as nobody foresaw."""
-
-    def create(self, job: Any) -> str:
-        """Fail."""
-        raise KeyError("CANARY")
-
-
-def test_a_job_that_defeats_submission_is_parked(adapter: Adapter, work: Work) -> None:
+def test_a_job_that_defeats_submission_is_parked(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It rests without a try; after the bound it is parked with the exception's type."""
     received(adapter)
     notification.run(work)
     take_all(work, grouping.take)
-    platform = Defeating(work.adapter)
+    platform = SimpleNamespace(create=lambda _job: "its run")
+
+    def fail(*_: object) -> None:
+        raise KeyError("CANARY")
+
+    monkeypatch.setattr(submission, "describe", fail)
 
     for _ in range(MAXIMUM - 1):
         assert submit_due(work, platform) == {"failed": 1}
@@ -616,7 +617,7 @@ def test_a_job_that_defeats_submission_is_parked(adapter: Adapter, work: Work) -
 
     (job,) = rows(adapter, jobs)
     assert (job.state, job.outcome, job.message) == ("parked", "unforeseen", "KeyError")
-    assert job.parked_in == "queued"
+    assert job.parked_in == "created"
     assert defeats(work, "submission", "unforeseen") == MAXIMUM
     assert kinds(adapter).count("job-parked") == 1
 
@@ -633,7 +634,7 @@ def test_a_spool_that_fails_costs_a_job_no_try(adapter: Adapter, work: Work) -> 
     take_all(work, grouping.take)
     for _ in range(MAXIMUM + 1):
         with pytest.raises(OSError, match="space"):
-            submit_due(work, Full(work.adapter))
+            submit_due(work, Full(work.adapter, None))
 
     (job,) = rows(adapter, jobs)
     assert (job.state, job.tries, job.lease_expiries) == ("queued", 0, 0)
@@ -739,7 +740,7 @@ def test_a_retried_file_that_cannot_be_moved_is_quarantined_again(
     arrival = quarantined(adapter, work, monkeypatch)
     cli("quarantine", "retry", arrival)
     with monkeypatch.context() as patch:
-        refuse(patch, Path, "rename", arrival)
+        refuse(patch, "rename", arrival)
         for _ in range(ARRIVAL_ATTEMPTS):
             counts = reclamation.run(work)
             end_rests(adapter, arrivals)

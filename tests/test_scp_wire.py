@@ -17,6 +17,7 @@ from pynetdicom.sop_class import Verification
 
 from adapter.core import Adapter
 from adapter.dicom.implementation import IMPLEMENTATION_CLASS_UID
+from adapter.models import EntityKind
 from adapter.spool import DiskSpace, Spool
 from tests import peers
 from tests.support_scp import (
@@ -392,7 +393,7 @@ def test_an_association_keeps_its_configuration(scp, adapter: Adapter):
 def add_ae_title_again(adapter: Adapter) -> int:
     return put(
         adapter,
-        "aet",
+        EntityKind.AE_TITLE,
         replace=True,
         aeTitle="Clara1",
         processorSettings={"pipeline-other": "other"},

@@ -9,7 +9,6 @@ from is told in `workers.clients.results_service`.
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from adapter.ledger import configuration, exports, remote_tasks
 from adapter.ledger.export_policy import FailureReason, over_threshold
 from adapter.ledger.exports import Export
 from adapter.ledger.receipts import Receipt
+from adapter.ledger.remote_tasks import Report
 from adapter.log import get_logger
 from adapter.models import Destination, EntityKind, ExportState, Outcome
 from adapter.scu.files import Outgoing, examine
@@ -203,32 +203,29 @@ def _send(work: Work, export: Export, destination: Destination) -> None:
 def _report(work: Work) -> TaskResult | None:
     """Deliver the report that is due first; None if none is due.
 
-    A Results Service that does not answer holds one thread of a worker at a time.
+    A Results Service that does not answer holds one thread of a worker, and that one not for long.
     """
+    limit = 2 * work.adapter.settings.services.results_service.request_seconds
+    with work.reports.taken() as ours:
+        report = remote_tasks.claim_report(work.adapter.ledger, limit) if ours else None
+        return None if report is None else _deliver(work, report)
+
+
+def _deliver(work: Work, report: Report) -> TaskResult:
     ledger, settings = work.adapter.ledger, work.adapter.settings
     service = settings.services.results_service
-    if not _reporting.acquire(blocking=False):
-        return None
+    facts = {"task": report.task}
     try:
-        report = remote_tasks.claim_report(ledger, 2 * service.request_seconds)
-        if report is None:
-            return None
-        facts = {"task": report.task}
-        try:
-            results_service(settings).report(report)
-        except TemporaryError as error:
-            log.warning("a report was not taken", task=report.task, problem=str(error))
-            remote_tasks.not_taken(ledger, report, service)
-            return TaskResult("", "unreported", TryFailed(f"not taken: {error}"), facts)
-        except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
-            why = defeats.blame(work, stages.EXPORT, report.task, error)
-            maximum = settings.workers.maximum_lease_expiries
-            remote_tasks.not_taken(ledger, report, service, why, maximum)
-            return TaskResult("", "unreported", TryFailed(f"{why.reason}: {why.message}"), facts)
-        remote_tasks.taken(ledger, report)
-        return TaskResult("", "reported", None, facts)
-    finally:
-        _reporting.release()
-
-
-_reporting = threading.Lock()
+        results_service(settings).report(report)
+    except TemporaryError as error:
+        work.reports.failed()
+        log.warning("a report was not taken", task=report.task, problem=str(error))
+        remote_tasks.not_taken(ledger, report, service)
+        return TaskResult("", "unreported", TryFailed(f"not taken: {error}"), facts)
+    except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
+        why = defeats.blame(work, stages.EXPORT, report.task, error)
+        maximum = settings.workers.maximum_lease_expiries
+        remote_tasks.not_taken(ledger, report, service, why, maximum)
+        return TaskResult("", "unreported", TryFailed(f"{why.reason}: {why.message}"), facts)
+    remote_tasks.taken(ledger, report)
+    return TaskResult("", "reported", None, facts)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,35 @@ from adapter.stages import StageQueues
 from workers.clients.headers import HeaderReaders
 from workers.clients.platform import Platforms
 from workers.metrics import WorkerMetrics
+
+
+class Turn:
+    """Lets one thread of a worker at a time talk to a peer, and less often if it does not answer.
+
+    A failure that took `t` seconds is followed by ten times `t` without a turn, so that a silent
+    peer takes at most a tenth of the time of the work that goes on beside it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start = self._next = 0.0
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Say whether it is the caller's turn, and hold it."""
+        if not self._lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            self._start = time.monotonic()
+            yield self._start >= self._next
+        finally:
+            self._lock.release()
+
+    def failed(self) -> None:
+        """Note, in a turn, that the peer did not do its part."""
+        now = time.monotonic()
+        self._next = now + 10 * (now - self._start)
 
 
 @dataclass(frozen=True)
@@ -35,12 +66,15 @@ class Work:
         Child processes that read headers which a peer or a pipeline wrote.
     platforms : Platforms
         Where pipelines run.
+    reports : Turn
+        Whose turn it is to report to the Results Service.
     """
 
     adapter: Adapter
     queues: StageQueues
     stopping: threading.Event = field(default_factory=threading.Event)
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    reports: Turn = field(default_factory=Turn)
     headers: HeaderReaders = field(init=False)
     platforms: Platforms = field(init=False)
 
