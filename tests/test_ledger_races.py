@@ -473,8 +473,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_twice(
     """Each step may have been committed although its worker was told that the ledger is away."""
     IncomingAssociation(adapter, version).store(make_instance())
 
-    def run_with_lost_answer(stage: Any, verb: str) -> None:
-        module = arrivals if stage is notification else groups
+    def run_with_lost_answer(stage: Callable[[Work], object], module: Any, verb: str) -> None:
         done = getattr(module, verb)
 
         def lose_answer(*arguments: Any, **options: Any) -> None:
@@ -484,13 +483,13 @@ def test_a_commit_whose_answer_is_lost_is_not_done_twice(
         with monkeypatch.context() as patched:
             patched.setattr(module, verb, lose_answer)
             with pytest.raises(AWAY):
-                stage.run(work)
+                stage(work)
 
-    run_with_lost_answer(notification, "register")
+    run_with_lost_answer(notification.run, arrivals, "register")
     assert len(list(adapter.spool.list_incoming())) == 1
     assert notification.run(work) == {}
     let_time_pass(adapter, 10)
-    run_with_lost_answer(grouping, "close")
+    run_with_lost_answer(group_all, groups, "close")
     assert take_all(work, grouping.take) == {}
 
     assert list(adapter.spool.list_incoming()) == []
@@ -534,10 +533,10 @@ def test_sessions_that_are_ended_at_any_moment_lose_and_double_nothing(
         association.store(make_instance(StudyInstanceUID=studies[number % 4]))
 
     with cut_off_again_and_again(adapter) as cuts:
-        twice_until(lambda: not list(adapter.spool.list_incoming()), notification, work)
+        twice_until(lambda: not list(adapter.spool.list_incoming()), notification.run, work)
     let_time_pass(adapter, 10)
     with cut_off_again_and_again(adapter):
-        twice_until(lambda: len(rows(adapter, schema.jobs)) == 4, grouping, work)
+        twice_until(lambda: len(rows(adapter, schema.jobs)) == 4, group_all, work)
 
     assert len(cuts) > 3
     found = rows(adapter, schema.groups)
@@ -564,12 +563,17 @@ def cut_off_again_and_again(adapter: Adapter) -> Iterator[list[int]]:
             done.set()
 
 
-def twice_until(check: Callable[[], bool], stage: Any, work: Work) -> None:
+def group_all(work: Work) -> object:
+    """Take every group that is due."""
+    return take_all(work, grouping.take)
+
+
+def twice_until(check: Callable[[], bool], stage: Callable[[Work], object], work: Work) -> None:
     """Run a stage in two threads over and over, as its wake-ups do, until a check holds."""
 
     def run() -> None:
         with suppress(*AWAY):  # as the base of all tasks does
-            stage.run(work)
+            stage(work)
 
     while True:
         with ThreadPoolExecutor(2) as pool:
