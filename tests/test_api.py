@@ -288,12 +288,13 @@ def test_what_waits_in_incoming_is_notifications_work(
 ) -> None:
     """Files that were acknowledged and not registered count, with the age of the oldest."""
     for number in (1, 2):
-        add_arrival(adapter, version, number, state="received", study=None)
+        hour_ago = time.time() - 3600
+        add_arrival(adapter, version, number, at=hour_ago, state="received", study=None)
 
     unfinished = client.get("/health/status").json()["unfinished"]["notification"]
 
     assert unfinished["amount"] == 2
-    assert 3500 < unfinished["oldestSeconds"] < 3700
+    assert 3590 < unfinished["oldestSeconds"] < 3660
 
 
 def test_without_a_ledger_the_api_lives_and_says_so(

@@ -803,12 +803,12 @@ def test_nothing_to_do_writes_nothing(quick, pacs):
 
 def test_lease_is_kept_while_sending(quick, pacs):
     """A long export keeps its lease."""
-    adapter = hasten(quick, workers={"lease_seconds": 0.5}, response_seconds=5)
+    adapter = hasten(quick, workers={"lease_seconds": 2}, response_seconds=10)
     add_task(adapter, 1)
     others = []
 
     def answer(_uid):
-        deadline = time.monotonic() + 1.2
+        deadline = time.monotonic() + 3
         eventually(lambda: others.append(claim(adapter)) or time.monotonic() > deadline)
         return 0
 
