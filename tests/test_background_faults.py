@@ -367,7 +367,7 @@ def running_worker(settings: Settings) -> Iterator[Role]:
         opened.append(core.open_adapter(settings))
         return Work(opened[-1], stages.StageQueues(stages.make_app(settings)))
 
-    tasks = worker_background.ScpBackgroundTasks(
+    tasks = worker_background.WorkerBackgroundTasks(
         settings, work, WorkerMetrics(), "test", [stages.EXPORT]
     )
     tasks.start()

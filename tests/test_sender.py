@@ -15,7 +15,7 @@ from pynetdicom.sop_class import CTImageStorage
 
 from adapter.demo.command import DEFAULT_STUDY
 from adapter.dicom.part10 import part10_header, read_file_meta
-from adapter.models import Destination, Outcome
+from adapter.models import DicomDestination, Outcome
 from adapter.scu.association import AssociationRejected
 from adapter.scu.files import find_files
 from adapter.scu.sender import send
@@ -27,7 +27,7 @@ SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, respons
 
 
 def destination(port, called="PACS"):
-    return Destination(name="pacs", ae_title=called, host_ip="127.0.0.1", port=port)
+    return DicomDestination(name="pacs", ae_title=called, host_ip="127.0.0.1", port=port)
 
 
 @contextmanager
