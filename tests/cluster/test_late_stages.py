@@ -115,6 +115,8 @@ def test_a_group_waits_until_all_that_was_received_is_seen(work: Work, volume: L
     volume.host = "receiver"
     assert take_all(work, grouping.take) == {"waits": 1}
     let_time_pass(work.adapter, LAG - 10)
+    assert take_all(work, grouping.take) == {}
+    age(work.adapter, groups, "look_at")
     assert take_all(work, grouping.take) == {"waits": 1}
     volume.delay = 0.0
     assert notification.run(work) == {"registered": 1}
