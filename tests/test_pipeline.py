@@ -30,7 +30,7 @@ from tests.support_jobs import (
     rows,
 )
 from tests.support_waiting import eventually
-from workers import pipeline
+from workers import claimed_job, pipeline
 from workers.clients.attempt import Attempt
 from workers.stage import take_all
 from workers.submission import payload_files
@@ -225,7 +225,7 @@ def test_output_that_cannot_be_sent_is_parked(adapter, what):
 def test_a_parked_run_is_told(adapter, monkeypatch, command, outcome):
     """Whoever watches the log is told of each job that waits for an operator, however it came."""
     told = []
-    monkeypatch.setattr(pipeline.log, "error", lambda what, **facts: told.append((what, facts)))
+    monkeypatch.setattr(claimed_job.log, "error", lambda what, **facts: told.append((what, facts)))
     work, job = started(adapter, command, maximumRetries=0)
 
     assert take_all(work, pipeline.take) == {outcome: 1}

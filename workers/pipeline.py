@@ -37,12 +37,13 @@ from adapter.models import EMBEDDED
 from adapter.settings import Pipeline
 from adapter.stages import PIPELINE
 from workers import defeats, publication
+from workers.claimed_job import ClaimedJob
 from workers.clients.attempt import Attempt
 from workers.clients.embedded_platform import metadata_path
 from workers.clients.headers import HeaderReader
 from workers.clients.pipeline_process import Command, Ending, How, run_command
 from workers.clients.platform import PayloadFile, find_pipeline
-from workers.stage import Parked, TaskResult, TryFailed, Work
+from workers.stage import TaskResult, TryFailed, Work
 from workers.submission import VISIBILITY_PAUSE, payload_files
 
 log = get_logger(__name__)
@@ -76,30 +77,16 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
     return TaskResult(job.id, attempt.outcome, attempt.failure, facts)
 
 
-class Run:
+class Run(ClaimedJob):
     """One run of a claimed job."""
 
     def __init__(self, work: Work, lease: Lease, job: Job, reader: HeaderReader) -> None:
-        self._work = work
-        self._adapter = work.adapter
-        self._lease = lease
-        self._job = job
+        super().__init__(work, lease, job)
         self._reader = reader
         self._attempt = Attempt(self._adapter.spool.work_folder(job.id), lease.token)
         self._exit_code: int | None = None
-        self.failure: TryFailed | Parked | None = None
 
-    def take(self) -> str:
-        """Take the job to its end or to its next try, and return the outcome.
-
-        Raises
-        ------
-        LeaseLost
-            If the job is no longer ours; nothing more was recorded.
-        """
-        maximum = self._adapter.settings.workers.maximum_lease_expiries
-        if failure := jobs.deadly(self._job, maximum):
-            return self._park(failure)
+    def _take(self) -> str:
         try:
             return self._adopt_or_run(self._pipeline())
         except PermanentError as error:
@@ -192,13 +179,8 @@ class Run:
         return failure.outcome
 
     def _park(self, failure: Failure) -> str:
-        jobs.park(self._adapter.ledger, self._lease, self._job, failure)
-        self._note_parked(failure)
+        super()._park(failure)
         return failure.outcome
-
-    def _note_parked(self, failure: Failure) -> None:
-        self.failure = Parked(failure.text)
-        log.error("a job is parked", job=self._job.id, outcome=failure.outcome)
 
 
 class CancellationCheck:

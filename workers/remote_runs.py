@@ -33,6 +33,7 @@ from adapter.log import get_logger
 from adapter.models import JobState
 from adapter.settings import Pipeline
 from workers import publication
+from workers.claimed_job import ClaimedJob
 from workers.clients.attempt import Attempt
 from workers.clients.platform import (
     Phase,
@@ -43,7 +44,7 @@ from workers.clients.platform import (
     asking,
     find_pipeline,
 )
-from workers.stage import Parked, TaskResult, TryFailed, Work, failure_of
+from workers.stage import TaskResult, TryFailed, Work, failure_of
 
 log = get_logger(__name__)
 
@@ -51,28 +52,15 @@ log = get_logger(__name__)
 _SHARE = 0.1
 
 
-class RemoteRun:
+class RemoteRun(ClaimedJob):
     """One run at a platform, claimed to be asked after."""
 
     def __init__(self, work: Work, platforms: Platforms, lease: Lease, job: Job) -> None:
-        self._work = work
-        self._adapter = work.adapter
+        super().__init__(work, lease, job)
         self._platforms = platforms
-        self._lease = lease
-        self._job = job
-        self.failure: TryFailed | Parked | None = None
 
-    def take(self) -> str:
-        """Ask the platform, do what follows, and return what came of it.
-
-        Raises
-        ------
-        LeaseLost
-            If the job is no longer ours; nothing more was recorded.
-        """
+    def _take(self) -> str:
         ledger, settings = self._adapter.ledger, self._adapter.settings
-        if failure := jobs.deadly(self._job, settings.workers.maximum_lease_expiries):
-            return self._park(failure)
         try:
             return self._follow(find_pipeline(settings, self._job))
         except Stopped:
@@ -160,12 +148,6 @@ class RemoteRun:
     def _bounded(self, seconds: float) -> float:
         settings = self._adapter.settings.services.platform
         return min(max(settings.poll_seconds, seconds), settings.longest_poll_seconds)
-
-    def _park(self, failure: Failure) -> str:
-        jobs.park(self._adapter.ledger, self._lease, self._job, failure)
-        log.error("a job is parked", job=self._job.id, outcome=failure.outcome)
-        self.failure = Parked(failure.text)
-        return JobState.PARKED
 
     def _fail(self, failure: Failure, *, may_pass: bool = True) -> str:
         outcome = fail_run(self._work, self._lease, self._job, failure, may_pass=may_pass)

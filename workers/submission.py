@@ -36,6 +36,7 @@ from adapter.models import EMBEDDED, JobState
 from adapter.processors.registry import create_processor
 from adapter.stages import PIPELINE, SUBMISSION
 from workers import defeats, publication, remote_runs
+from workers.claimed_job import ClaimedJob
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import (
     PayloadFile,
@@ -46,7 +47,7 @@ from workers.clients.platform import (
     asking,
     find_pipeline,
 )
-from workers.stage import Parked, TaskResult, TryFailed, Work, failure_of
+from workers.stage import TaskResult, Work, failure_of
 
 log = get_logger(__name__)
 
@@ -86,28 +87,14 @@ def take_step(work: Work, platforms: Platforms, first: str | None = None) -> Tas
     return TaskResult(job.id, attempt.outcome, attempt.failure, facts)
 
 
-class Submission:
+class Submission(ClaimedJob):
     """One claimed job on its way to its platform."""
 
     def __init__(self, work: Work, platforms: Platforms, lease: Lease, job: Job) -> None:
-        self._work = work
-        self._adapter = work.adapter
+        super().__init__(work, lease, job)
         self._platforms = platforms
-        self._lease = lease
-        self._job = job
-        self.failure: TryFailed | Parked | None = None
 
-    def take(self) -> str:
-        """Take the job as far as it goes, and return where it stands then.
-
-        Raises
-        ------
-        LeaseLost
-            If the job is no longer ours; nothing more was recorded.
-        """
-        workers = self._adapter.settings.workers
-        if failure := jobs.deadly(self._job, workers.maximum_lease_expiries):
-            return self._park(failure)
+    def _take(self) -> str:
         try:
             return self._try()
         except Stopped:
@@ -223,14 +210,6 @@ class Submission:
     def _give_back(self, delay: float) -> str:
         jobs.give_back(self._adapter.ledger, self._lease, self._job, delay=delay)
         return "waits"
-
-    def _park(self, failure: Failure) -> str:
-        jobs.park(self._adapter.ledger, self._lease, self._job, failure)
-        log.error(
-            "a job is parked", job=self._job.id, state=self._job.state, outcome=failure.outcome
-        )
-        self.failure = Parked(failure.text)
-        return JobState.PARKED
 
 
 def payload_files(adapter: Adapter, job: Job) -> list[PayloadFile]:
