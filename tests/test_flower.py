@@ -67,7 +67,7 @@ def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[A
     document["DicomAdapter"]["pipelines"]["broken"] = BROKEN
     file.write_text(json.dumps(document))
     settings = settings_module.load(data=stage.settings.data)
-    with Supervisor(settings, extra=[stage.pacs_role], tell=lambda _line: None) as supervisor:
+    with Supervisor(settings, extra=[stage.pacs_role], print_line=lambda _line: None) as supervisor:
         assert supervisor.wait_ready(START_SECONDS), supervisor.missing()
         adapter = open_adapter(settings)
         try:

@@ -22,6 +22,7 @@ from tests.support_modality import Modality
 from tests.support_stack import stored, write_study
 from tests.support_stages import make_work, rows
 from workers import grouping, notification, reclamation
+from workers.stage import Work, take_all
 
 pytestmark = [pytest.mark.needs("dcmtk"), pytest.mark.timeout(400)]
 
@@ -37,12 +38,15 @@ def sweeping(cluster: Cluster) -> Iterator[threading.Event]:
     """More of what sweeps: two further threads do what the stages' workers do, all the time."""
     done = threading.Event()
 
+    def take_groups(work: Work) -> object:
+        return take_all(work, grouping.take)
+
     def sweep() -> None:
         work = make_work(cluster.adapter)
         while not done.wait(0.05):
-            for stage in (notification, grouping, reclamation):
+            for run in (notification.run, take_groups, reclamation.run):
                 with suppress(LeaseLost):  # as the workers' task does
-                    stage.run(work)
+                    run(work)
         work.headers.close()
 
     threads = [threading.Thread(target=sweep) for _ in range(2)]
