@@ -464,9 +464,11 @@ def hanging_worker(adapter, tmp_path):
         [sys.executable, "-c", WORKER, str(adapter.settings.data), HANGS_ONCE, str(pids)],
         cwd=Path(__file__).parents[1],
     )
-    yield worker, job, eventually(lambda: pids.exists() and two(pids))
-    worker.kill()
-    worker.wait()
+    try:
+        yield worker, job, eventually(lambda: pids.exists() and two(pids), 60)
+    finally:
+        worker.kill()
+        worker.wait()
     for pid in pids.read_text().split():
         with suppress(FileNotFoundError, ProcessLookupError):
             if str(pids).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
