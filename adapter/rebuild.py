@@ -80,7 +80,8 @@ def _rebuild(adapter: Adapter) -> Rebuilt:
             "this ledger is not empty: rebuilding is for a ledger that was lost; "
             "`dicom-adapter verify` checks one that was not"
         )
-    time.sleep(adapter.settings.lag_seconds)  # until this host sees everything written before
+    # Until this host sees everything written before; no event tells when a mount's cache has ended.
+    time.sleep(adapter.settings.lag_seconds)
     saved = spool.read_configuration()
     if saved is None:
         raise SpoolError(

@@ -66,7 +66,7 @@ from workers.clients.pipeline_process import Ending, How
 from workers.stage import Work, take_all
 
 #: Runs of a pipeline have their folders here; the next run deletes them, whatever is in them.
-SCRATCH = re.compile(r"data/spool/work/[^/]+/(\.gone-)?[0-9a-f]{32}")
+SCRATCH = re.compile(r"data/spool/work(?:/[^/]+)/(\.gone-)?[0-9a-f]{32}")
 
 #: When instances are received: so long ago that a sweep takes note of them.
 LONG_AGO = time.time() - 3600

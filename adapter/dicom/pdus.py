@@ -183,9 +183,9 @@ def _user_data(pdu: A_ASSOCIATE_RQ | A_ASSOCIATE_AC) -> list[Any]:
 
 def application_context_item() -> ApplicationContextItem:
     """Return the item that names DICOM's application context (PS3.8 section 9.3.2.1)."""
-    item: Any = ApplicationContextItem()
+    item = ApplicationContextItem()
     item.application_context_name = APPLICATION_CONTEXT
-    return item  # type: ignore[no-any-return]
+    return item
 
 
 def user_information_item(maximum_length: int, *, window: bool = False) -> UserInformationItem:

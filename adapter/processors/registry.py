@@ -104,6 +104,7 @@ class _Guarded(JobProcessor):
         super().__init__(ae_title, settings)
         self._plugin = plugin
 
+    # A plug-in declares it for its class; here it is the plug-in's, and may fail when asked.
     @property
     def title(self) -> str:  # type: ignore[override]
         return self._ask("title", lambda: self._plugin.title, lambda title: isinstance(title, str))
