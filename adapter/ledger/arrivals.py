@@ -191,17 +191,15 @@ def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, parties: Parties
     if row.attempts >= attempts.ARRIVAL_ATTEMPTS:
         decision = Quarantined(row.id, why.reason, why.message, *parties)
         return register(ledger, lease, [decision])[row.id]
-    seconds = attempts.rest_seconds(row.attempts, lease.seconds)
-    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
     with ledger.write() as connection:
-        leases.rest(connection, lease, row.id, seconds, **facts)
+        attempts.rest(connection, lease, row.id, row.attempts, **why.facts)
         events.record(
             connection,
             "registration-failed-try",
             association=row.association,
             arrival=row.id,
             tries=row.attempts,
-            **facts,
+            **why.facts,
         )
     return ArrivalState.RECEIVED
 

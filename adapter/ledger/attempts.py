@@ -33,7 +33,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.errors import (
@@ -43,9 +45,10 @@ from adapter.errors import (
     NotYetVisible,
     ProcessorError,
 )
+from adapter.ledger import leases
 from adapter.ledger.delays import growing_delay
 from adapter.ledger.engines import AWAY
-from adapter.ledger.leases import LONGEST_REST
+from adapter.ledger.leases import LONGEST_REST, Lease
 
 #: Attempts to register an arrival, ended by a death or a defeat, before it is quarantined.
 ARRIVAL_ATTEMPTS = 3
@@ -93,6 +96,11 @@ class Defeat:
     message: str
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a row and an event say of it."""
+        return {"reason": self.reason, "message": self.message[:500]}
+
+    @property
     def text(self) -> str:
         """The reason and the sentence, for people."""
         return f"{self.reason}: {self.message}"
@@ -133,6 +141,13 @@ def killed(expiries: int, maximum: int) -> Defeat | None:
     return Defeat(KILLS, f"{expiries} attempts on it ended without a result")
 
 
-def rest_seconds(count: int, lease_seconds: float) -> float:
-    """Return how long a row rests that defeated its worker for the `count`-th time (seconds)."""
-    return growing_delay(FIRST_REST, max(0, count - 1), LONGEST_REST * lease_seconds)
+def rest(connection: Connection, lease: Lease, row: str, count: int, **values: Any) -> None:
+    """Write to a row that defeated its worker for the `count`-th time, and give it back to rest.
+
+    Raises
+    ------
+    LeaseLost
+        If another worker holds the row.
+    """
+    seconds = growing_delay(FIRST_REST, max(0, count - 1), LONGEST_REST * lease.seconds)
+    leases.rest(connection, lease, row, seconds, **values)

@@ -290,16 +290,15 @@ def defeat(
     if count >= maximum:
         return park(ledger, export, failure, policy)
     with ledger.write() as connection:
-        leases.rest(
+        attempts.rest(
             connection,
             export.lease,
             export.id,
-            attempts.rest_seconds(count, export.lease.seconds),
+            count,
             state=ExportState.PENDING,
             lease_expiries=count,
-            reason=why.reason,
-            message=why.message[:500],
             updated_at=now(),
+            **why.facts,
         )
         _record(connection, "export-failed-try", export, reason=why.reason, tries=export.tries)
     return ExportState.PENDING

@@ -168,20 +168,17 @@ def defeat(ledger: Ledger, lease: Lease, group: Any, why: Defeat, maximum: int) 
     count = group.lease_expiries + 1
     if count >= maximum:
         return park(ledger, lease, group, why)
-    seconds = attempts.rest_seconds(count, lease.seconds)
-    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
     with ledger.write() as connection:
-        leases.rest(connection, lease, group.id, seconds, lease_expiries=count, **facts)
-        events.record(connection, "group-failed-try", group=group.id, tries=count, **facts)
+        attempts.rest(connection, lease, group.id, count, lease_expiries=count, **why.facts)
+        events.record(connection, "group-failed-try", group=group.id, tries=count, **why.facts)
     return "failed"
 
 
 def park(ledger: Ledger, lease: Lease, group: Any, why: Defeat) -> str:
     """Park a group until an operator retries or discards it; return ``"parked"``."""
-    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
     with ledger.write() as connection:
-        leases.finish(connection, lease, group.id, state=GroupState.PARKED, **facts)
-        events.record(connection, "group-parked", group=group.id, **facts)
+        leases.finish(connection, lease, group.id, state=GroupState.PARKED, **why.facts)
+        events.record(connection, "group-parked", group=group.id, **why.facts)
     return GroupState.PARKED
 
 

@@ -264,11 +264,11 @@ def defeat(ledger: Ledger, lease: Lease, job: Job, why: Defeat, maximum: int) ->
         park(ledger, lease, job, failure)
         return JobState.PARKED
     with ledger.write() as connection:
-        leases.rest(
+        attempts.rest(
             connection,
             lease,
             job.id,
-            attempts.rest_seconds(count, lease.seconds),
+            count,
             lease_expiries=count,
             updated_at=now(),
             **failure.values,

@@ -190,11 +190,9 @@ def not_moved_back(ledger: Ledger, lease: Lease, row: Any, why: Defeat) -> str:
     LeaseLost
         If another worker holds it.
     """
-    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
     with ledger.write() as connection:
         if row.attempts < attempts.ARRIVAL_ATTEMPTS:
-            seconds = attempts.rest_seconds(row.attempts, lease.seconds)
-            leases.rest(connection, lease, row.id, seconds, message=facts["message"])
+            attempts.rest(connection, lease, row.id, row.attempts, message=why.facts["message"])
             return "failed"
         leases.finish(
             connection,
@@ -202,10 +200,10 @@ def not_moved_back(ledger: Ledger, lease: Lease, row: Any, why: Defeat) -> str:
             row.id,
             state=ArrivalState.QUARANTINED,
             registered_at=now(),
-            **facts,
+            **why.facts,
         )
         events.record(
-            connection, "quarantined", association=row.association, arrival=row.id, **facts
+            connection, "quarantined", association=row.association, arrival=row.id, **why.facts
         )
     return ArrivalState.QUARANTINED
 
@@ -258,14 +256,7 @@ def discarded_not_deleted(ledger: Ledger, lease: Lease, row: Any, why: Defeat, m
     count = row.lease_expiries + 1
     message = f"its file cannot be deleted: {why.message}"[:500]
     with ledger.write() as connection:
-        leases.rest(
-            connection,
-            lease,
-            row.id,
-            attempts.rest_seconds(count, lease.seconds),
-            lease_expiries=count,
-            message=message,
-        )
+        attempts.rest(connection, lease, row.id, count, lease_expiries=count, message=message)
         if count == maximum:
             events.record(
                 connection,
@@ -326,18 +317,10 @@ def group_defeat(ledger: Ledger, lease: Lease, group: Any, why: Defeat, maximum:
         If another worker reclaims it.
     """
     count = group.lease_expiries + 1
-    facts: dict[str, Any] = {"reason": why.reason, "message": why.message[:500]}
     with ledger.write() as connection:
-        leases.rest(
-            connection,
-            lease,
-            group.id,
-            attempts.rest_seconds(count, lease.seconds),
-            lease_expiries=count,
-            **facts,
-        )
+        attempts.rest(connection, lease, group.id, count, lease_expiries=count, **why.facts)
         if count == maximum or why.reason == attempts.KILLS:
-            events.record(connection, "group-not-reclaimed", group=group.id, **facts)
+            events.record(connection, "group-not-reclaimed", group=group.id, **why.facts)
     return "stuck" if count >= maximum else "failed"
 
 
