@@ -109,8 +109,8 @@ def _no_header_reader_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     made: list[HeaderReaders] = []
     begin = HeaderReaders.__init__
 
-    def remember(readers: HeaderReaders, limits: Notification) -> None:
-        begin(readers, limits)
+    def remember(readers: HeaderReaders, limits: Notification, **more: bool) -> None:
+        begin(readers, limits, **more)
         made.append(readers)
 
     monkeypatch.setattr(HeaderReaders, "__init__", remember)

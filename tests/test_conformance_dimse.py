@@ -69,6 +69,8 @@ def test_a_good_one(scp):
         pytest.param(store("/etc/x"), 0xA900, id="D5-slash"),
         pytest.param(store(b"1.2\0.3"), 0xA900, id="D5-nul"),
         pytest.param(store("1.2\r\nforged"), 0xA900, id="D5-crlf"),
+        pytest.param(store("1." * 32 + "1"), 0x0212, id="D6-long"),
+        pytest.param(store(""), 0x0212, id="D6-empty"),
         pytest.param(store(data_set=b""), 0xC000, id="D7-empty"),
         pytest.param(store(data_set=b"\xff" * 100), 0xC000, id="D7-garbage"),
         pytest.param(store(data_set=None, e0800=wire.us(0x0101)), 0x0212, id="D7-no-data-set"),
@@ -109,9 +111,6 @@ PIECE = wire.data(wire.pdv(wire.CT, 0, DATA))
     [
         pytest.param(wire.message(9, COMMAND, DATA), wire.abort(0, 0), id="D1"),
         pytest.param(BEGIN + wire.data(wire.pdv(9, 2, DATA)), wire.abort(0, 0), id="D1-data-set"),
-        pytest.param(store("1." * 32 + "1"), wire.abort(0, 0), id="D6-long"),
-        pytest.param(store(""), wire.abort(0, 0), id="D6-empty"),
-        pytest.param(store(sop_class=""), wire.abort(0, 0), id="D6-empty-class"),
         pytest.param(store(e0100=None), wire.abort(0, 0), id="D8-no-command-field"),
         pytest.param(wire.message(wire.CT, b"\xff" * 50), wire.abort(0, 0), id="D8-garbage"),
         pytest.param(PIECE, wire.abort(2, 2), id="D9-data-set-first"),

@@ -101,6 +101,8 @@ def test_a_command_set_may_come_in_pieces():
         pytest.param(wire.CT, wire.store_command(e0800=None), 0x0212, False, id="D8-no-type"),
         pytest.param(wire.CT, wire.store_command(e0002=None), 0x0212, True, id="D8-no-class"),
         pytest.param(wire.CT, wire.store_command(e1000=None), 0x0212, True, id="D8-no-instance"),
+        pytest.param(wire.CT, wire.store_command("1." * 32 + "1"), 0x0212, True, id="D6-long"),
+        pytest.param(wire.CT, wire.store_command(""), 0x0212, True, id="D6-empty"),
         pytest.param(wire.CT, wire.store_command(e0100=wire.us(0x0777)), 0x0211, True,
                      id="D8-unknown-command"),
         pytest.param(wire.CT, wire.store_command(e0100=wire.us(0x0020)), 0x0211, True,
@@ -134,8 +136,6 @@ DATA = fragment(wire.CT, command=False, last=False, data=b"ab")
     [
         pytest.param([command(9, wire.store_command())], (0, 0), id="D1"),
         pytest.param([STORE, DATA._replace(context_id=9)], (0, 0), id="D1-data-set"),
-        pytest.param([command(wire.CT, wire.store_command("1." * 32 + "1"))], (0, 0), id="D6-long"),
-        pytest.param([command(wire.CT, wire.store_command(""))], (0, 0), id="D6-empty"),
         pytest.param([command(wire.CT, wire.store_command(e0100=None))], (0, 0), id="D8-no-field"),
         pytest.param([command(wire.CT, wire.store_command(e0110=None))], (0, 0), id="no-id"),
         pytest.param([command(wire.CT, b"\xff" * 20)], (0, 0), id="D8-garbage"),
@@ -160,6 +160,15 @@ def test_violations(fragments, abort):
     *_, last = read(*fragments)
 
     assert abort == last
+
+
+@pytest.mark.parametrize("uid", [b"1.02.3", b" 1.02.3", b" 1.02.3 \0"])
+def test_uids_are_carried_on_without_their_padding(uid):
+    """D5: a UID is any digits and dots, whatever its grammar, and comes back in the response."""
+    (store,) = read(command(wire.CT, wire.store_command(uid)))
+
+    assert store.sop_instance_uid == "1.02.3"
+    assert decode_command(encode_response(store))[0x1000] == b"1.02.3"
 
 
 @pytest.mark.parametrize("uid", ["../../x", b"1.2\0.3", "1.2\r\n3", b"\xff1.2"])

@@ -18,6 +18,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from adapter import plugins
 from adapter.core import Adapter
+from adapter.dicom.header import HeaderLimits, read_header
+from adapter.errors import UnreadableInstance
 from adapter.ledger import arrivals as arrivals_verbs
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
 from adapter.ledger.schema import arrivals, groups
@@ -124,6 +126,21 @@ def test_hostile_uids_are_quarantined(adapter: Adapter, work: Work) -> None:
 
     assert notification.run(work) == {"quarantined": 1}
     assert rows(adapter, arrivals)[0].reason == "invalid-uid"
+
+
+def test_uids_of_odd_grammar_are_registered(adapter: Adapter, work: Work) -> None:
+    """Components of UIDs may begin with a zero, unless `strictUids` is set."""
+    association = IncomingAssociation(adapter, add_ae_title(adapter))
+    body = encode(make_instance(SOPInstanceUID="1.2.3.45", StudyInstanceUID="1.2.4.45"))
+    body = body.replace(b"1.2.3.45", b"1.02.3.4").replace(b"1.2.4.45", b" 1.02.40")
+    path = adapter.spool.incoming_path(association.store(body))
+    with pytest.raises(UnreadableInstance):
+        read_header(path, (), HeaderLimits(strict_uids=True))
+
+    assert notification.run(work) == {"registered": 1}
+
+    (row,) = rows(adapter, arrivals)
+    assert (row.sop_instance_uid, row.study_instance_uid) == ("1.02.3.4", "1.02.40")
 
 
 def nested(depth: int) -> bytes:

@@ -80,7 +80,12 @@ class Work:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "platforms", Platforms(self.adapter))
-        object.__setattr__(self, "headers", HeaderReaders(self.adapter.settings.notification))
+        settings = self.adapter.settings
+        object.__setattr__(
+            self,
+            "headers",
+            HeaderReaders(settings.notification, strict_uids=settings.dicom.scp.strict_uids),
+        )
 
 
 class TryFailed(Exception):

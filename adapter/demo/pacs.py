@@ -12,7 +12,7 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
 
-from adapter.dicom.uids import check_uid
+from adapter.dicom.uids import is_uid
 from adapter.files import write_durably
 
 #: C-STORE statuses (PS3.4 Annex B.2.3).
@@ -24,9 +24,8 @@ def store(event: evt.Event, folder: Path) -> int:
     request = event.request
     if not isinstance(request, C_STORE):
         return _CANNOT_UNDERSTAND
-    try:
-        name = check_uid(str(request.AffectedSOPInstanceUID))
-    except ValueError:
+    name = str(request.AffectedSOPInstanceUID)
+    if not is_uid(name):
         return _CANNOT_UNDERSTAND
     try:
         write_durably(folder / f"{name}.dcm", event.encoded_dataset())

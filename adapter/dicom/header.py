@@ -50,10 +50,13 @@ class HeaderLimits:
         Nested sequences; `limit_depth` enforces it for the whole process.
     inflated_bytes : int
         Bytes that a deflated data set may inflate to.
+    strict_uids : bool
+        Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
 
     depth: int = 64
     inflated_bytes: int = 64_000_000
+    strict_uids: bool = False
 
     def limit_depth(self) -> None:
         """Limit this process's recursion to what reading so many nested sequences takes."""
@@ -124,7 +127,7 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
         ("Study Instance UID", values.get(STUDY_INSTANCE_UID)),
         ("Series Instance UID", values.get(SERIES_INSTANCE_UID)),
     ):
-        if uid and not is_uid(uid):
+        if uid and not is_uid(uid, strict=limits.strict_uids):
             raise UnreadableInstance(f"the {name} is no valid UID", "invalid-uid")
     if not sop_class or not sop_instance:
         raise UnreadableInstance("SOP Class UID or SOP Instance UID is missing", "missing-uid")

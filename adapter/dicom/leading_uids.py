@@ -20,6 +20,7 @@ from adapter.dicom.transfer_syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
+from adapter.dicom.uids import trimmed
 
 #: Bytes of a data set that are looked at.
 LOOK_AHEAD_BYTES = 65536
@@ -123,8 +124,7 @@ def leading_uids(head: bytes, transfer_syntax: str, *, complete: bool) -> dict[i
         at = _skip(element)
         depth += _descent(element)
         if depth == 0 and element.tag in {SOP_CLASS_UID, SOP_INSTANCE_UID} and at <= len(head):
-            value = head[element.value_at : at].rstrip(b"\0 ")
-            found[element.tag] = value.decode("ascii", "replace")
+            found[element.tag] = trimmed(head[element.value_at : at])
     if complete and (at != len(head) or depth):
         raise UnreadableStart("the data set ends within its first elements")
     return found

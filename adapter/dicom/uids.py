@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UIDs: the one rule for valid ones, and the well-known ones that the adapter names itself.
+"""UIDs: the rules for valid ones, and the well-known ones that the adapter names itself.
 
-A UID is checked where something depends on it: in a C-STORE command and a stored data set, in the
-configuration, and in a file that is to be sent.  A UID that decides nothing is carried on as it
-is, whatever its grammar: many archives hold UIDs with leading zeros.  Examples are the abstract
-syntax of a context that is refused anyway, and the implementation class UID of a peer.  Only its
-length is limited always, at `MAXIMUM_LENGTH`.
+A UID that comes from a peer or from a file is carried on as it is: many devices and archives make
+UIDs whose components begin with a zero.  So it is text of digits and dots, of limited length,
+after its padding is trimmed.  No file or folder is named by one unless this rule holds.  The
+Standard's grammar holds in the configuration, and everywhere if `strictUids` is set.
 
 References
 ----------
@@ -26,12 +25,32 @@ VERIFICATION = "1.2.840.10008.1.1"
 #: Media Storage Directory Storage, the SOP class of a DICOMDIR (PS3.10 section 8.6).
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_GRAMMAR = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_CARRIED_ON = re.compile(r"\.*[0-9][0-9.]*")  # with a digit: "." and ".." name folders
 
 
-def is_uid(value: str) -> bool:
-    """Tell whether `value` is a valid UID (PS3.5 section 9.1)."""
-    return len(value) <= MAXIMUM_LENGTH and _UID.fullmatch(value) is not None
+def is_uid(value: str, *, strict: bool = False) -> bool:
+    """Tell whether `value` is a UID that can be carried on: digits and dots, at most 64.
+
+    Parameters
+    ----------
+    value : str
+        The text, without padding.
+    strict : bool, optional
+        Demand the grammar of PS3.5 section 9.1: dotted numbers without leading zeros.
+    """
+    grammar = _GRAMMAR if strict else _CARRIED_ON
+    return len(value) <= MAXIMUM_LENGTH and grammar.fullmatch(value) is not None
+
+
+def trimmed(value: bytes) -> str:
+    """Return an encoded UID as text without its padding: NULs, and spaces on either side.
+
+    References
+    ----------
+    PS3.5 section 9.4 (a NUL makes the length even).
+    """
+    return value.decode("latin-1").strip("\0 ")
 
 
 def check_uid(value: str) -> str:
@@ -46,6 +65,6 @@ def check_uid(value: str) -> str:
     ----------
     PS3.5 section 9.1.
     """
-    if not is_uid(value):
+    if not is_uid(value, strict=True):
         raise ValueError("not a DICOM UID (digits and dots, at most 64 characters)")
     return value

@@ -168,7 +168,7 @@ def _judge(
     else:
         return _result(proposed, ABSTRACT_SYNTAX_NOT_SUPPORTED)
     for syntax in proposed.transfer_syntaxes:
-        if is_uid(syntax) and (allowed is None or syntax in allowed):
+        if is_uid(syntax, strict=settings.strict_uids) and (allowed is None or syntax in allowed):
             return _result(proposed, ACCEPTANCE, syntax)
     return _result(proposed, TRANSFER_SYNTAXES_NOT_SUPPORTED)
 

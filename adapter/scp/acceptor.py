@@ -67,6 +67,7 @@ class AssociationAcceptor:
             on_stored,
             instance_bytes=settings.dicom.scp.maximum_instance_bytes,
             durable=settings.storage.durability == "instance",
+            strict_uids=settings.dicom.scp.strict_uids,
         )
         scp = settings.dicom.scp
         self._limiter = limiter or AssociationLimiter(

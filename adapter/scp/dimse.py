@@ -52,7 +52,7 @@ from adapter.dicom.statuses import (
     SUCCESS,
     UNRECOGNIZED_OPERATION,
 )
-from adapter.dicom.uids import MAXIMUM_LENGTH, VERIFICATION, is_uid
+from adapter.dicom.uids import MAXIMUM_LENGTH, VERIFICATION, is_uid, trimmed
 from adapter.scp.upper_layer import Fragment
 
 
@@ -208,14 +208,9 @@ class MessageReader:
 
 
 def _uid(elements: Mapping[int, bytes], element: int) -> str | None:
-    """Return the text of a UID without its padding, of any grammar; None if it is missing."""
-    value = elements.get(element)
-    if value is None:
-        return None
-    text = value.decode("latin-1").rstrip("\0 ")
-    if not 0 < len(text) <= MAXIMUM_LENGTH:
-        raise ProtocolViolation(SERVICE_USER, NO_REASON, "uid-length")
-    return text
+    """Return the text of a UID without its padding, of any grammar; None if there is no such."""
+    text = trimmed(elements.get(element, b""))
+    return text if 0 < len(text) <= MAXIMUM_LENGTH else None
 
 
 def encode_response(

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from typing import Any
 
+from adapter.dicom.uids import is_uid
 from adapter.ledger import Ledger, events
 from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.shared_counters import SharedCounters
@@ -30,6 +31,11 @@ _BATCH = 200
 def printable(text: str, limit: int = 64) -> str:
     """Return a peer's text in a form fit to show: escaped, and cut short."""
     return text[:limit].encode("ascii", "backslashreplace").decode("ascii").translate(_CONTROLS)
+
+
+def shown_uid(text: str) -> str:
+    """Return a peer's UID; of what is no UID only the length, since it may be patient data."""
+    return text if is_uid(text) else f"no UID, of {len(text)} characters"
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}

@@ -27,7 +27,7 @@ from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp import events
 from adapter.scp.acceptance import Accepted
-from adapter.scp.events import printable
+from adapter.scp.events import shown_uid
 from adapter.scp.store import Answer, Receive, StoreCommand, StoreContext
 
 log = get_logger(__name__)
@@ -141,8 +141,8 @@ class StoreSink:
         if self._failed.total() > _MOST_FAILURES:
             return
         detail = {
-            "sopClass": printable(command.sop_class_uid),
-            "sopInstance": printable(command.sop_instance_uid),
+            "sopClass": shown_uid(command.sop_class_uid),
+            "sopInstance": shown_uid(command.sop_instance_uid),
             "status": f"{answer.status:04X}",
             "cause": answer.comment,
         }
@@ -151,7 +151,7 @@ class StoreSink:
 
     def _summary(self, how: str) -> dict[str, Any]:
         refused = Counter(
-            printable(cx.abstract_syntax)
+            shown_uid(cx.abstract_syntax)
             for cx in self.accepted.contexts.values()
             if not cx.accepted
         )

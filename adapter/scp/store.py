@@ -91,6 +91,8 @@ class StoreContext:
         The longest data set that is taken.
     durable : bool, optional
         False syncs nothing: for benchmarks only.
+    strict_uids : bool, optional
+        Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
 
     spool: Spool
@@ -99,6 +101,7 @@ class StoreContext:
     on_stored: Callable[[], None]
     instance_bytes: int = 4_294_967_296
     durable: bool = True
+    strict_uids: bool = False
 
 
 class Receive:
@@ -167,7 +170,11 @@ class Receive:
 
     def _begin(self) -> None:
         command, context, accepted = self._command, self._context, self._accepted
-        if not (is_uid(command.sop_class_uid) and is_uid(command.sop_instance_uid)):
+        strict = context.strict_uids
+        if not (
+            is_uid(command.sop_class_uid, strict=strict)
+            and is_uid(command.sop_instance_uid, strict=strict)
+        ):
             raise _RefusedStore(DOES_NOT_MATCH_SOP_CLASS, "a UID of the command is not valid")
         if command.sop_class_uid != command.context.abstract_syntax:
             raise _RefusedStore(

@@ -42,6 +42,11 @@ class ScpSettings(Section):
         max_length=500,
         description="Transfer syntaxes accepted for Storage; empty accepts any.",
     )
+    strict_uids: bool = Field(
+        False,
+        description="Whether UIDs of commands and data sets must have the grammar of PS3.5 section "
+        "9.1; otherwise they are any digits and dots.",
+    )
     artim_seconds: Seconds = Field(
         10.0, description="Seconds a peer has to ask for an association (PS3.8 section 9.1.5)."
     )

@@ -36,10 +36,13 @@ class HeaderReader:
     ----------
     limits : Notification
         The settings' limits.
+    strict_uids : bool, optional
+        Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
 
-    def __init__(self, limits: Notification) -> None:
+    def __init__(self, limits: Notification, *, strict_uids: bool = False) -> None:
         self._limits = limits
+        self._strict_uids = strict_uids
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, path: Path, tags: Sequence[int]) -> Instance:
@@ -97,6 +100,7 @@ class HeaderReader:
         limits = {
             "depth": self._limits.header_depth,
             "inflated_bytes": self._limits.header_inflated_mb * 1_000_000,
+            "strict_uids": self._strict_uids,
             "memory_bytes": self._limits.header_memory_mb * 1_000_000,
         }
         self._child = subprocess.Popen(
@@ -117,10 +121,13 @@ class HeaderReaders:
     ----------
     limits : Notification
         The settings' limits.
+    strict_uids : bool, optional
+        Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
 
-    def __init__(self, limits: Notification) -> None:
+    def __init__(self, limits: Notification, *, strict_uids: bool = False) -> None:
         self._limits = limits
+        self._strict_uids = strict_uids
         self._idle: queue.LifoQueue[HeaderReader] = queue.LifoQueue()
 
     @contextmanager
@@ -129,7 +136,7 @@ class HeaderReaders:
         try:
             reader = self._idle.get_nowait()
         except queue.Empty:
-            reader = HeaderReader(self._limits)
+            reader = HeaderReader(self._limits, strict_uids=self._strict_uids)
         try:
             yield reader
         finally:
