@@ -118,7 +118,8 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
         digest = digest_data_set(file, syntax)
         file.seek(start)
         data_set = _read_elements(file, syntax, {*_UIDS, *tags}, limits)
-    values = {tag: text for tag in {*_UIDS, *tags} if (text := _text(data_set, tag))}
+    with config.disable_value_validation():  # values are decoded when they are asked for
+        values = {tag: text for tag in {*_UIDS, *tags} if (text := _text(data_set, tag))}
     sop_class = values.get(SOP_CLASS_UID) or meta.get(0x0002, "")
     sop_instance = values.get(SOP_INSTANCE_UID) or meta.get(0x0003, "")
     for name, uid in (
