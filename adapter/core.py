@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from adapter import heartbeat
 from adapter.errors import ConfigurationError, SpoolError
 from adapter.ledger import Ledger
+from adapter.rights import make_private_folder
 from adapter.settings import Settings
 from adapter.spool import Spool
 
@@ -50,7 +51,7 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
     SpoolError
         If spool and ledger do not belong together, or the ledger is empty and the spool is not.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(settings.data)
     spool = Spool(settings.spool_path)
     ledger = open_ledger(settings)
     try:
@@ -77,7 +78,7 @@ def upgrade_ledger(settings: Settings) -> str | None:
     LedgerError
         If a newer release has upgraded the ledger and left this one behind.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(settings.data)
     ledger = open_ledger(settings)
     try:
         _upgrade(settings, ledger)

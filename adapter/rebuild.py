@@ -23,6 +23,7 @@ from adapter.errors import SpoolError
 from adapter.ledger import Ledger, configuration, events, schema
 from adapter.ledger.schema import now
 from adapter.models import ArrivalId, ArrivalState
+from adapter.rights import make_private_folder
 from adapter.settings import Settings
 
 #: Files that are given their second name before the directories are synced.
@@ -64,7 +65,7 @@ def rebuild(settings: Settings) -> Rebuilt:
         If the ledger is not empty or belongs to another spool, or if the spool has no copy of the
         configuration.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(settings.data)
     with only_one(settings.data / "up.lock"):
         adapter = open_adapter(settings, rebuilding=True)
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,8 +87,13 @@ def cli(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         options = [] if data is None else ["--data", str(data)]
         words = ["dicom-adapter", *map(str, arguments), *options]
         monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as end:
-            command_line.main()
+        umask = os.umask(0o022)  # a command narrows it for its whole process
+        os.umask(umask)
+        try:
+            with pytest.raises(SystemExit) as end:
+                command_line.main()
+        finally:
+            os.umask(umask)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         return int(end.value.code or 0), captured.out, captured.err

@@ -58,6 +58,20 @@ def test_inspect_shows_stages_by_name(stack: Stack) -> None:
     assert eventually(lambda: ask("registered"), 60) == sorted(STAGES)
 
 
+def test_a_wake_up_may_carry_any_arguments(stack: Stack) -> None:
+    """Who sends one by hand, as by Flower's form or in a program, only wakes the stage."""
+    code = "from workers.celery import app; app.tasks['export'].apply_async([1], {'colour': 'red'})"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **stack.settings.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "command", [("report",), ("inspect", "ping"), ("worker", "-Q", "export"), ("flower",)]
 )

@@ -214,9 +214,8 @@ def test_only_what_is_needed_flows_in_a_small_installation() -> None:
         ("export", "anyone", 0)
     }
     ingress = {(role, "monitoring", 9090) for role in ("scp", *STAGES, "operator")}
-    ingress |= {(role, peer, port)
-                for role, port in (("api", 5000), ("flower", 5555))
-                for peer in ("namespace", "monitoring")}  # fmt: skip
+    ingress |= {("api", "namespace", 5000), ("api", "monitoring", 5000)}
+    ingress |= {("flower", "namespace", 5555)}
     ingress |= {("redis", role, 6379) for role in (*ROLES, "flower")}
     ingress |= {("postgresql", role, 5432) for role in (*ROLES, "operator", "migrate")}
     assert flows(rendered, "ingress", "from") == ingress | {("scp", "anyone", 11112)}

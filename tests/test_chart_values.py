@@ -134,7 +134,7 @@ def test_every_role_can_read_its_settings(
     main = case(name).pod(component).main
     ports = {port["name"]: port["containerPort"] for port in main.get("ports", [])}
 
-    assert str(settings.data) == "/var/lib/dicom-adapter"
+    assert str(settings.data) == "/var/lib/dicom-adapter/data"
     assert str(settings.spool_path) == "/spool"
     wanted = {
         "dicom": (settings.dicom.scp.host, settings.dicom.scp.port),

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -230,11 +230,21 @@ def test_the_proof_sees_every_difference(tmp_path, difference):
     }[difference]
 
 
+def open_to_others(folder):
+    """Return what other users of this machine may use of a folder, itself included."""
+    found = []
+    for path in [folder, *folder.rglob("*")]:
+        with suppress(FileNotFoundError):  # a heartbeat is replaced all the time
+            if path.lstat().st_mode & 0o077:
+                found.append(path)
+    return found
+
+
 def test_up_runs_until_it_is_told_to_stop(tmp_path):
-    """`up` says where everything is, serves, guards its ports, and stops all within 30 s."""
+    """`up` says where everything is, serves, guards its ports and files, and stops within 30 s."""
     # Given
     data = tmp_path / "data"
-    data.mkdir()
+    data.mkdir(mode=0o755)
     ports = {name: free_port() for name in ("scp", "api", "flower", "broker")}
     document = {
         "dicom": {"scp": {"host": "127.0.0.1", "port": ports["scp"]}},
@@ -242,6 +252,7 @@ def test_up_runs_until_it_is_told_to_stop(tmp_path):
         **{name: {"port": ports[name]} for name in ("api", "flower", "broker")},
     }
     (data / "appsettings.json").write_text(json.dumps({"DicomAdapter": document}))
+    (data / "appsettings.json").chmod(0o600)
 
     # If
     with program(tmp_path, "up", "--data", data) as process:
@@ -258,6 +269,12 @@ def test_up_runs_until_it_is_told_to_stop(tmp_path):
         password = (data / "flower.password").read_text().strip()
         assert password not in said
         assert httpx.get(flower, auth=("admin", password)).status_code == 200
+        flower = f"http://127.0.0.1:{ports['flower']}"
+        assert httpx.get(f"{flower}/metrics").status_code == 401
+        assert httpx.get(f"{flower}/metrics", auth=("admin", password)).status_code == 200
+        shut = httpx.post(f"{flower}/api/worker/shutdown/x", auth=("admin", password))
+        assert (shut.status_code, shut.text) == (403, "Read only mode is enabled")
+        assert open_to_others(data) == []
         niceness = {role: os.getpriority(os.PRIO_PROCESS, pid) for role, pid in there.items()}
         assert niceness["scp"] < niceness["short"] == niceness["pipeline"] == niceness["export"]
         with program(tmp_path, "up", "--data", data) as second:

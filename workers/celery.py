@@ -9,7 +9,6 @@ shown as RETRY, a parked row as FAILURE.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -31,9 +30,9 @@ from celery.signals import (
 
 from adapter import log
 from adapter.core import open_adapter
-from adapter.embedded.roles import flower_environment
 from adapter.errors import ConfigurationError, LeaseLost, NotYetVisible
 from adapter.ledger.engines import AWAY
+from adapter.rights import keep_files_private
 from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
 from adapter.stages import (
     EXPORT,
@@ -129,9 +128,12 @@ def _task(stage: str) -> Iterator[Counter[str]]:
         logger.info(stage, **done)
 
 
+# A task takes any arguments: whoever sends one by hand wakes the stage, and no more.
+
+
 def _add_batch_stage(app: Celery, stage: str, run: Callable[[Work], dict[str, Any]]) -> None:
     @app.task(name=stage)
-    def take_batches(**_hint: Any) -> dict[str, Any]:
+    def take_batches(*_args: Any, **_hint: Any) -> dict[str, Any]:
         """Take what is due until there is no more."""
         with _task(stage) as counts:
             counts.update(run(work()))
@@ -142,7 +144,7 @@ def _add_unit_stage(app: Celery, stage: str, take: Take) -> None:
     subject = SUBJECTS[stage]
 
     @app.task(name=stage, throws=(Parked,))
-    def take_unit(**hint: Any) -> dict[str, Any]:
+    def take_unit(*_args: Any, **hint: Any) -> dict[str, Any]:
         """Take the row that the wake-up names if it is due, else the first that is."""
         began = time.monotonic()
         with _task(stage) as counts:
@@ -162,10 +164,12 @@ def _add_unit_stage(app: Celery, stage: str, take: Take) -> None:
         return {"outcome": done.outcome, "seconds": seconds, **row, **done.facts}
 
 
+keep_files_private()
+
 if "flower" in sys.argv:
-    # However it is started, Flower asks for the password of the data folder.
-    for _name, _value in flower_environment(settings()).items():
-        os.environ.setdefault(_name, _value)
+    from workers.flower import guard  # in no other process: it imports Flower
+
+    guard(settings())
 
 app = make_app(settings())
 for _stage, _run in RUNS.items():

@@ -36,6 +36,7 @@ from adapter.cli import (
 )
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
+from adapter.rights import keep_files_private
 from adapter.terminal import complain
 
 app = typer.Typer(
@@ -114,6 +115,7 @@ def choice_first(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line."""
+    keep_files_private()
     try:
         app(args=choice_first(sys.argv[1:]), prog_name="dicom-adapter")
     except ConfigurationError as error:

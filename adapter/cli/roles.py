@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter import log, passwords
+from adapter import log, passwords, rights
 from adapter.cli.which import AsJson, opened, settings_of
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
@@ -65,12 +65,16 @@ def _doubts(settings: Settings) -> list[str]:
             f"as the spool may take to show a new file ({lag:g} s): work would fail for files that "
             "are only late"
         )
+    if rights.is_root():
+        doubts.append(rights.AS_ROOT)
     return doubts
 
 
 def up(ctx: typer.Context) -> None:
     """Run everything on this machine until Ctrl-C or SIGTERM."""
     settings = settings_of(ctx)
+    if rights.is_root():
+        warn(rights.AS_ROOT)
     end_by_interrupt()
     supervisor = Supervisor(settings, print_line=say)
     try:
@@ -107,8 +111,7 @@ def scp(ctx: typer.Context) -> None:
     """Run the DICOM receiver alone."""
     from adapter.scp import serve  # noqa: PLC0415 - see the package's docstring
 
-    settings = settings_of(ctx)
-    log.configure()
+    settings = _role_settings(ctx)
     raise typer.Exit(serve(settings))
 
 
@@ -125,7 +128,7 @@ def worker(
     if unknown:
         known = ", ".join(STAGES)
         raise ConfigurationError([f"no stage {stage!r}; there are: {known}" for stage in unknown])
-    settings = settings_of(ctx)
+    settings = _role_settings(ctx)
     # Celery treats two workers of the same name as one.
     name = "-".join([*stages, str(os.getpid())])
     number = concurrency or commands.concurrency(settings, stages)
@@ -136,8 +139,7 @@ def api(ctx: typer.Context) -> None:
     """Run the REST API alone."""
     from adapter.api import serve  # noqa: PLC0415 - see the package's docstring
 
-    settings = settings_of(ctx)
-    log.configure()
+    settings = _role_settings(ctx)
     raise typer.Exit(serve(settings))
 
 
@@ -159,16 +161,25 @@ def operator(
             released = package.release(adapter)
         say(f"{', '.join(released) or 'nothing'} is released: change it with `dicom-adapter` now")
         return
-    settings = settings_of(ctx)
-    log.configure()
+    settings = _role_settings(ctx)
     raise typer.Exit(package.serve(settings))
 
 
 def flower(ctx: typer.Context) -> None:
-    """Run Flower alone; its pages require the password."""
-    settings = settings_of(ctx)
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Run Flower alone, read-only unless the settings say otherwise; it requires the password."""
+    settings = _role_settings(ctx)
+    rights.make_private_folder(settings.data)
     _become(settings, commands.flower_command())
+
+
+def _role_settings(ctx: typer.Context) -> Settings:
+    """Return the settings for a role that runs alone, whose log begins here."""
+    settings = settings_of(ctx)
+    log.configure()
+    if rights.is_root():
+        # Not a warning: `up` has told it, and would show it again for each of its roles.
+        log.get_logger(__name__).info(rights.AS_ROOT)
+    return settings
 
 
 def _become(settings: Settings, command: list[str]) -> None:

@@ -112,6 +112,7 @@ def flower_environment(settings: Settings) -> dict[str, str]:
         "FLOWER_ADDRESS": flower.host,
         "FLOWER_PORT": str(flower.port),
         "FLOWER_BASIC_AUTH": f"{flower.user}:{password}",
+        "FLOWER_READ_ONLY": str(flower.read_only).lower(),
         # What a task is about and what came of it, instead of the message's own id.
         "FLOWER_TASKS_COLUMNS": "name,kwargs,state,result,exception,received,runtime,worker",
     }

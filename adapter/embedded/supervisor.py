@@ -24,6 +24,7 @@ from adapter.embedded.child import Child
 from adapter.embedded.logs import RoleLog
 from adapter.embedded.roles import REDIS, Role, redis_role, roles
 from adapter.errors import AdapterError
+from adapter.rights import make_private_folder
 from adapter.settings import Settings
 
 _LOOK_SECONDS = 0.1
@@ -94,7 +95,7 @@ class Supervisor:
             spool and ledger do not belong together.
         """
         settings = self._settings
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(settings.data)
         self._lock = only_one(settings.data / "up.lock")
         try:
             ports.check_free(settings, self._print_line, self._stopping)

@@ -33,6 +33,11 @@ class Flower(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(5555, description="TCP port to listen on.")
     user: str = Field("admin", description="User name.")
+    read_only: bool = Field(
+        True,
+        description="Whether Flower only shows; if not, whoever has the password may shut workers "
+        "down, change their pools and start tasks.",
+    )
     password_file: Path | None = Field(
         None,
         description="File with the password; by default `flower.password` in the data folder, "

@@ -48,9 +48,7 @@ values means all, for which Kubernetes leaves out `from` or `to`.
   {{- $ingress = list (dict "ports" (list 5000) "peers" $askers "key" "from") -}}
   {{- $egress = list $dns $redis $database -}}
 {{- else if eq $name "flower" -}}
-  {{- $lookers := list -}}
-  {{- if $from.flower }}{{ $lookers = concat $from.flower $from.metrics }}{{ end -}}
-  {{- $ingress = list (dict "ports" (list 5555) "peers" $lookers "key" "from") -}}
+  {{- $ingress = list (dict "ports" (list 5555) "peers" $from.flower "key" "from") -}}
   {{- $egress = list $dns $redis -}}
 {{- else if eq $name "operator" -}}
   {{- $ingress = $metrics -}}

@@ -22,7 +22,7 @@ paths of the password files are not here: each role gets only its own, by its en
 */}}
 {{- define "dicom-adapter.settings" -}}
 {{- $own := dict
-      "data" "/var/lib/dicom-adapter"
+      "data" "/var/lib/dicom-adapter/data"
       "storage" (dict "temporary" "/spool")
       "dicom" (dict "scp" (dict "host" "" "port" 11112))
       "api" (dict "host" .Values.listen "port" 5000)
