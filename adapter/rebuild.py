@@ -11,13 +11,15 @@ limits between the generations of a group.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 from sqlalchemy import func, insert, select
 
 from adapter.core import Adapter, open_adapter
+from adapter.dicom.instance import PartialHeader
+from adapter.dicom.partial_header import partial_header
 from adapter.embedded.supervisor import only_one
 from adapter.errors import SpoolError
 from adapter.ledger import Ledger, configuration, events, schema
@@ -94,7 +96,10 @@ def _rebuild(adapter: Adapter) -> Rebuilt:
     for batch in _batches(instances):
         spool.link_incoming(batch)
     versions = configuration.restore(ledger, saved)
-    quarantined = list(spool.list_quarantine())
+    quarantined = {
+        arrival: partial_header(spool.quarantine_path(str(arrival)))
+        for arrival in spool.list_quarantine()
+    }
     _enter_quarantined(ledger, quarantined)
     return Rebuilt(versions, len(instances), len(incoming), len(quarantined))
 
@@ -106,9 +111,9 @@ def _knows_arrivals(ledger: Ledger) -> bool:
         )
 
 
-def _enter_quarantined(ledger: Ledger, quarantined: Iterable[ArrivalId]) -> None:
+def _enter_quarantined(ledger: Ledger, quarantined: Mapping[ArrivalId, PartialHeader]) -> None:
     with ledger.write() as connection:
-        for arrival in quarantined:
+        for arrival, known in quarantined.items():
             connection.execute(
                 insert(schema.arrivals).values(
                     id=str(arrival),
@@ -119,6 +124,7 @@ def _enter_quarantined(ledger: Ledger, quarantined: Iterable[ArrivalId]) -> None
                     registered_at=now(),
                     reason="rebuilt",
                     message="it was in quarantine when the ledger was lost; so is the reason",
+                    **asdict(known),
                 )
             )
         events.record(connection, "ledger-rebuilt")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydicom import Dataset
@@ -22,7 +22,7 @@ from adapter.files import FileSystem
 from adapter.ledger import attempts, queries
 from adapter.ledger import groups as groups_verbs
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
-from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
+from adapter.ledger.schema import arrivals, configuration, events, exports, groups, jobs, tasks
 from adapter.models import AETitle
 from adapter.processors import registry
 from adapter.processors.ae_title import AETitleJobProcessor
@@ -274,22 +274,60 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, title: str, plugin: type[Any]) -> N
         monkeypatch.setattr(module, "create_processor", create_other)
 
 
+class Watching:
+    """An observer that notes what it is told of."""
+
+    seen: ClassVar[list[str]] = []
+
+    def instance_stored(self, instance: Any) -> None:
+        """Take note."""
+        self.seen.append(instance.arrival)
+
+
 def test_a_plugin_that_fails_on_a_file_hurts_that_file_only(
     adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever `group_value` raises, the others are registered; its text is told nowhere."""
-    plug_in(monkeypatch, "BRAIN", Broken)
-    bad = received(adapter, ds=make_instance(Modality="MR"))
-    received(adapter)
+    """Whatever `group_value` raises, that file is quarantined at once; its text is told nowhere.
 
-    assert notification.run(work) == {"registered": 1}
-    for _ in range(ARRIVAL_ATTEMPTS - 1):
-        end_rests(adapter, arrivals)
-        notification.run(work)
+    The row says what the file is, it belongs to its study, and observers are told of it.
+    """
+    plug_in(monkeypatch, "BRAIN", Broken)
+    monkeypatch.setattr(Watching, "seen", [])
+    monkeypatch.setattr(notification, "create_observers", lambda: [Watching()])
+    mr = make_instance(Modality="MR")
+    bad = received(adapter, ds=mr)
+    good = received(adapter)
+
+    assert notification.run(work) == {"registered": 1, "quarantined": 1}
     (row,) = rows(adapter, arrivals, arrivals.c.id == bad)
     assert (row.state, row.reason) == ("quarantined", "job-processor")
     assert row.message == "group_value of the job processor 'ae-title' raised RuntimeError"
-    assert defeats(work, "notification", "job-processor") == ARRIVAL_ATTEMPTS
+    assert (row.calling_ae_title, row.called_ae_title) == ("MODALITY", "BRAIN")
+    assert (row.sop_instance_uid, row.study_instance_uid, row.series_instance_uid) == (
+        mr.SOPInstanceUID,
+        mr.StudyInstanceUID,
+        mr.SeriesInstanceUID,
+    )
+    assert defeats(work, "notification", "job-processor") == 1
+    assert sorted(Watching.seen) == sorted([bad, good])
+    assert verify(adapter, 0) == []
+
+
+def test_a_plugin_that_is_not_installed_is_named(adapter: Adapter, work: Work) -> None:
+    """Its files are quarantined under that reason and no other; `quarantine retry` is the way back.
+
+    Observers are told of them all the same.
+    """
+    version = add_ae_title(adapter, "BRAIN")
+    bad = received(adapter, "LOST")
+    body = AETitle(ae_title="LOST", processor="gone").model_dump(mode="json", by_alias=True)
+    change_rows(adapter, configuration, configuration.c.version != version, body=body)
+
+    assert notification.run(work) == {"quarantined": 1}
+    (row,) = rows(adapter, arrivals, arrivals.c.id == bad)
+    assert row.reason == "job-processor"
+    assert row.message == "processor: 'gone' is none of ae-title"
+    assert row.study_instance_uid
 
 
 # -- groups --------------------------------------------------------------------------------------
@@ -343,29 +381,46 @@ def park_group(adapter: Adapter, work: Work) -> str:
 def test_a_group_whose_plugin_fails_is_parked(
     adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch, plugin: type[Any]
 ) -> None:
-    """After the bound it is parked with the reason, an event and a metric; other groups close."""
+    """It is parked at closing with the reason, an event and a metric; other groups close."""
     plug_in(monkeypatch, "BRAIN", plugin)
     received(adapter)
     received(adapter, "HEART")
     notification.run(work)
 
-    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1, "failed": 1}
-    assert take_all(work, grouping.take) == {}  # it rests
-    for _ in range(MAXIMUM - 2):
-        end_rests(adapter, groups)
-        assert take_all(work, grouping.take) == {"failed": 1}
-    end_rests(adapter, groups)
-    assert take_all(work, grouping.take) == {"parked": 1}
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1, "parked": 1}
 
     (group,) = rows(adapter, groups, groups.c.called_ae_title == "BRAIN")
     assert (group.state, group.reason) == ("parked", "job-processor")
     assert "CANARY" not in group.message
-    assert kinds(adapter).count("group-failed-try") == MAXIMUM - 1
     assert kinds(adapter).count("group-parked") == 1
-    assert defeats(work, "grouping", "job-processor") == MAXIMUM
+    assert defeats(work, "grouping", "job-processor") == 1
     assert queries.attention(adapter.ledger).parked_groups.amount == 1
     assert "grouping" not in due_stages(adapter)
     assert verify(adapter, 0) == []
+
+
+def test_a_group_that_defeats_its_worker_is_parked(
+    adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw is tried again after a rest; after the bound it is parked."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CANARY")
+
+    received(adapter)
+    notification.run(work)
+    monkeypatch.setattr(groups_verbs, "close", fail)
+
+    for _ in range(MAXIMUM - 1):
+        assert take_all(work, grouping.take) == {"failed": 1}
+        assert take_all(work, grouping.take) == {}  # it rests
+        end_rests(adapter, groups)
+    assert take_all(work, grouping.take) == {"parked": 1}
+
+    (group,) = rows(adapter, groups)
+    assert (group.state, group.reason, group.message) == ("parked", "unforeseen", "RuntimeError")
+    assert kinds(adapter).count("group-failed-try") == MAXIMUM - 1
+    assert defeats(work, "grouping", "unforeseen") == MAXIMUM
 
 
 def test_a_group_that_kills_its_worker_is_parked(adapter: Adapter, work: Work) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import pydicom.data
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 
+from adapter.dicom.instance import PartialHeader
 from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
-from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.part10 import part10_header, read_file_meta
+from adapter.dicom.partial_header import partial_header
 from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.errors import UnreadableInstance
 
@@ -158,3 +161,42 @@ def test_garbage_never_does_anything_else(head, syntax, complete):
     """Any bytes give UIDs or `UnreadableStart`, and no other error."""
     with contextlib.suppress(UnreadableStart):
         assert set(leading_uids(head, syntax, complete=complete)) <= set(BOTH)
+
+
+STUDY = explicit(0x20, 0xD, b"UI", b"1.2.3.55")
+PATIENT = explicit(0x10, 0x10, b"PN", b"CANARY^NAME ")
+WHOLE = CLASS + INSTANCE + NEXT + PATIENT + STUDY
+META = {
+    "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+    "sop_instance_uid": "1.2.3.4",
+    "calling_ae_title": "MODALITY",
+    "called_ae_title": "BRAIN",
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "syntax", "known"),
+    [
+        (WHOLE, EVLE, {"sop_instance_uid": "1.2.3.44", "study_instance_uid": "1.2.3.55"}),
+        (WHOLE + b"\xff" * 40, EVLE, {"study_instance_uid": "1.2.3.55"}),
+        (zlib.compress(WHOLE, wbits=-15), DEFLATED, {"study_instance_uid": "1.2.3.55"}),
+        (WHOLE[:-9], EVLE, {"sop_instance_uid": "1.2.3.44", "study_instance_uid": None}),
+        (b"no data set", EVLE, {"sop_instance_uid": "1.2.3.4", "study_instance_uid": None}),
+        (b"no deflated data", DEFLATED, {"sop_instance_uid": "1.2.3.4"}),
+        (CLASS + explicit(0x20, 0xD, b"UI", b"Mueller^A"), EVLE, {"study_instance_uid": None}),
+    ],
+)
+def test_what_can_be_told_of_a_broken_file(tmp_path, body, syntax, known):
+    """Whatever its data set holds, the file tells its parties, and its UIDs as far as they go."""
+    path = tmp_path / "broken.dcm"
+    path.write_bytes(part10_header(transfer_syntax_uid=syntax, **META) + body)
+
+    found = partial_header(path)
+
+    assert (found.calling_ae_title, found.called_ae_title) == ("MODALITY", "BRAIN")
+    assert (found.transfer_syntax_uid, found.size) == (syntax, path.stat().st_size)
+    assert {name: getattr(found, name) for name in known} == known
+    path.write_bytes(body)
+    assert partial_header(path) == PartialHeader(size=len(body))
+    path.unlink()
+    assert partial_header(path) == PartialHeader()

@@ -16,18 +16,24 @@ import hmac
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from adapter.core import Adapter
-from adapter.dicom.instance import Instance
-from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.instance import Instance, PartialHeader
+from adapter.dicom.partial_header import partial_header
 from adapter.dicom.uids import check_uid
-from adapter.errors import LeaseLost, NotYetVisible, UnreadableInstance
+from adapter.errors import (
+    ConfigurationError,
+    LeaseLost,
+    NotYetVisible,
+    ProcessorError,
+    UnreadableInstance,
+)
 from adapter.ledger import arrivals, attempts, leases
 from adapter.ledger.arrivals import Decision, Discarded, Grouped, Quarantined
-from adapter.ledger.attempts import ARRIVAL_ATTEMPTS
+from adapter.ledger.attempts import ARRIVAL_ATTEMPTS, Defeat
 from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
@@ -132,10 +138,8 @@ class Batch:
             arrivals.wait_for(self._ledger, self._lease, row.id, _VISIBILITY_PAUSE)
             return
         why = defeats.blame(self._work, NOTIFICATION, row.id, error, arrival=row.id)
-        titles: arrivals.Parties = (None, None)
-        if why.reason != attempts.LEDGER_REFUSES:  # else they may be what it refuses
-            titles = parties(self._spool.incoming_path(row.id))
-        state = arrivals.defeat(self._ledger, self._lease, row, why, titles)
+        known = partial_header(self._spool.incoming_path(row.id))
+        state = arrivals.defeat(self._ledger, self._lease, row, why, known)
         if state != ArrivalState.RECEIVED:
             self.settled[row.id] = state
 
@@ -156,67 +160,88 @@ class Deciding:
         self._adapter = work.adapter
         self._reader = reader
         self._hash_key = work.adapter.spool.hash_key()
-        self._processors: dict[int, tuple[AETitle, JobProcessor] | None] = {}
+        self._owners: dict[int, _Owner | Defeat] = {}
 
     def decide(self, row: Any) -> tuple[Decision, Instance | None]:
         """Return what becomes of an arrival, and its header if it could be read.
 
+        What its job processor does wrong is a decision too: the file goes to quarantine at once, so
+        that it neither rests while its group waits, nor is read again for the same answer.
+
         Raises
         ------
-        ConfigurationError, ProcessorError
-            If the AE title's job processor cannot be used.
         NotYetVisible
             If the file is not there (yet).
         OSError
             If the disk or the file's owner refuses to have it read.
         """
         arrival: str = row.id
-        if row.attempts > ARRIVAL_ATTEMPTS:
-            why = attempts.Defeat(attempts.KILLS, f"{ARRIVAL_ATTEMPTS} attempts on it died")
-            defeats.log_and_count(self._work, NOTIFICATION, arrival, why)
-            return Quarantined(arrival, why.reason, why.message), None
-        found = self._processor(row.version)
-        if found is None:
-            message = "the ledger does not know the AE title's version that it was accepted under"
-            return Quarantined(arrival, "unknown-version", message), None
-        ae_title, processor = found
-        instance = None
         path = self._adapter.spool.incoming_path(arrival)
+        if row.attempts > ARRIVAL_ATTEMPTS:
+            why = Defeat(attempts.KILLS, f"{ARRIVAL_ATTEMPTS} attempts on it died")
+            return self._refused(arrival, why, partial_header(path)), None
+        owner = self._owner(row.version)
+        instance = None
         try:
-            instance = self._reader.read(path, processor.tags)
-            value = processor.group_value(instance)
+            tags = () if isinstance(owner, Defeat) else owner.tags
+            instance = self._reader.read(path, tags)
+            if isinstance(owner, Defeat):
+                return self._refused(arrival, owner, PartialHeader.of(instance)), instance
+            value = owner.processor.group_value(instance)
         except UnreadableInstance as error:
-            return Quarantined(arrival, error.code, str(error), *parties(path)), instance
+            known = partial_header(path) if instance is None else PartialHeader.of(instance)
+            return Quarantined(arrival, error.code, str(error), known), instance
+        except ProcessorError as error:
+            assert instance is not None, "only a job processor raises it"
+            known = PartialHeader.of(instance)
+            return self._refused(arrival, attempts.why(error), known), instance
         if value is None:
             return Discarded(instance), instance
         return Grouped(
             instance,
             key=group_key(value, self._hash_key),
-            timeout=processor.timeout,
-            maximum_wait=processor.maximum_wait,
-            overwrite=ae_title.overwrite_same_instance,
-            rerun=ae_title.resend == "rerun",
+            timeout=owner.timeout,
+            maximum_wait=owner.maximum_wait,
+            overwrite=owner.ae_title.overwrite_same_instance,
+            rerun=owner.ae_title.resend == "rerun",
         ), instance
 
-    def _processor(self, version: int) -> tuple[AETitle, JobProcessor] | None:
-        """Return a version's AE title and processor, read from the ledger; None if unknown."""
-        if version not in self._processors:
+    def _refused(self, arrival: str, why: Defeat, known: PartialHeader) -> Quarantined:
+        defeats.log_and_count(self._work, NOTIFICATION, arrival, why)
+        return Quarantined(arrival, why.reason, why.message, known)
+
+    def _owner(self, version: int) -> _Owner | Defeat:
+        """Return who owns the arrivals of a version, read from the ledger, or why nobody does."""
+        if version not in self._owners:
             with self._adapter.ledger.read() as connection:
                 ae_title = ae_title_version(connection, version)
-            self._processors[version] = (
-                None if ae_title is None else (ae_title, create_processor(ae_title))
-            )
-        return self._processors[version]
+            try:
+                self._owners[version] = _UNKNOWN if ae_title is None else _Owner.of(ae_title)
+            except (ConfigurationError, ProcessorError) as error:
+                self._owners[version] = attempts.why(error)
+        return self._owners[version]
 
 
-def parties(path: Path) -> tuple[str | None, str | None]:
-    """Return the calling and the called AE title of a file, as its receiver wrote them."""
-    try:
-        with path.open("rb") as file:
-            meta = read_file_meta(file)
-    except (UnreadableInstance, OSError):
-        return None, None
-    return meta.get(0x0017), meta.get(0x0018)
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """An AE title's version with its job processor, asked once for a batch."""
+
+    ae_title: AETitle
+    processor: JobProcessor
+    tags: Sequence[int]
+    timeout: float
+    maximum_wait: float
+
+    @classmethod
+    def of(cls, ae_title: AETitle) -> Self:
+        processor = create_processor(ae_title)
+        return cls(ae_title, processor, processor.tags, processor.timeout, processor.maximum_wait)
+
+
+_UNKNOWN = Defeat(
+    attempts.UNKNOWN_VERSION,
+    "the ledger does not know the AE title's version that it was accepted under",
+)
 
 
 def group_key(value: str, hash_key: bytes) -> str:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+from adapter.dicom.ae_titles import check_ae_title
+from adapter.dicom.uids import is_uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +39,45 @@ class Instance:
     size: int
     digest: str
     values: dict[int, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialHeader:
+    """What is known of an acknowledged file that cannot be registered; None where nothing is.
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes of the whole file.
+    """
+
+    calling_ae_title: str | None = None
+    called_ae_title: str | None = None
+    sop_class_uid: str | None = None
+    sop_instance_uid: str | None = None
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    transfer_syntax_uid: str | None = None
+    size: int | None = None
+
+    @classmethod
+    def checked(cls, *, size: int | None, **texts: str | None) -> Self:
+        """Return a header of the values that look like what they should be."""
+        good = {
+            name: text
+            for name, text in texts.items()
+            if text and (is_uid(text) if name.endswith("_uid") else _is_ae_title(text))
+        }
+        return cls(size=size, **good)
+
+    @classmethod
+    def of(cls, instance: Instance) -> Self:
+        """Return what a whole header tells."""
+        return cls(**{item.name: getattr(instance, item.name) for item in fields(cls)})
+
+
+def _is_ae_title(text: str) -> bool:
+    try:
+        return check_ae_title(text) == text
+    except ValueError:
+        return False

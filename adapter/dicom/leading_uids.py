@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SOP class and instance UIDs at the start of a data set, found without decoding it.
+"""UIDs at the start of a data set, found without decoding it.
 
 They are looked for within the first 64 KiB.  The work is bounded by that many bytes, whatever they
 hold, and fails with `UnreadableStart` only.
@@ -11,6 +11,8 @@ PS3.5 sections 7.1 (elements), 7.5 (sequences) and Annex A (transfer syntaxes).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
 
@@ -110,6 +112,18 @@ def leading_uids(head: bytes, transfer_syntax: str, *, complete: bool) -> dict[i
     if form is None:
         return {}
     found: dict[int, str] = {}
+    rest = _collect(head, form, (SOP_CLASS_UID, SOP_INSTANCE_UID), found)
+    if complete and rest:
+        raise UnreadableStart("the data set ends within its first elements")
+    return found
+
+
+def _collect(head: bytes, form: _Form, tags: Collection[int], found: dict[int, str]) -> bool:
+    """Collect the outermost UIDs `tags`; tell whether `head` ended within what comes up to them.
+
+    What was found before `UnreadableStart` is raised stands in `found`.
+    """
+    last = max(tags)
     at = depth = 0
     while at < len(head) and depth <= _MAXIMUM_DEPTH:
         element = _element(head, at, form)
@@ -117,16 +131,24 @@ def leading_uids(head: bytes, transfer_syntax: str, *, complete: bool) -> dict[i
             break
         if depth == 0:
             _check_outermost(element.tag, first=at == 0)
-            if element.tag > SOP_INSTANCE_UID:
-                return found
+            if element.tag > last:
+                return False
         if element.vr == b"UN" and element.length == _UNDEFINED:
-            return found  # its content is implicit VR: left to notification
+            return False  # its content is implicit VR: left to notification
         at = _skip(element)
         depth += _descent(element)
-        if depth == 0 and element.tag in {SOP_CLASS_UID, SOP_INSTANCE_UID} and at <= len(head):
+        if depth == 0 and element.tag in tags and at <= len(head):
             found[element.tag] = trimmed(head[element.value_at : at])
-    if complete and (at != len(head) or depth):
-        raise UnreadableStart("the data set ends within its first elements")
+    return at != len(head) or depth > 0
+
+
+def uids_found(head: bytes, transfer_syntax: str, tags: Collection[int]) -> dict[int, str]:
+    """Return those of the UIDs `tags` that are found before the start of a data set breaks off."""
+    found: dict[int, str] = {}
+    form = _form(transfer_syntax)
+    if form is not None:
+        with suppress(UnreadableStart):
+            _collect(head, form, tags, found)
     return found
 
 

@@ -9,8 +9,8 @@ read.  The attempt is counted first, so that a file which kills or defeats its w
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from sqlalchemy import (
     Connection,
@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from adapter.dicom.instance import Instance
+from adapter.dicom.instance import Instance, PartialHeader
 from adapter.errors import LeaseLost
 from adapter.ledger import attempts, events, leases, locks
 from adapter.ledger.attempts import Defeat
@@ -77,17 +77,21 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A decision on an arrival: it cannot be processed, for a reason (code and sentence)."""
+    """A decision on an arrival: it cannot be processed, for a reason (code and sentence).
+
+    Attributes
+    ----------
+    known : PartialHeader
+        As much of its header as could be read: it belongs to its study in quarantine too.
+    """
 
     arrival: str
     reason: str
     message: str
-    calling_ae_title: str | None = None
-    called_ae_title: str | None = None
+    known: PartialHeader = field(default_factory=PartialHeader)
 
 
 Decision = Grouped | Discarded | Quarantined
-Parties: TypeAlias = tuple[str | None, str | None]
 
 
 def states(ledger: Ledger, ids: Collection[str]) -> dict[str, str]:
@@ -168,15 +172,15 @@ def wait_for(ledger: Ledger, lease: Lease, arrival: str, seconds: float) -> None
         leases.rest(connection, lease, arrival, seconds, attempts=arrivals.c.attempts - 1)
 
 
-def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, parties: Parties) -> str:
+def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, known: PartialHeader) -> str:
     """Record that an arrival defeated its worker; the last attempt quarantines it.
 
     Parameters
     ----------
     row : row of `arrivals`
         The arrival as it was leased, this attempt counted.
-    parties : tuple of (str or None)
-        The calling and the called AE title, as far as they can be told.
+    known : PartialHeader
+        As much of its header as can be read.
 
     Returns
     -------
@@ -189,7 +193,7 @@ def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, parties: Parties
         If another worker holds it.
     """
     if row.attempts >= attempts.ARRIVAL_ATTEMPTS:
-        decision = Quarantined(row.id, why.reason, why.message, *parties)
+        decision = Quarantined(row.id, why.reason, why.message, known)
         return register(ledger, lease, [decision])[row.id]
     with ledger.write() as connection:
         attempts.rest(connection, lease, row.id, row.attempts, **why.facts)
@@ -255,9 +259,8 @@ def _quarantine(connection: Connection, lease: Lease, decision: Quarantined) -> 
         state=ArrivalState.QUARANTINED,
         reason=decision.reason[:32],
         message=decision.message[:500],
-        calling_ae_title=decision.calling_ae_title,
-        called_ae_title=decision.called_ae_title,
         registered_at=now(),
+        **asdict(decision.known),
     )
     events.record(
         connection,

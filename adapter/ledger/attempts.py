@@ -11,6 +11,7 @@ spool's disk fails
 a row defeats its worker    that row is separated from its batch, counted, and rests, longer each
                             time; the others go on
 a row kills its worker      its lease runs out, which counts; it is due at once
+a job processor fails       the row is quarantined or parked at once: it would fail again
 counted too often           it is parked or quarantined with the reason, an event and a metric; an
                             operator lets it be tried again (`retry`) or gives it up (`discard`)
 ==========================  =======================================================================
@@ -74,10 +75,19 @@ FILE_SYSTEM = "file-system"
 PROCESSOR = "job-processor"
 LEDGER_REFUSES = "ledger-refuses"
 NOT_VISIBLE = "not-visible"
+UNKNOWN_VERSION = "unknown-version"
 UNFORESEEN = "unforeseen"
 
 #: Every reason of a defeat: the values of a metric's label.
-REASONS = (KILLS, FILE_SYSTEM, PROCESSOR, LEDGER_REFUSES, NOT_VISIBLE, UNFORESEEN)
+REASONS = (
+    KILLS,
+    FILE_SYSTEM,
+    PROCESSOR,
+    LEDGER_REFUSES,
+    NOT_VISIBLE,
+    UNKNOWN_VERSION,
+    UNFORESEEN,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,11 @@ class Defeat:
 
     reason: str
     message: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another attempt would end like this one: a plug-in does not change by itself."""
+        return self.reason == PROCESSOR
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -160,13 +160,15 @@ def close(
 def defeat(ledger: Ledger, lease: Lease, group: Any, why: Defeat, maximum: int) -> str:
     """Count that a group defeated its worker; the last of `maximum` times parks it.
 
+    A fault of its job processor parks it at once.
+
     Returns
     -------
     str
         ``"parked"`` or ``"failed"``.
     """
     count = group.lease_expiries + 1
-    if count >= maximum:
+    if why.is_final or count >= maximum:
         return park(ledger, lease, group, why)
     with ledger.write() as connection:
         attempts.rest(connection, lease, group.id, count, lease_expiries=count, **why.facts)

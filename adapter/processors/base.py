@@ -7,8 +7,8 @@ how they are grouped, and which jobs a closed group becomes.  An AE title has ex
 (`adapter.processors.registry`) and run in the notification and grouping stages, not in the SCP.
 
 A job processor that raises anything else than it may, or returns what cannot be used, fails for the
-file or the group that it was asked about: that one is tried again a few times and then quarantined
-or parked (`adapter.ledger.attempts`).
+file or the group that it was asked about: that one is quarantined or parked at once, with the type
+of the exception as the reason, until an operator has it tried again.
 """
 
 from __future__ import annotations

@@ -66,14 +66,19 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
 
 
 def validate(ae_title: AETitle) -> None:
-    """Check an AE title's processor and its settings.
+    """Check an AE title's processor and its settings, and ask it all that a stage will ask it.
 
     Raises
     ------
     ConfigurationError
-        As `create_processor`.
+        As `create_processor`, or if what it answers cannot be used.
     """
-    create_processor(ae_title)
+    processor = create_processor(ae_title)
+    try:
+        _ = processor.title, processor.tags, processor.timeout, processor.maximum_wait
+        processor.jobs()
+    except ProcessorError as error:
+        raise ConfigurationError([f"processor: {error}"]) from error
 
 
 def create_observers() -> list[InstanceObserver]:
@@ -130,17 +135,24 @@ class _Guarded(JobProcessor):
             "group_value",
             lambda: self._plugin.group_value(instance),
             lambda value: value is None or isinstance(value, str),
+            may_raise=UnreadableInstance,
         )
 
     def jobs(self) -> Sequence[JobRequest]:
         return self._ask("jobs", lambda: list(self._plugin.jobs()), _are_jobs)
 
-    def _ask(self, what: str, call: Callable[[], T], is_sound: Callable[[T], bool]) -> T:
+    def _ask(
+        self,
+        what: str,
+        call: Callable[[], T],
+        is_sound: Callable[[T], bool],
+        may_raise: type[Exception] | tuple[()] = (),
+    ) -> T:
         name = self.ae_title.processor
         try:
             answer = call()
             sound = is_sound(answer)
-        except UnreadableInstance:
+        except may_raise:
             raise
         except (Exception, SystemExit) as error:  # a plug-in may raise anything
             problem = f"{what} of the job processor {name!r} raised {type(error).__name__}"
