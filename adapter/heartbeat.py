@@ -7,6 +7,7 @@ and not synced, and an old one only means that nobody writes it any more.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -48,8 +49,13 @@ def write(spool: Spool, role: str, **facts: Any) -> None:
     path = _path(spool, role)
     beat = {"role": role, "host": socket.gethostname(), "pid": os.getpid(), "at": time.time()}
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps({**beat, **facts}), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps({**beat, **facts}), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(spool: Spool, role: str) -> None:
@@ -106,12 +112,23 @@ class Heart:
         self._role = role
         self._facts = facts
         self._beat_at = time.monotonic()
+        self._problem: str | None = None
         self._loop = BackgroundLoop("heartbeat", self.beat, period=PERIOD)
 
     @property
     def age(self) -> float:
         """Seconds since the last beat began."""
         return time.monotonic() - self._beat_at
+
+    @property
+    def problem(self) -> str | None:
+        """Why the spool took no heartbeat, e.g. ``"EROFS"``; None if it did.
+
+        It takes no instance then either: this is how a process knows that without trying one.
+        """
+        if self.age > SILENCE_SECONDS:
+            return f"no answer for {self.age:.0f} s"
+        return self._problem
 
     def start(self) -> None:
         """Start beating."""
@@ -123,8 +140,12 @@ class Heart:
         self._beat_at = time.monotonic()
         facts = self._facts()
         if facts is not None:
-            with suppress(OSError):  # others report a spool that is away
+            try:
                 write(self._spool, self._role, **facts, loops=background.states())
+            except OSError as error:
+                self._problem = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            else:
+                self._problem = None
 
     def stop(self) -> None:
         """Stop, and remove the heartbeat."""

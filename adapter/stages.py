@@ -9,13 +9,15 @@ that is down costs seconds of delay and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.pools import ProducerPool
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Table, exists, select
 
@@ -49,8 +51,17 @@ SHORT_QUEUE = 1
 #: Length of a stage's queue from which no wake-up is added at all: enough to wake its workers, and
 #: few enough that wake-ups without work left are no burden.
 FULL_QUEUE = 16
+#: Seconds that the broker has for each answer: a wake-up is not worth a longer wait.
+ANSWER_SECONDS = 0.5
+#: Seconds for which a broker that did not answer is not asked again: whoever has a wake-up to send
+#: has work to do as well.
+QUIET_SECONDS = 2.0
 #: Seconds that a poll under way is waited for at the end.
 _STOP_SECONDS = 10.0
+#: Connections to the broker of one process's wake-ups.
+_CONNECTIONS = 4
+#: What a broker that is away raises.
+_AWAY = (OperationalError, RedisError, OSError)
 
 
 def password_file(settings: Settings) -> Path:
@@ -137,6 +148,9 @@ _ORDER: dict[str, Sequence[ColumnElement[Any]]] = {
 class StageQueues:
     """Wakes stages, and reads how many wake-ups wait.
 
+    A broker that is away or hangs costs a caller `ANSWER_SECONDS` at most, and after that nothing
+    for `QUIET_SECONDS`.
+
     Parameters
     ----------
     app : Celery
@@ -145,6 +159,37 @@ class StageQueues:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        # Not the connection that a worker consumes by: that one may wait for its broker.
+        times = ("socket_timeout", "socket_connect_timeout")
+        connection = app.connection_for_write(
+            transport_options=dict.fromkeys(times, ANSWER_SECONDS)
+        )
+        self._producers = ProducerPool(connection.Pool(_CONNECTIONS), limit=_CONNECTIONS)
+        self._quiet_until = 0.0
+
+    @contextmanager
+    def _producer(self) -> Iterator[Any]:
+        """Provide a producer.
+
+        Raises
+        ------
+        OperationalError, RedisError, OSError
+            If the broker does not answer, or did not a moment ago.
+        """
+        if time.monotonic() < self._quiet_until:
+            raise OperationalError("the broker did not answer a moment ago")
+        try:
+            with self._producers.acquire(block=True, timeout=ANSWER_SECONDS) as producer:
+                yield producer
+        except LimitExceeded as error:
+            raise OperationalError("every connection waits for the broker") from error
+        except _AWAY:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._producers.connections.force_close_all()
 
     def wake(self, stage: str, *ids: str) -> bool:
         """Wake a stage: once for each row that is named, or once.
@@ -163,13 +208,13 @@ class StageQueues:
         """
         hints: list[dict[str, str]] = [{SUBJECTS[stage]: one} for one in ids] or [{}]
         try:
-            with self._app.producer_or_acquire() as producer:
+            with self._producer() as producer:
                 room = FULL_QUEUE - int(producer.channel.client.llen(stage))
                 for hint in hints[: max(0, room)]:
                     self._app.send_task(
                         stage, kwargs=hint, queue=stage, producer=producer, retry=False
                     )
-        except (OperationalError, RedisError, OSError) as error:
+        except _AWAY as error:
             log.debug("a stage was not woken", stage=stage, error=type(error).__name__)
             return False
         return True
@@ -200,10 +245,10 @@ class StageQueues:
     def lengths(self, stages: Collection[str] = STAGES) -> dict[str, int] | None:
         """Return the length of each stage's queue, or None if the broker does not answer."""
         try:
-            with self._app.producer_or_acquire() as producer:
+            with self._producer() as producer:
                 client = producer.channel.client
                 return {stage: int(client.llen(stage)) for stage in stages}
-        except (OperationalError, RedisError, OSError):
+        except _AWAY:
             return None
 
 

@@ -44,30 +44,51 @@ _SETTINGS = {
 
 
 class PostgreSQL:
-    """A running server; databases are made and dropped on it."""
+    """A running server; databases are made and dropped on it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    primary : PostgreSQL, optional
+        Makes this one a standby that follows it.
+    settings : str
+        What differs from `_SETTINGS`.
+    """
+
+    def __init__(self, primary: PostgreSQL | None = None, **settings: str) -> None:
         peers.need("postgresql")
         self._user = _unprivileged()
         self.folder = Path(tempfile.mkdtemp(prefix="dicom-adapter-postgresql-"))
         shutil.chown(self.folder, self._user)
         self._data = self.folder / "data"
-        subprocess.run(
-            [*self._as_user(), peers.find("initdb"), "--no-sync", "--auth=trust", "--encoding=UTF8",
-             "--locale=C", "--username=adapter", "--pgdata", self._data],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd=self.folder,
+        self.port = free_port()
+        if primary is not None:
+            self._run(
+                "pg_basebackup", "--no-sync", "--checkpoint=fast", "--write-recovery-conf",
+                "--host=127.0.0.1", f"--port={primary.port}", "--username=adapter",
+            )  # fmt: skip
+            self.start()
+            return
+        self._run(
+            "initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C",
+            "--username=adapter",
         )  # fmt: skip
-        lines = (f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+        lines = (f"{name} = '{value}'\n" for name, value in {**_SETTINGS, **settings}.items())
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(lines)
-        self.port = free_port()
         self.start()
         self.execute(f"CREATE DATABASE {TEMPLATE}")
         ledger = Ledger(self.url(TEMPLATE))
         ledger.upgrade()
         ledger.close()
+
+    def _run(self, program: str, *options: str) -> None:
+        """Run a program that makes the data folder."""
+        subprocess.run(
+            [*self._as_user(), peers.find(program), *options, "--pgdata", self._data],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+        )
 
     def _as_user(self) -> list[str]:
         """Return what starts a program as a user that may run it, and ends it with this process."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +22,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from adapter import heartbeat
-from adapter.api import server
+from adapter.api import fresh, health, server
+from adapter.api import opening as opening_module
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
 from adapter.api.problems import Problem
@@ -54,14 +57,23 @@ class Redis:
 
     def __init__(self) -> None:
         self.queues: dict[str, int] | None = dict.fromkeys(STAGES, 0)
+        self.answers = threading.Event()
+        self.answers.set()
         self.woken: list[str] = []
 
     def lengths(self, stages: Any = STAGES) -> dict[str, int] | None:
+        self.answers.wait(20)
         return None if self.queues is None else {stage: self.queues[stage] for stage in stages}
 
     def wake_for_due(self, _adapter: Adapter, stage: str) -> bool:
         self.woken.append(stage)
         return True
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy machine delays is not unknown."""
+    monkeypatch.setattr(fresh, "ANSWER_SECONDS", 20.0)
 
 
 @pytest.fixture
@@ -171,18 +183,92 @@ def test_a_second_host_is_yellow_where_the_ledger_serves_one(
     assert bool(found) is not adapter.ledger.is_shared
 
 
-def test_a_role_whose_processes_are_all_silent_is_yellow(
-    client: TestClient, adapter: Adapter
+@pytest.mark.parametrize(("role", "colour"), [("scp", "red"), ("worker", "yellow")])
+def test_a_role_whose_processes_are_all_silent_is_missed(
+    client: TestClient, adapter: Adapter, role: str, colour: str
 ) -> None:
-    """A receiver that was killed is missed."""
-    heartbeat.write(adapter.spool, "scp")
-    (file,) = adapter.spool.status.glob("scp-*.json")
+    """Without a receiver nothing is received: red.  Without another role something waits."""
+    heartbeat.write(adapter.spool, role)
+    (file,) = adapter.spool.status.glob(f"{role}-*.json")
     beat = json.loads(file.read_text())
     file.write_text(json.dumps({**beat, "at": beat["at"] - 60}))
 
     body = client.get("/health/status").json()
 
-    assert (body["status"], body["reasons"]) == ("yellow", ["scp is silent"])
+    assert (body["status"], body["reasons"]) == (colour, [f"{role} is silent"])
+
+
+def test_a_receiver_that_refuses_is_red(client: TestClient, adapter: Adapter) -> None:
+    """One receiver whose disk fails: its senders are refused, whatever the others do."""
+    heartbeat.write(adapter.spool, "scp", refuses="the spool fails (EIO)")
+
+    body = client.get("/health/status").json()
+
+    host = socket.gethostname()
+    refuses = f"scp of {host} refuses instances: the spool fails (EIO)"
+    assert (body["status"], body["reasons"]) == ("red", [refuses])
+
+
+def test_a_spool_that_cannot_be_written_is_red(client: TestClient, adapter: Adapter) -> None:
+    """No heartbeat can be written, so no instance can: red, until one can be written again."""
+    status = adapter.spool.status
+    hidden = status.rename(status.with_name("away"))
+    status.touch()
+
+    found = eventually(lambda: _red(client))
+    status.unlink()
+    hidden.rename(status)
+
+    assert found == ["the spool cannot be written (ENOTDIR): instances are refused"]
+    eventually(lambda: client.get("/health/status").json()["status"] == "green")
+
+
+def _red(client: TestClient) -> list[str]:
+    body = client.get("/health/status").json()
+    return [reason for reason in body["reasons"] if "written" in reason and body["status"] == "red"]
+
+
+@pytest.mark.every_ledger("sqlite")
+def test_a_ledger_that_is_locked_is_red(
+    settings: Settings, adapter: Adapter, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be read, and nothing can be written: nothing is processed."""
+    monkeypatch.setattr(opening_module, "_TRANSACTION_SECONDS", 0.05)
+    monkeypatch.setattr(health, "_LOCKED_SECONDS", 0.2)
+    opening = AdapterOpening(settings)
+    opening.queues = redis  # type: ignore[assignment]
+    locked = r"the ledger has taken no transaction for \d+ s"
+    with TestClient(create_app(opening)) as client:
+        eventually(lambda: client.get("/health/ready").status_code == 200)
+
+        with adapter.ledger.write():
+            (reason,) = eventually(lambda: client.get("/health/status").json()["reasons"])
+
+        assert re.fullmatch(locked, reason)
+        eventually(lambda: client.get("/health/status").json()["status"] == "green")
+
+
+@pytest.mark.every_ledger("sqlite")
+def test_what_hangs_is_unknown_and_holds_nothing_up(
+    client: TestClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis hangs, health, metrics and readiness come at once, and say what is unknown."""
+    monkeypatch.setattr(fresh, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(fresh, "FRESH_SECONDS", 0.0)
+    redis.answers.clear()
+    began = time.monotonic()
+
+    body = client.get("/health/status").json()
+    ready = client.get("/health/ready").status_code
+    metrics = client.get("/metrics").text
+    took = time.monotonic() - began
+    redis.answers.set()
+
+    assert took < 3
+    assert "unknown: Redis has not answered in time" in body["reasons"]
+    assert (body["status"], body["broker"], body["queues"]) == ("yellow", False, None)
+    assert ready == 200
+    assert "dicom_adapter_broker_up 0.0" in metrics
 
 
 def _park_job(adapter: Adapter, version: int) -> None:

@@ -11,8 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from adapter import heartbeat, stages
-from adapter.api import metrics as metrics_module
-from adapter.api.metrics import Fresh, NotAvailable
+from adapter.api import fresh as fresh_module
+from adapter.api.fresh import Fresh, NotAvailable
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.ledger import configuration, schema
@@ -51,7 +51,8 @@ def _no_housekeeping(adapter: Adapter) -> None:
 
 @pytest.fixture(autouse=True)
 def _never_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_module, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(fresh_module, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(fresh_module, "ANSWER_SECONDS", 20.0)
 
 
 def scaling(client: TestClient, stage: str) -> tuple[int, float]:
@@ -275,7 +276,7 @@ def test_no_name_that_nobody_configured_becomes_a_label(
 
 def test_the_ledger_is_asked_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scrapes that come at once, and soon after each other, share one look."""
-    monkeypatch.setattr(metrics_module, "FRESH_SECONDS", 60.0)
+    monkeypatch.setattr(fresh_module, "FRESH_SECONDS", 60.0)
     going, asked = threading.Event(), []
 
     def find() -> int:
@@ -300,7 +301,7 @@ def test_the_ledger_is_asked_once_however_many_ask(monkeypatch: pytest.MonkeyPat
 
 def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller waits a moment; only one thread hangs, whatever the number of callers."""
-    monkeypatch.setattr(metrics_module, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(fresh_module, "ANSWER_SECONDS", 0.05)
     hangs, asked = threading.Event(), []
 
     def find() -> int:
@@ -314,7 +315,7 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
             fresh.get()
     assert len(asked) == 1
 
-    monkeypatch.setattr(metrics_module, "ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(fresh_module, "ANSWER_SECONDS", 10.0)
     hangs.set()
     assert fresh.get() == 7
 
@@ -322,3 +323,27 @@ def test_a_ledger_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_due_work_poll_and_the_scaler_use_the_same_conditions(adapter: Adapter) -> None:
     """The conditions that wake a stage are those that scale it."""
     assert [stages.NOTIFICATION, *stages.due_questions(adapter.settings)] == list(STAGES)
+
+
+def test_a_look_that_takes_its_time_is_answered_by_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A big ledger's figures come late and not never; a ledger that hangs has none."""
+    monkeypatch.setattr(fresh_module, "ANSWER_SECONDS", 0.05)
+    goes_on, asked = threading.Event(), []
+
+    def find() -> int:
+        asked.append(1)
+        assert len(asked) == 1 or goes_on.wait(20)
+        return len(asked)
+
+    fresh = Fresh(find)
+    assert fresh.begin().result(20) == 1
+
+    assert fresh.get() == 1
+    with pytest.raises(NotAvailable):
+        fresh.get(last=False)
+    fresh._began -= fresh_module.HANGS_SECONDS
+    with pytest.raises(NotAvailable):
+        fresh.get()
+    goes_on.set()

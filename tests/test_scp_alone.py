@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from adapter.models import EntityKind
 from adapter.scp import Scp, background, events
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents, printable
+from adapter.scp.shared_counters import SharedCounters
 from adapter.settings import load
 from tests.support_scp import (
     Peer,
@@ -286,6 +288,37 @@ def test_heartbeat(configured: Adapter, settings):
         counts = {name: beat[name] for name in ("accepted", "rejected", "stored", "failed")}
         assert counts == {"accepted": 1, "rejected": 1, "stored": 1, "failed": 1}
     assert beats() == []
+
+
+def test_a_receiver_whose_spool_fails_says_so(configured: Adapter, settings, monkeypatch):
+    """From the first A700 on its heartbeat says why; a stored instance ends that.
+
+    Where no heartbeat can be written either, its metrics say it.
+    """
+
+    def beats(_spool, _role, **facts):
+        told.append(facts["refuses"])
+
+    def fails(*_arguments, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    told, counters = [], SharedCounters(1)
+    scp = Scp(with_scp(settings), counters=counters.process(0))
+    monkeypatch.setattr(heartbeat, "write", beats)
+    scp.start()
+    try:
+        with Peer(scp, CONTEXTS) as peer, monkeypatch.context() as patched:
+            patched.setattr(type(configured.spool), "receive", fails)
+            assert peer.store(CT.sop_class, CT.sop_instance, CT.data) == 0xA700
+            eventually(lambda: told[-1:] == ["the spool fails (EROFS)"])
+            assert counters.refusing() == 1
+        store_some(scp, 1)
+        eventually(lambda: told[-1] is None and counters.refusing() == 0)
+
+        monkeypatch.setattr(heartbeat, "write", fails)
+        eventually(lambda: counters.refusing() == 1)
+    finally:
+        scp.stop()
 
 
 def test_taken_port(configured: Adapter, settings):

@@ -31,7 +31,7 @@ from celery.signals import (
 from adapter import log
 from adapter.core import open_adapter
 from adapter.errors import ConfigurationError, LeaseLost, NotYetVisible
-from adapter.ledger.engines import AWAY
+from adapter.ledger.engines import AWAY, name_process
 from adapter.rights import keep_files_private
 from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
 from adapter.stages import (
@@ -189,6 +189,7 @@ def _log(**_: Any) -> None:
 @worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
+    name_process(f"worker {','.join(stages)}")
     background = WorkerBackgroundTasks(settings(), work, metrics, sender.hostname, stages)
     try:
         background.start()

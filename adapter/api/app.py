@@ -17,7 +17,9 @@ from starlette.exceptions import HTTPException
 
 from adapter import background
 from adapter.api import health, problems
-from adapter.api.metrics import ApiCollector, ApiMetrics, NotAvailable, Scaling
+from adapter.api.fresh import NotAvailable
+from adapter.api.health import HealthCheck
+from adapter.api.metrics import ApiCollector, ApiMetrics, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
 from adapter.ledger.queries import LARGEST_PAGE, Page
@@ -49,6 +51,7 @@ def create_app(opening: AdapterOpening) -> FastAPI:
     metrics = ApiMetrics(opening)
     app.state.opening = opening
     app.state.metrics = metrics
+    app.state.health = HealthCheck(opening)
     app.state.registry = CollectorRegistry()
     app.state.registry.register(RoleCollector(ROLE, lambda: opening.heart.age))
     app.state.registry.register(ApiCollector(metrics))
@@ -73,7 +76,12 @@ def _metrics(request: Request) -> ApiMetrics:
     return metrics
 
 
-OpeningOf = Annotated[AdapterOpening, Depends(_opening)]
+def _health_check(request: Request) -> HealthCheck:
+    check: HealthCheck = request.app.state.health
+    return check
+
+
+HealthOf = Annotated[HealthCheck, Depends(_health_check)]
 LedgerOf = Annotated[Ledger, Depends(_ledger)]
 MetricsOf = Annotated[ApiMetrics, Depends(_metrics)]
 Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Rows on a page.")]
@@ -93,17 +101,17 @@ async def live() -> dict[str, str]:
 
 
 @_health.get("/ready", responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
-def ready(opening: OpeningOf) -> dict[str, str]:
+def ready(check: HealthOf) -> dict[str, str]:
     """Return whether ledger and spool are there, belong together and have this release's schema."""
-    if reasons := health.unready(opening):
+    if reasons := check.unready():
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
     return {"status": "ready"}
 
 
 @_health.get("/status", responses={503: {"model": health.Health, "description": "Red."}})
-def status(opening: OpeningOf, response: Response) -> health.Health:
+def status(check: HealthOf, response: Response) -> health.Health:
     """Return the health of the adapter: green, yellow or red (then with 503), and why."""
-    found = health.examine(opening)
+    found = check.examine()
     if found.status == "red":
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return found

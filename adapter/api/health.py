@@ -2,37 +2,54 @@
 """Health: what runs, what waits, what an operator has to look at; green, yellow or red, and why.
 
 =======  ==========================================================================================
-red      the ledger does not answer or has another schema, the spool is missing or belongs to
-         another ledger, or its disk is above the watermark: nothing is received or processed
+red      instances are refused or will be, or nothing is processed: the spool is missing, belongs
+         to another ledger, cannot be written, or its disk is above the watermark; a receiver
+         refuses instances, or every receiver is silent; the ledger does not answer, takes no
+         transaction, or has another schema
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is down, all processes of a role are silent, a process reports a problem or a
+         Redis is down, all processes of another role are silent, a process reports a problem or a
          background loop that fails, or several hosts work on a spool whose ledger serves one
-         (hosts that start at the same moment do not see each other)
+         (hosts that start at the same moment do not see each other); something has not answered
+         in time, and is unknown
 green    none of these
 =======  ==========================================================================================
+
+Each part is looked at by a thread of its own (`adapter.api.fresh`): what hangs is "unknown", and
+the answer comes within a second.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat
+from adapter.api import fresh
+from adapter.api.fresh import Fresh, NotAvailable
 from adapter.api.metrics import incoming, quarantined_bytes
-from adapter.api.opening import AdapterOpening, NotOpen
+from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.errors import SpoolError
 from adapter.ledger import queries
+from adapter.ledger.engines import NoConnection
 from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
 from adapter.spool import DiskSpace, Spool
 from adapter.stages import NOTIFICATION, STAGES
 
 #: What a heartbeat says of its process, and not of its role.
 _ABOUT_THE_PROCESS = {"role", "host", "pid", "at", "age", "loops"}
+#: The role whose silence means that nothing is received.
+RECEIVER = "scp"
+#: Seconds without a transaction after which the ledger counts as locked.
+_LOCKED_SECONDS = 10.0
+
+V = TypeVar("V")
+
 _OTHER_SCHEMA = "the ledger has the schema of another release"
 
 Colour = Literal["green", "yellow", "red"]
@@ -81,20 +98,12 @@ class Health(Facts):
     attention: Attention | None
 
 
-def unready(opening: AdapterOpening) -> list[str]:
-    """Return the reasons why the adapter cannot work; an empty list if it is ready."""
-    try:
-        adapter = opening.adapter
-        problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
-        if adapter.ledger.spool_id != adapter.spool.id:
-            problems.append("the ledger belongs to another spool")
-    except NotOpen as error:
-        return [str(error)]
-    except SQLAlchemyError:
-        return ["the ledger does not answer"]
-    except (SpoolError, OSError):
-        return ["the spool is not there"]
-    return problems
+@dataclass(frozen=True)
+class _SpoolFacts:
+    """What is read of the spool without listing its files."""
+
+    disk: DiskSpace | None
+    services: dict[str, list[Process]]
 
 
 @dataclass
@@ -103,79 +112,153 @@ class _Report:
 
     red: list[str] = field(default_factory=list)
     yellow: list[str] = field(default_factory=list)
-    services: dict[str, list[Process]] = field(default_factory=dict)
-    disk: DiskSpace | None = None
-    unfinished: dict[str, Unfinished] | None = None
-    attention: Attention | None = None
 
 
-def examine(opening: AdapterOpening) -> Health:
-    """Return the health of the adapter."""
-    report = _Report(red=unready(opening))
-    queues = opening.queues.lengths()
-    if queues is None:
-        report.yellow.append("Redis is down: work goes on with some delay")
-    with suppress(NotOpen):
-        _look_at_spool(report, opening.adapter)
-        _look_at_ledger(report, opening.adapter)
-    status: Colour = "red" if report.red else "yellow" if report.yellow else "green"
-    return Health(
-        status=status,
-        reasons=report.red + report.yellow,
-        services=report.services,
-        active_dimse_connections=sum(
-            int(process.facts.get("active_associations", 0))
-            for process in report.services.get("scp", [])
-            if process.alive
-        ),
-        ledger=report.attention is not None,
-        broker=queues is not None,
-        disk=None
-        if report.disk is None
-        else Disk(total=report.disk.total, free=report.disk.free, low=report.disk.low),
-        queues=queues,
-        unfinished=report.unfinished,
-        attention=report.attention,
-    )
+class HealthCheck:
+    """Finds out how an adapter is, within `fresh.ANSWER_SECONDS`.
+
+    Parameters
+    ----------
+    opening : AdapterOpening
+        The adapter, once it is open, and its broker.
+    """
+
+    def __init__(self, opening: AdapterOpening) -> None:
+        self._opening = opening
+        self._belonging = Fresh(lambda: _belonging(opening.adapter))
+        self._spool = Fresh(lambda: _read_spool(opening.adapter))
+        self._files = Fresh(lambda: _read_files(opening.adapter.spool))
+        self._ledger = Fresh(lambda: _read_ledger(opening.adapter))
+        self._queues = Fresh(opening.queues.lengths)
+
+    def unready(self) -> list[str]:
+        """Return the reasons why the adapter cannot work; an empty list if it is ready."""
+        return self._unready(time.monotonic() + fresh.ANSWER_SECONDS)
+
+    def examine(self) -> Health:
+        """Return the health of the adapter."""
+        until = time.monotonic() + fresh.ANSWER_SECONDS
+        for part in (self._belonging, self._spool, self._files, self._ledger, self._queues):
+            part.begin(0)
+        report = _Report(red=self._unready(until))
+        queues = self._get(self._queues, until, report, "Redis")
+        if queues is None:
+            report.yellow.append("Redis is down: work goes on with some delay")
+        spool = files = ledger = None
+        if self._opening.is_open:
+            spool = self._get(self._spool, until, report, "the spool")
+            files = self._get(self._files, until, report, "the spool's list of files")
+            ledger = self._get(self._ledger, until, report, "the ledger")
+        if spool is not None:
+            _judge_spool(report, spool, shared=self._opening.adapter.ledger.is_shared)
+        if (problem := self._opening.heart.problem) is not None:
+            report.red.append(f"the spool cannot be written ({problem}): instances are refused")
+        if (seconds := self._opening.locked_seconds) > _LOCKED_SECONDS:
+            report.red.append(f"the ledger has taken no transaction for {seconds:.0f} s")
+        unfinished, attention = _judge_ledger(report, ledger, files)
+        services = {} if spool is None else spool.services
+        disk = None if spool is None else spool.disk
+        return Health(
+            status="red" if report.red else "yellow" if report.yellow else "green",
+            reasons=list(dict.fromkeys(report.red + report.yellow)),
+            services=services,
+            active_dimse_connections=sum(
+                int(process.facts.get("active_associations", 0))
+                for process in services.get("scp", [])
+                if process.alive
+            ),
+            ledger=ledger is not None,
+            broker=queues is not None,
+            disk=None if disk is None else Disk(total=disk.total, free=disk.free, low=disk.low),
+            queues=queues,
+            unfinished=unfinished,
+            attention=attention,
+        )
+
+    def _unready(self, until: float) -> list[str]:
+        if not self._opening.is_open:
+            return [self._opening.problem]
+        try:
+            return self._belonging.get(keep=0, until=until, last=False)
+        except NotAvailable as error:
+            cause = error.__cause__
+            if isinstance(cause, (SpoolError, OSError)):
+                return ["the spool is not there"]
+            if isinstance(cause, NoConnection):
+                return [f"the ledger does not answer: {cause}"]
+            if isinstance(cause, SQLAlchemyError):
+                return ["the ledger does not answer"]
+            return [] if error.late else ["ledger or spool have not answered for a while"]
+
+    def _get(self, part: Fresh[V], until: float, report: _Report, name: str) -> V | None:
+        try:
+            return part.get(keep=0, until=until, last=False)
+        except NotAvailable as error:
+            if error.__cause__ is None:
+                report.yellow.append(f"unknown: {name} has not answered in time")
+            return None
 
 
-def _look_at_spool(report: _Report, adapter: Adapter) -> None:
+def _belonging(adapter: Adapter) -> list[str]:
+    """Return what is wrong with the schema, and with spool and ledger as a pair."""
+    problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
+    if adapter.ledger.spool_id != adapter.spool.id:
+        problems.append("the ledger belongs to another spool")
+    return problems
+
+
+def _read_spool(adapter: Adapter) -> _SpoolFacts:
+    disk = None
     with suppress(OSError):
-        report.disk = adapter.spool.space(adapter.settings.storage)
-        if report.disk.low:
-            report.red.append("the spool's disk is above the watermark: nothing is received")
-    report.services = _services(adapter.spool)
-    report.yellow += [
-        f"{role} is silent"
-        for role, processes in report.services.items()
-        if not any(process.alive for process in processes)
-    ]
-    report.yellow += [
-        f"{role} of {process.host}: {problem}"
-        for role, processes in report.services.items()
-        for process in processes
-        for problem in process.facts.get("problem") or []
-        if process.alive
-    ]
-    report.yellow += _failing_loops(report.services)
-    hosts = {p.host for processes in report.services.values() for p in processes if p.alive}
-    if len(hosts) > 1 and not adapter.ledger.is_shared:
+        disk = adapter.spool.space(adapter.settings.storage)
+    return _SpoolFacts(disk, _services(adapter.spool))
+
+
+def _read_files(spool: Spool) -> tuple[Unfinished, int]:
+    return incoming(spool), quarantined_bytes(spool)
+
+
+def _read_ledger(adapter: Adapter) -> tuple[dict[str, Unfinished], Attention]:
+    ledger = adapter.ledger
+    return queries.unfinished(ledger, adapter.settings), queries.attention(ledger)
+
+
+def _judge_spool(report: _Report, spool: _SpoolFacts, *, shared: bool) -> None:
+    if spool.disk is not None and spool.disk.low:
+        report.red.append("the spool's disk is above the watermark: nothing is received")
+    for role, processes in spool.services.items():
+        alive = [process for process in processes if process.alive]
+        if not alive:
+            where = report.red if role == RECEIVER else report.yellow
+            where.append(f"{role} is silent")
+        for process in alive:
+            process_name = f"{role} of {process.host}"
+            if refuses := process.facts.get("refuses"):
+                report.red.append(f"{process_name} refuses instances: {refuses}")
+            report.yellow += [
+                f"{process_name}: {one}" for one in process.facts.get("problem") or []
+            ]
+    report.yellow += _failing_loops(spool.services)
+    hosts = {p.host for processes in spool.services.values() for p in processes if p.alive}
+    if len(hosts) > 1 and not shared:
         report.yellow.append(
             f"SQLite serves one host, and {', '.join(sorted(hosts))} work on this spool: "
             "stop all but one, or name a PostgreSQL database for all of them"
         )
 
 
-def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
-    try:
-        by_stage = queries.unfinished(adapter.ledger, adapter.settings)
-        attention = queries.attention(adapter.ledger)
-    except SQLAlchemyError:
-        return  # `unready` has reported it
-    by_stage[NOTIFICATION] = incoming(adapter.spool)
-    report.unfinished = {stage: by_stage[stage] for stage in STAGES}
-    quarantined = Kept(amount=attention.quarantined.amount, size=quarantined_bytes(adapter.spool))
-    report.attention = attention.model_copy(update={"quarantined": quarantined})
+def _judge_ledger(
+    report: _Report,
+    ledger: tuple[dict[str, Unfinished], Attention] | None,
+    files: tuple[Unfinished, int] | None,
+) -> tuple[dict[str, Unfinished] | None, Attention | None]:
+    if ledger is None:
+        return None, None
+    by_stage, attention = ledger
+    if files is not None:
+        by_stage[NOTIFICATION], size = files
+        quarantined = Kept(amount=attention.quarantined.amount, size=size)
+        attention = attention.model_copy(update={"quarantined": quarantined})
     report.yellow += [
         f"{kept.amount} {one if kept.amount == 1 else more}"
         for one, more, kept in (
@@ -184,11 +267,12 @@ def _look_at_ledger(report: _Report, adapter: Adapter) -> None:
             ("job is parked", "jobs are parked", attention.parked_jobs),
             ("export is parked", "exports are parked", attention.parked_exports),
             ("export is partial", "exports are partial", attention.partial_exports),
-            ("file is in quarantine", "files are in quarantine", quarantined),
+            ("file is in quarantine", "files are in quarantine", attention.quarantined),
         )
         if kept.amount
     ]
     report.yellow += [f"destination {hold.destination} is on hold" for hold in attention.holds]
+    return {stage: by_stage[stage] for stage in STAGES if stage in by_stage}, attention
 
 
 def _failing_loops(services: dict[str, list[Process]]) -> list[str]:

@@ -2,51 +2,40 @@
 """The metrics of ledger, spool and broker, for Prometheus and for autoscaling.
 
 Only the API collects them, because every replica of every other role would ask the ledger for the
-same numbers.  They are collected at most once in `FRESH_SECONDS`, whatever the number of callers,
-and by a thread of their own: a ledger that hangs blocks one thread, and a caller for
-`ANSWER_SECONDS` at most.
+same numbers.  They are collected once in a few seconds at most, whatever the number of callers, and
+no caller waits for what hangs (`adapter.api.fresh`).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import Field
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import heartbeat, stages
-from adapter.api.opening import AdapterOpening, NotOpen
+from adapter.api import fresh
+from adapter.api.fresh import Fresh, NotAvailable
+from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
-from adapter.errors import SpoolError
 from adapter.ledger import configuration, queries
 from adapter.ledger.queries.facts import Attention, Facts, Unfinished
 from adapter.models import EntityKind
 from adapter.settings import Settings
 from adapter.spool import Spool
 
-#: Seconds that metrics are cached.
-FRESH_SECONDS = 3.0
-#: Seconds that a caller waits for them.
-ANSWER_SECONDS = 5.0
 #: Most destinations that get a series of their own; the others get none.
 MOST_DESTINATIONS = 200
 #: The roles that write heartbeats.
 ROLES = ("scp", "worker", "api", "operator")
 
 V = TypeVar("V")
-
-
-class NotAvailable(Exception):
-    """There are no metrics: ledger, spool or broker does not answer."""
 
 
 class Scaling(Facts):
@@ -85,54 +74,6 @@ class SpoolMetrics:
     reserved: int
     processes: dict[str, int]
     workers: dict[str, int]
-
-
-class Fresh(Generic[V]):
-    """A cached value that one thread at a time renews, when it is read and too old.
-
-    Parameters
-    ----------
-    find : callable
-        Returns the present value.
-    """
-
-    def __init__(self, find: Callable[[], V]) -> None:
-        self._find = find
-        self._lock = threading.Lock()
-        self._found: Future[V] | None = None
-        self._at = 0.0
-
-    def get(self) -> V:
-        """Return the value.
-
-        Raises
-        ------
-        NotAvailable
-            If it cannot be determined now.
-        """
-        with self._lock:
-            old = time.monotonic() > self._at + FRESH_SECONDS
-            if self._found is None or (self._found.done() and old):
-                self._found = Future()
-                # A daemon, unlike an executor's: a thread that hangs must not delay the exit.
-                threading.Thread(
-                    target=self._look, args=(self._found,), name="metrics", daemon=True
-                ).start()
-            found = self._found
-        try:
-            return found.result(ANSWER_SECONDS)
-        except (TimeoutError, NotOpen, SQLAlchemyError, SpoolError, OSError) as error:
-            raise NotAvailable(type(error).__name__) from None
-
-    def _look(self, found: Future[V]) -> None:
-        try:
-            value = self._find()
-        except Exception as error:  # noqa: BLE001 - `get` raises it again
-            self._at = time.monotonic()
-            found.set_exception(error)
-        else:
-            self._at = time.monotonic()
-            found.set_result(value)
 
 
 class ApiMetrics:
@@ -234,9 +175,12 @@ class ApiCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics, which are a few seconds old at most."""
-        spool = _or_none(self._metrics.spool)
-        ledger = _or_none(self._metrics.ledger)
-        queues = _or_none(self._metrics.queues)
+        until = time.monotonic() + fresh.ANSWER_SECONDS
+        for value in (self._metrics.spool, self._metrics.ledger, self._metrics.queues):
+            value.begin()
+        spool = _or_none(self._metrics.spool, until)
+        ledger = _or_none(self._metrics.ledger, until)
+        queues = _or_none(self._metrics.queues, until)
         yield _gauge("ledger_up", "Whether the ledger answers.", ledger is not None)
         yield _gauge("broker_up", "Whether the broker (Redis) answers.", queues is not None)
         yield _gauge("spool_up", "Whether the spool is there.", spool is not None)
@@ -250,9 +194,9 @@ class ApiCollector(Collector):
         yield from _kept(ledger, spool)
 
 
-def _or_none(fresh: Fresh[V]) -> V | None:
+def _or_none(value: Fresh[V], until: float) -> V | None:
     try:
-        return fresh.get()
+        return value.get(until=until)
     except NotAvailable:
         return None
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from adapter.background import BackgroundLoop
 from adapter.core import Adapter, open_adapter
 from adapter.errors import TemporaryError
@@ -13,6 +15,8 @@ from adapter.stages import DueWorkPoll, StageQueues, make_app
 
 ROLE = "api"
 
+#: Seconds between looks at whether the ledger takes transactions.
+_TRANSACTION_SECONDS = 5.0
 _OPENING = "the adapter is being opened"
 #: Seconds that an opening under way is waited for at the end.
 _STOP_SECONDS = 10.0
@@ -37,7 +41,28 @@ class AdapterOpening:
         self._adapter: Adapter | None = None
         self._due_work_poll: DueWorkPoll | None = None
         self._loop = BackgroundLoop("opening", self._open)
+        self._asked_at: float | None = None
+        self._transactions = BackgroundLoop(
+            "ledger-transaction", self._begin_transaction, period=_TRANSACTION_SECONDS
+        )
         self.heart = Heart(Spool(settings.spool_path), ROLE, lambda: {"port": settings.api.port})
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the adapter is open."""
+        return self._adapter is not None
+
+    @property
+    def problem(self) -> str:
+        """Why the adapter is not open."""
+        problem = self._loop.problem
+        return f"the adapter cannot be opened: {problem}" if problem else _OPENING
+
+    @property
+    def locked_seconds(self) -> float:
+        """For how many seconds the ledger has taken no transaction; 0 if it does."""
+        since = self._asked_at
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def adapter(self) -> Adapter:
@@ -49,8 +74,7 @@ class AdapterOpening:
             If it could not be opened yet.
         """
         if self._adapter is None:
-            problem = self._loop.problem
-            raise NotOpen(f"the adapter cannot be opened: {problem}" if problem else _OPENING)
+            raise NotOpen(self.problem)
         return self._adapter
 
     def start(self) -> None:
@@ -61,6 +85,7 @@ class AdapterOpening:
     def stop(self) -> None:
         """Stop polling and close the adapter."""
         self._loop.stop(_STOP_SECONDS)
+        self._transactions.stop(0)
         if self._due_work_poll is not None:
             self._due_work_poll.stop()
         self.heart.stop()
@@ -73,4 +98,11 @@ class AdapterOpening:
         poll = DueWorkPoll(adapter, self.queues)
         poll.start()
         self._due_work_poll = poll
+        self._transactions.start()
         self._loop.finish()
+
+    def _begin_transaction(self) -> None:
+        """Begin a writing transaction, and write nothing: a ledger that is locked takes none."""
+        self._asked_at = self._asked_at or time.monotonic()
+        with self.adapter.ledger.write():
+            self._asked_at = None

@@ -36,6 +36,7 @@ from adapter.cli import (
 )
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
+from adapter.ledger.engines import name_process
 from adapter.rights import keep_files_private
 from adapter.terminal import complain
 
@@ -93,6 +94,7 @@ def choose(
     ] = False,
 ) -> None:
     """Select the adapter (./data without either option)."""
+    name_process(ctx.invoked_subcommand or "")
     ctx.obj = Which(data, config)
 
 

@@ -69,7 +69,7 @@ def _ask_health(ctx: typer.Context) -> dict[str, Any]:
     host = f"[{local(api.host)}]" if ":" in local(api.host) else local(api.host)
     url = f"http://{host}:{api.port}/health/status"
     try:
-        health: dict[str, Any] = httpx.get(url, timeout=10, trust_env=False).json()
+        health: dict[str, Any] = httpx.get(url, timeout=3, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
         raise AdapterError(f"no answer from {url}: is the adapter running?") from None
     if "status" not in health or "reasons" not in health:

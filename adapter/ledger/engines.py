@@ -7,11 +7,15 @@ transaction is on disk, and a transaction whose client is gone ends by itself.
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
+
+from adapter.errors import LedgerError
 
 #: Seconds that a statement waits for another process's transaction.
 BUSY_SECONDS = 30
@@ -23,7 +27,6 @@ AWAY = (OperationalError, InterfaceError, InternalError, NoConnectionFree)
 #: Connection parameters of PostgreSQL, with the time-outs that detect a dead peer.  A read-only
 #: server, as after a failover, is not accepted.
 _CONNECT = {
-    "application_name": "dicom-adapter",
     "client_encoding": "utf8",  # a database without an encoding would answer in bytes
     "connect_timeout": 10,  # seconds
     "keepalives_idle": 10,  # seconds
@@ -32,6 +35,14 @@ _CONNECT = {
     "tcp_user_timeout": 30_000,  # milliseconds
     "target_session_attrs": "read-write",
 }
+
+#: Connections that a process keeps while it needs none; the server closes those that are idle, and
+#: the last used is used first, so that a process whose only work is its poll has one.
+_KEPT = 2
+#: Milliseconds after which the server closes an idle connection (PostgreSQL 14).
+_IDLE = ("15000", "idle_session_timeout")
+#: Seconds to connect to one of several hosts: one that does not answer is passed over sooner.
+_NEXT_HOST_SECONDS = 3
 
 #: Settings of each PostgreSQL session (milliseconds).
 _SESSION = {
@@ -47,6 +58,102 @@ WHERE current_setting('synchronous_commit') <> 'remote_apply'
 """
 
 
+# Releases before 14 do not know it.
+_KNOWN_IDLE = """
+SELECT set_config(name, %s, false) FROM pg_settings WHERE name = %s
+"""
+
+#: What PostgreSQL says when it takes no further connection; the answer to a refused connection
+#: brings no SQLSTATE (53300) to the client.
+_TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slots")
+_LIMITED = re.compile(r"too many connections for (role|database)")
+#: Of a server that has answered: the connections that it takes, and those that it keeps from us.
+_LIMITS = """
+SELECT current_setting('max_connections')::int,
+       CASE WHEN current_setting('is_superuser') = 'on' THEN 0
+       ELSE current_setting('superuser_reserved_connections')::int
+            + coalesce(current_setting('reserved_connections', true)::int, 0) END
+"""
+_limits: tuple[int, int] | None = None
+
+_process = ""
+
+
+def name_process(name: str) -> None:
+    """Name this process, as the database's administrator sees it in ``pg_stat_activity``.
+
+    Parameters
+    ----------
+    name : str
+        Its role, or the command.
+    """
+    global _process  # noqa: PLW0603 - like a process's title: one, for all its connections
+    _process = name
+
+
+class NoConnection(LedgerError, OperationalError):
+    """The server takes no further connection; the text says how many it takes.
+
+    Parameters
+    ----------
+    words : str
+        What to say.
+    original : BaseException
+        What the driver raised.
+    """
+
+    def __init__(self, words: str, original: BaseException) -> None:
+        OperationalError.__init__(self, None, None, original)
+        self._words = words
+
+    def __str__(self) -> str:
+        """Return what to say, without the driver's words: those name the server's address."""
+        return self._words
+
+
+def _explain(context: ExceptionContext) -> NoConnection | None:
+    """Return the error to raise instead of one that says in English only what is the matter.
+
+    Its own text may name an address, so nobody would see it.
+    """
+    text = str(context.original_exception)
+    if not _TOO_MANY.search(text):
+        return None
+    if _LIMITED.search(text):
+        words = "as many as the database or its user may have (CONNECTION LIMIT) are in use"
+    elif _limits is None:
+        words = "all that the server takes (max_connections) are in use"
+    else:
+        most, reserved = _limits
+        words = f"{most - reserved} of {most} are in use" + (
+            f", and {reserved} are reserved" if reserved else ""
+        )
+    return NoConnection(f"too many connections: {words}", context.original_exception)
+
+
+def parse_url(url: str) -> URL:
+    """Return a ledger's URL; it may name several PostgreSQL hosts: ``//user@h1:5432,h2:5432/name``.
+
+    SQLAlchemy takes them in the query only.
+    """
+    scheme, slashes, rest = url.partition("://")
+    end = next((at for at, letter in enumerate(rest) if letter in "/?"), len(rest))
+    user, at, hosts = rest[:end].rpartition("@")
+    if "," not in hosts or not scheme.startswith("postgresql"):
+        return make_url(url)
+    pairs = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    names = ",".join(pair[1] if pair else "" for pair in pairs)
+    ports = ",".join((pair and pair[2]) or "5432" for pair in pairs)
+    path, _, query = rest[end:].partition("?")
+    several = f"host={quote(names, safe=',:')}&port={ports}"
+    return make_url(
+        f"{scheme}{slashes}{user}{at}{path or '/'}?{several}{'&' if query else ''}{query}"
+    )
+
+
+_HOST = re.compile(r"\[?([^\[\]]*?)\]?(?::([0-9]+))?")
+
+
 def make_engine(url: str, connections: int) -> Engine:
     """Return the engine of a ledger.
 
@@ -57,30 +164,40 @@ def make_engine(url: str, connections: int) -> Engine:
     connections : int
         Maximum number of connections to PostgreSQL; those to SQLite are not limited.
     """
-    parsed = make_url(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
     return _postgresql(parsed, connections)
 
 
 def _postgresql(url: URL, connections: int) -> Engine:
-    kept = min(5, connections)
+    kept = min(_KEPT, connections)
+    parameters = {"application_name": f"dicom-adapter {_process}".strip()[:63], **_CONNECT}
+    if "," in str(url.query.get("host", "")):
+        parameters["connect_timeout"] = _NEXT_HOST_SECONDS
     engine = create_engine(
         url,
-        connect_args={name: value for name, value in _CONNECT.items() if name not in url.query},
+        connect_args={name: value for name, value in parameters.items() if name not in url.query},
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
+        pool_use_lifo=True,
         pool_size=kept,
         max_overflow=connections - kept,
         pool_timeout=POOL_SECONDS,
     )
 
+    event.listen(engine, "handle_error", _explain, retval=True)
+
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
+        global _limits  # noqa: PLW0603 - of the one server that this process works with
         with connection.cursor() as cursor:
             for name, value in _SESSION.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
             cursor.execute(_DURABLE)
+            cursor.execute(_KNOWN_IDLE, _IDLE)
+            cursor.execute(_LIMITS)
+            _limits = cursor.fetchone()
         connection.commit()
 
     return engine

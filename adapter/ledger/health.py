@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, make_url, select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.ledger import revisions
 from adapter.ledger.database import SPOOL, Ledger
+from adapter.ledger.engines import NoConnection
 from adapter.ledger.schema import now
 
 #: Largest difference, in seconds, between the clocks of the ledger and of a host.
@@ -57,7 +58,7 @@ class LedgerHealth:
 
 def examine(ledger: Ledger) -> LedgerHealth:
     """Return the state of a ledger, usable or not."""
-    found = LedgerHealth(make_url(ledger.url).get_backend_name(), revisions.newest())
+    found = LedgerHealth(ledger.engine.dialect.name, revisions.newest())
     try:
         if ledger.exists():
             found.reachable = True
@@ -66,11 +67,13 @@ def examine(ledger: Ledger) -> LedgerHealth:
         else:
             found.problems.append("there is no ledger yet: the first start creates it")
     except SQLAlchemyError as error:
-        # Its text may quote the address: the type says enough.
-        found.problems.append(
-            f"the ledger does not answer ({type(error.__cause__ or error).__name__}): "
-            "check database > url, the password, and that the server runs"
-        )
+        if isinstance(error, NoConnection):
+            found.problems.append(f"the ledger does not answer: {error}")
+        else:  # its text may quote the address: the type says enough
+            found.problems.append(
+                f"the ledger does not answer ({type(error.__cause__ or error).__name__}): "
+                "check database > url, the password, and that the server runs"
+            )
     return found
 
 

@@ -84,6 +84,10 @@ class AssociationAcceptor:
         """Where metrics are counted."""
         return self._events.metrics
 
+    def refuses(self) -> str | None:
+        """Return why no instance can be stored at present; None if it can, as far as is known."""
+        return "low on storage" if self._storage_low() else self._events.failure
+
     def close(self) -> None:
         """Give up the places for associations."""
         self._limiter.close()

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import background, heartbeat, stages
@@ -54,7 +53,7 @@ class NotificationWaker:
         self._settings = settings
         self._changed = threading.Condition()
         self._waiting = 0
-        self._app: Celery | None = None
+        self._queues: stages.StageQueues | None = None
         self._quiet_until = 0.0
         self._loop = BackgroundLoop("scp-wake-up", self._wake_for_a_batch, once_more=True)
 
@@ -92,12 +91,12 @@ class NotificationWaker:
             self._wake()
 
     def _wake(self) -> None:
-        app = self._app or stages.make_app(self._settings)
-        if stages.StageQueues(app).wake(stages.NOTIFICATION):
-            self._app = app
+        queues = self._queues or stages.StageQueues(stages.make_app(self._settings))
+        if queues.wake(stages.NOTIFICATION):
+            self._queues = queues
         else:  # made anew the next time: a broker that was started since may have a new password
-            app.close()
-            self._app = None
+            queues.close()
+            self._queues = None
             # Failing costs processor time that the receiving threads need.
             self._quiet_until = time.monotonic() + _AWAY_SECONDS
 
@@ -119,6 +118,8 @@ class ScpBackgroundTasks:
         Returns how many associations are open.
     listening : callable
         Tells whether connections are accepted.
+    refuses : callable
+        Returns why no instance can be stored at present, or None.
     """
 
     def __init__(
@@ -130,11 +131,13 @@ class ScpBackgroundTasks:
         *,
         active: Callable[[], int],
         listening: Callable[[], bool],
+        refuses: Callable[[], str | None],
     ) -> None:
         self._configuration = configuration
         self._events = events
         self._active = active
         self._listening = listening
+        self._refuses = refuses
         self._port = settings.dicom.scp.port
         self._ledger = open_ledger(settings)
         self._looked = threading.Event()
@@ -174,7 +177,13 @@ class ScpBackgroundTasks:
         metrics.counters.set_listening(self._listening())
         metrics.counters.set_lost_loops(background.lost())
         metrics.loops_failed(background.failures())
+        # After the counters: a disk that hangs holds this up.
+        refuses = self._refuses()
+        if refuses is None and (problem := self._heart.problem) is not None:
+            refuses = f"the spool cannot be written ({problem})"
+        metrics.counters.set_refusing(refuses is not None)
         return {
+            "refuses": refuses,
             "port": self._port,
             "active_associations": active,
             "configuration_version": self._configuration.snapshot.version,

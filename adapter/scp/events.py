@@ -24,6 +24,8 @@ STORE_FAILED = "store-failed"  #: a C-STORE that was not answered with Success
 
 #: Events that wait for the ledger at most.
 QUEUE_LENGTH = 10_000
+#: Seconds for which a failure of the spool is told, unless an instance is stored meanwhile.
+FAILING_SECONDS = 30.0
 #: Events written in one transaction.
 _BATCH = 200
 
@@ -55,11 +57,32 @@ class ScpEvents:
         self._lock = threading.Lock()
         self._queue: deque[tuple[str, float, str | None, dict[str, Any]]] = deque()
         self._counts: Counter[str] = Counter()
+        self._failure: tuple[float, str] | None = None
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""
         with self._lock:
             self._counts[name] += by
+
+    def stored(self, size: int) -> None:
+        """Count a stored instance of `size` bytes: the spool works."""
+        with self._lock:
+            self._counts["stored"] += 1
+            self._counts["bytes"] += size
+            self._failure = None
+
+    def spool_failed(self, error: str) -> None:
+        """Take note that the spool took no instance, and why (the name of an errno)."""
+        with self._lock:
+            self._failure = time.monotonic(), error
+
+    @property
+    def failure(self) -> str | None:
+        """Why the spool took no instance lately; None if it did."""
+        with self._lock:
+            if self._failure is None or time.monotonic() > self._failure[0] + FAILING_SECONDS:
+                return None
+            return f"the spool fails ({self._failure[1]})"
 
     def record(self, kind: str, *, association: str | None = None, **detail: Any) -> None:
         """Queue an event, as of now."""

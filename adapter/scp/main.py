@@ -73,6 +73,7 @@ class Scp:
             self.events,
             active=lambda: self.acceptor.active,
             listening=lambda: self._server.listening,
+            refuses=self.acceptor.refuses,
         )
 
     def start(self) -> None:

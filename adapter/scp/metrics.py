@@ -149,6 +149,11 @@ class ScpCollector(Collector):
             ("active_associations", "Associations that are open.", self._counters.active()),
             ("association_limit", "Associations that may be open at a time.", self._limit),
             ("receiving_processes", "Processes that receive.", self._counters.listening()),
+            (
+                "refusing_processes",
+                "Processes that cannot store instances: the spool fails or is low on space.",
+                self._counters.refusing(),
+            ),
         ):
             yield GaugeMetricFamily(f"dicom_adapter_{name}", text, value)
 

@@ -9,7 +9,7 @@ counter goes back.
 ::
 
     part  = head (192 bytes), then entries until one has no name
-    head  = beat, active associations, listening (8 bytes each), names of lost loops (168 bytes)
+    head  = beat, active associations, listening, refusing (8 bytes each), names of lost loops (160)
     entry = value (8 bytes), name (56 bytes)
 """
 
@@ -29,8 +29,8 @@ _HEAD = 3 * _ENTRY
 _PART = _HEAD + ENTRIES * _ENTRY
 _SEPARATOR = "\x1f"  # in no AE title, no status and no name
 # Words of a part's head.
-_BEAT, _ACTIVE, _LISTENING = range(3)
-_LOST = slice(3 * _WORD, _HEAD)  # bytes of a part
+_BEAT, _ACTIVE, _LISTENING, _REFUSING = range(4)
+_LOST = slice(4 * _WORD, _HEAD)  # bytes of a part
 
 #: A counter's name, and the values of its labels.
 Key = tuple[str, ...]
@@ -68,6 +68,7 @@ class SharedCounters:
         process = ProcessCounters(self._parts[number])
         process.set_active(0)
         process.set_listening(False)
+        process.set_refusing(False)
         process.set_lost_loops([])
 
     # -- for those who show them -------------------------------------------------------------
@@ -83,6 +84,10 @@ class SharedCounters:
     def listening(self) -> int:
         """Return how many processes accept connections."""
         return sum(m.cast("q")[_LISTENING] for m in self._parts)
+
+    def refusing(self) -> int:
+        """Return how many processes cannot store instances at present."""
+        return sum(m.cast("q")[_REFUSING] for m in self._parts)
 
     def lost_loops(self) -> list[str]:
         """Return the names of the background loops that do not recover."""
@@ -144,6 +149,10 @@ class ProcessCounters:
     def set_listening(self, listening: bool) -> None:
         """Say whether the process accepts connections."""
         self._words[_LISTENING] = int(listening)
+
+    def set_refusing(self, refusing: bool) -> None:
+        """Say whether the process cannot store instances at present."""
+        self._words[_REFUSING] = int(refusing)
 
     def set_lost_loops(self, names: Sequence[str]) -> None:
         """Say which background loops of the process do not recover."""

@@ -102,8 +102,7 @@ class StoreSink:
         else:
             self._stored += 1
             self._bytes += stored_bytes
-            self._context.events.count("stored")
-            self._context.events.count("bytes", stored_bytes)
+            self._context.events.stored(stored_bytes)
             self._context.on_stored()
 
     def close(self, how: str, cause: str = "") -> None:

@@ -267,6 +267,7 @@ class Receive:
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "error")
             self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")
+            self._context.events.spool_failed(name)
         except Exception as error:  # the protocol boundary: the peer gets an answer
             log.exception("store failed", association=self._association)
             self._answer = Answer(PROCESSING_FAILURE, f"internal error ({type(error).__name__})")

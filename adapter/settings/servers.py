@@ -125,7 +125,8 @@ class Database(ServerWithPassword):
         None,
         pattern=r"^(sqlite:///|postgresql(\+psycopg)?://)",
         description="SQLAlchemy URL of a PostgreSQL database, `postgresql+psycopg://...`; without "
-        "one it is SQLite, `ledger.sqlite` in the data folder, which serves one host.",
+        "one it is SQLite, `ledger.sqlite` in the data folder, which serves one host. "
+        "Of several hosts (`...@db1:5432,db2:5432/...`) the one that takes writes is used.",
     )
     connections: int = Field(
         10, ge=2, le=100, description="Connections of a process to PostgreSQL, at most."
