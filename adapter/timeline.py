@@ -41,7 +41,12 @@ def sentence(event: EventFacts) -> str:
 def job_line(job: JobFacts) -> str:
     """Return the state of a job, in words."""
     words = [word for word in (job.outcome, job.message) if word and job.state != "succeeded"]
-    return f"job {job.name} is {job.state}" + (f" ({': '.join(words)})" if words else "")
+    lacks = f"; {count(job.in_quarantine, 'instance')} of its association in quarantine"
+    return (
+        f"job {job.name} is {job.state}"
+        + (f" ({': '.join(words)})" if words else "")
+        + (lacks if job.in_quarantine else "")
+    )
 
 
 def export_line(export: ExportFacts) -> str:

@@ -399,17 +399,6 @@ def test_a_failing_disk_is_not_the_files_fault(
     assert notification.run(work) == {"registered": 1}
 
 
-def test_a_quarantined_file_tells_who_sent_it(adapter: Adapter, work: Work) -> None:
-    """Also when its data set cannot be read, an operator sees both AE titles."""
-    association = IncomingAssociation(adapter, add_ae_title(adapter))
-    association.store(b"\xff" * 100)
-    association.store(make_instance(StudyInstanceUID=None))
-
-    assert notification.run(work) == {"quarantined": 2}
-    for row in rows(adapter, arrivals):
-        assert (row.calling_ae_title, row.called_ae_title) == ("MODALITY", "BRAIN")
-
-
 def test_an_instance_its_processor_does_not_want_is_counted(
     adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,9 @@ def list_(
             job.id,
             job.name,
             f"{job.state} (at work)" if job.working else job.state,
-            job.instances,
+            f"{job.instances} (+ {job.in_quarantine} in quarantine)"
+            if job.in_quarantine
+            else job.instances,
             job.pipeline_id,
             job.platform,
             job.tries + job.failed_runs,

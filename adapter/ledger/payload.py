@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payload: the instances of a job, and their origin.  Reads only."""
+"""Payload: the instances of a job, what it lacks, and their origin.  Reads only."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import Connection, distinct, exists, func, or_, select
 
 from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.database import Ledger
@@ -37,12 +38,15 @@ class Origin:
         Number of the group among those of its key: 1 for the first, more for late instances.
     earlier_jobs : tuple of str
         The jobs of the same pipeline for earlier generations.
+    in_quarantine : int
+        How many instances it lacks, as `in_quarantine` counts them.
     """
 
     called_ae_title: str
     ae_title: AETitle | None
     generation: int
     earlier_jobs: tuple[str, ...]
+    in_quarantine: int
 
 
 def files_of(ledger: Ledger, job: Job) -> list[GroupFile]:
@@ -76,4 +80,42 @@ def origin_of(ledger: Ledger, job: Job) -> Origin:
             ae_title_version(connection, group.version),
             group.generation,
             tuple(earlier),
+            in_quarantine(connection, [group.id]).get(group.id, 0),
         )
+
+
+def in_quarantine(connection: Connection, group_ids: Collection[str]) -> dict[str, int]:
+    """Return how many acknowledged instances each group lacks since they are in quarantine.
+
+    Those count that came with an association of the group's instances, unless they are known to be
+    of a study that the group has nothing of, or the group has the same SOP instance.  A group that
+    lacks nothing is left out.
+    """
+    kept, mine, same = arrivals.alias("kept"), arrivals.alias("mine"), arrivals.alias("same")
+    came_with = (
+        select(arrivals.c.group_id, arrivals.c.association)
+        .where(arrivals.c.group_id.in_(group_ids), arrivals.c.state == ArrivalState.REGISTERED)
+        .distinct()
+        .subquery()
+    )
+    of_its_studies = exists().where(
+        mine.c.group_id == came_with.c.group_id,
+        mine.c.study_instance_uid == kept.c.study_instance_uid,
+    )
+    is_there = exists().where(
+        same.c.group_id == came_with.c.group_id,
+        same.c.state == ArrivalState.REGISTERED,
+        same.c.sop_instance_uid == kept.c.sop_instance_uid,
+    )
+    rows = connection.execute(
+        select(came_with.c.group_id, func.count(distinct(kept.c.id)).label("amount"))
+        .select_from(kept.join(came_with, kept.c.association == came_with.c.association))
+        .where(
+            kept.c.state == ArrivalState.QUARANTINED,
+            kept.c.deleted_at.is_(None),
+            or_(kept.c.study_instance_uid.is_(None), of_its_studies),
+            ~is_there,
+        )
+        .group_by(came_with.c.group_id)
+    )
+    return {row.group_id: row.amount for row in rows}

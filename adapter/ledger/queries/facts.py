@@ -101,6 +101,10 @@ class JobFacts(Facts):
     called_ae_title: str
     generation: int
     instances: int
+    in_quarantine: int = Field(
+        description="Acknowledged instances of the group's associations that it lacks: those of "
+        "its studies, and those whose study is unknown, that are in quarantine."
+    )
     studies: list[str]
     pipeline: str
     pipeline_id: str

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, select
 
 from adapter.ledger.database import Ledger
+from adapter.ledger.payload import in_quarantine
 from adapter.ledger.queries.facts import JobFacts, Page
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import arrivals, groups, jobs, now
@@ -82,13 +83,16 @@ def _jobs() -> Select[Any]:
 
 
 def _facts(connection: Connection, rows: Collection[Any]) -> list[JobFacts]:
-    studies = studies_of_groups(connection, {row.group_id for row in rows})
+    group_ids = {row.group_id for row in rows}
+    studies = studies_of_groups(connection, group_ids)
+    lacking = in_quarantine(connection, group_ids)
     return [
         JobFacts.model_validate(
             {
                 **row._asdict(),
                 "priority": Priority(row.priority).name.lower(),
                 "studies": studies.get(row.group_id, []),
+                "in_quarantine": lacking.get(row.group_id, 0),
             }
         )
         for row in rows
