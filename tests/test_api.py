@@ -30,6 +30,7 @@ from adapter.api.problems import Problem
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import schema
+from adapter.models import AETitle
 from adapter.settings import Settings
 from adapter.stages import STAGES
 from tests.support_ledger import (
@@ -329,6 +330,22 @@ def test_the_bytes_of_unreadable_quarantined_files_count(
     attention = client.get("/health/status").json()["attention"]
 
     assert attention["quarantined"] == {"amount": 1, "size": 1000}
+
+
+def test_a_job_processor_that_is_not_installed_is_named(
+    client: TestClient, adapter: Adapter, version: int, cli: Any
+) -> None:
+    """Health, `aet list` and `check-config` say which AE title needs which plug-in."""
+    body = AETitle(ae_title="BRAIN", processor="gone").model_dump(mode="json", by_alias=True)
+    change_rows(adapter, schema.configuration, body=body)
+    problem = "AE title 'BRAIN': processor: 'gone' is none of ae-title"
+
+    health = client.get("/health/status").json()
+
+    assert (health["status"], health["reasons"]) == ("yellow", [problem])
+    for command in (["aet", "list"], ["check-config"]):
+        code, _, err = cli(*command)
+        assert (code, problem in err) == (0, True)
 
 
 def test_redis_away_is_yellow(client: TestClient, redis: Redis) -> None:

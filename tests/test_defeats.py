@@ -16,8 +16,9 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import select
 
+from adapter import plugins
 from adapter.core import Adapter
-from adapter.errors import PermanentError
+from adapter.errors import ConfigurationError, PermanentError
 from adapter.files import FileSystem
 from adapter.ledger import attempts, queries
 from adapter.ledger import groups as groups_verbs
@@ -363,6 +364,27 @@ class Twice(AETitleJobProcessor):
     def jobs(self) -> Any:
         """Return the same twice."""
         return [*super().jobs(), *super().jobs()]
+
+
+class Endless(AETitleJobProcessor):
+    """A job processor whose quiet time is endless."""
+
+    @property
+    def timeout(self) -> float:
+        """Return no useful time."""
+        return float("inf")
+
+
+@pytest.mark.parametrize("plugin", [Raises, Empty, Rubbish, Twice, Endless])
+def test_a_job_processor_that_fails_is_refused_when_it_is_configured(
+    monkeypatch: pytest.MonkeyPatch, plugin: type[Any]
+) -> None:
+    """It is asked then for all that the stages will ask it."""
+    monkeypatch.setattr(plugins, "find", lambda *_: SimpleNamespace(load=lambda: plugin))
+    ae_title = AETitle(ae_title="BRAIN", processor_settings={"pipeline-lung": "lung-1"})
+
+    with pytest.raises(ConfigurationError, match="of the job processor 'ae-title' r"):
+        registry.validate(ae_title)
 
 
 def park_group(adapter: Adapter, work: Work) -> str:

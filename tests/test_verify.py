@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,3 +182,25 @@ def test_waiting_jobs_and_holds_are_next_steps(adapter: Adapter, version: int) -
     )
 
     assert problems(adapter) == []
+
+
+def test_whatever_it_meets_is_told_and_the_rest_is_compared(
+    adapter: Adapter, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be listed, a row that cannot be read: verification goes on."""
+    adapter.spool.instance_path(whole).unlink()
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder) == adapter.spool.quarantine:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    change_rows(adapter, schema.configuration, body={"aeTitle": 7})
+
+    found = problems(adapter)
+
+    assert "arrival: its file is not in instances/" in found
+    assert "file: it cannot be listed: Permission denied" in found
+    assert "verify: the comparison cannot go on: ValidationError" in found

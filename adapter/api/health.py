@@ -7,10 +7,10 @@ red      instances are refused or will be, or nothing is processed: the spool is
          refuses instances, or every receiver is silent; the ledger does not answer, takes no
          transaction, or has another schema
 yellow   something waits for an operator (parked, partial, quarantined), a destination is on hold,
-         Redis is down, all processes of another role are silent, a process reports a problem or a
-         background loop that fails, or several hosts work on a spool whose ledger serves one
-         (hosts that start at the same moment do not see each other); something has not answered
-         in time, and is unknown
+         an AE title's job processor cannot be used, Redis is down, all processes of another role
+         are silent, a process reports a problem or a background loop that fails, or several hosts
+         work on a spool whose ledger serves one (hosts that start at the same moment do not see
+         each other); something has not answered in time, and is unknown
 green    none of these
 =======  ==========================================================================================
 
@@ -35,9 +35,11 @@ from adapter.api.metrics import incoming, quarantined_bytes
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.errors import SpoolError
-from adapter.ledger import queries
+from adapter.ledger import configuration, queries
 from adapter.ledger.engines import NoConnection
 from adapter.ledger.queries.facts import Attention, Facts, Kept, Unfinished
+from adapter.models import EntityKind
+from adapter.processors.registry import problems_of
 from adapter.spool import DiskSpace, Spool
 from adapter.stages import NOTIFICATION, STAGES
 
@@ -129,6 +131,7 @@ class HealthCheck:
         self._spool = Fresh(lambda: _read_spool(opening.adapter))
         self._files = Fresh(lambda: _read_files(opening.adapter.spool))
         self._ledger = Fresh(lambda: _read_ledger(opening.adapter))
+        self._processors = Fresh(lambda: _read_processors(opening.adapter))
         self._queues = Fresh(opening.queues.lengths)
 
     def unready(self) -> list[str]:
@@ -138,7 +141,14 @@ class HealthCheck:
     def examine(self) -> Health:
         """Return the health of the adapter."""
         until = time.monotonic() + fresh.ANSWER_SECONDS
-        for part in (self._belonging, self._spool, self._files, self._ledger, self._queues):
+        for part in (
+            self._belonging,
+            self._spool,
+            self._files,
+            self._ledger,
+            self._processors,
+            self._queues,
+        ):
             part.begin(0)
         report = _Report(red=self._unready(until))
         queues = self._get(self._queues, until, report, "Redis")
@@ -149,6 +159,8 @@ class HealthCheck:
             spool = self._get(self._spool, until, report, "the spool")
             files = self._get(self._files, until, report, "the spool's list of files")
             ledger = self._get(self._ledger, until, report, "the ledger")
+            processors = self._get(self._processors, until, report, "the ledger")
+            report.yellow += processors or []
         if spool is not None:
             _judge_spool(report, spool, shared=self._opening.adapter.ledger.is_shared)
         if (problem := self._opening.heart.problem) is not None:
@@ -221,6 +233,12 @@ def _read_files(spool: Spool) -> tuple[Unfinished, int]:
 def _read_ledger(adapter: Adapter) -> tuple[dict[str, Unfinished], Attention]:
     ledger = adapter.ledger
     return queries.unfinished(ledger, adapter.settings), queries.attention(ledger)
+
+
+def _read_processors(adapter: Adapter) -> list[str]:
+    """Return what is wrong with the job processors of the AE titles."""
+    known = configuration.current(adapter.ledger, EntityKind.AE_TITLE)
+    return problems_of(found.entity for found in known)
 
 
 def _judge_spool(report: _Report, spool: _SpoolFacts, *, shared: bool) -> None:

@@ -99,7 +99,10 @@ def _loose_ends(adapter: Adapter, ae_title: AETitle) -> list[str]:
 
 def _list(ctx: typer.Context, kind: EntityKind, *, as_json: bool) -> None:
     with opened(ctx) as adapter:
-        found = [_document(item) for item in configuration.current(adapter.ledger, kind)]
+        known = configuration.current(adapter.ledger, kind)
+    found = [_document(item) for item in known]
+    if kind is EntityKind.AE_TITLE:
+        warn(*registry.problems_of(item.entity for item in known))
     if as_json:
         print_json(found)
         return

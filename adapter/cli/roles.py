@@ -10,13 +10,18 @@ import time
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import log, passwords, rights
 from adapter.cli.which import AsJson, opened, settings_of
+from adapter.core import open_ledger
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
 from adapter.embedded.supervisor import Supervisor, end_by_interrupt
 from adapter.errors import AdapterError, ConfigurationError
+from adapter.ledger import configuration
+from adapter.models import EntityKind
+from adapter.processors.registry import problems_of
 from adapter.settings import Settings
 from adapter.stages import STAGES
 from adapter.terminal import print_json, print_table, say, warn
@@ -36,7 +41,7 @@ def check_config(ctx: typer.Context, as_json: AsJson = False) -> None:
         print_json({"DicomAdapter": document})
     else:
         print_table(("setting", "value"), _flat(document), "")
-    warn(*_doubts(settings))
+    warn(*_doubts(settings), *_unusable_ae_titles(settings))
     if not as_json:
         say("The settings are fine.")
 
@@ -68,6 +73,21 @@ def _doubts(settings: Settings) -> list[str]:
     if rights.is_root():
         doubts.append(rights.AS_ROOT)
     return doubts
+
+
+def _unusable_ae_titles(settings: Settings) -> list[str]:
+    """Return what is wrong with the job processors of the AE titles, if there is a ledger yet."""
+    ledger = open_ledger(settings)
+    try:
+        if not ledger.exists():
+            return []
+        return problems_of(
+            found.entity for found in configuration.current(ledger, EntityKind.AE_TITLE)
+        )
+    except SQLAlchemyError:
+        return ["the ledger does not answer: its AE titles are not checked"]
+    finally:
+        ledger.close()
 
 
 def up(ctx: typer.Context) -> None:

@@ -8,7 +8,8 @@ used at all (`ConfigurationError`), or a call of it failed (`ProcessorError`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -79,6 +80,28 @@ def validate(ae_title: AETitle) -> None:
         processor.jobs()
     except ProcessorError as error:
         raise ConfigurationError([f"processor: {error}"]) from error
+
+
+def problems_of(ae_titles: Iterable[AETitle]) -> list[str]:
+    """Return what is wrong with the job processors of AE titles that are configured already.
+
+    An AE title is refused while its job processor cannot be used.  So this tells of plug-ins that
+    have been removed or changed since, or are not installed on this host.
+    """
+    return [
+        f"AE title {ae_title.name!r}: {problem}"
+        for ae_title in ae_titles
+        for problem in _problems(ae_title.model_dump_json())
+    ]
+
+
+@lru_cache(maxsize=1000)  # what is installed does not change while a process runs
+def _problems(ae_title: str) -> tuple[str, ...]:
+    try:
+        validate(AETitle.model_validate_json(ae_title))
+    except ConfigurationError as error:
+        return tuple(error.problems)
+    return ()
 
 
 def create_observers() -> list[InstanceObserver]:

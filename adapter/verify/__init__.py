@@ -19,8 +19,10 @@ Verification changes nothing, on either side.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 from adapter.core import Adapter
+from adapter.ledger.engines import AWAY
 from adapter.verify import arrivals, digests, results, steps
 from adapter.verify.difference import Difference
 from adapter.verify.listing import list_spool
@@ -47,7 +49,7 @@ def verify(
         time.sleep(settle_seconds)
         found &= _look(adapter)
     if deep:
-        found |= digests.compare(adapter)
+        found |= set(_whatever_it_meets("digests", lambda: digests.compare(adapter)))
     return sorted(found)
 
 
@@ -55,7 +57,20 @@ def _look(adapter: Adapter) -> set[Difference]:
     listing = list_spool(adapter.spool)  # before the rows: a file exists before its row does
     return {
         *listing.strangers,
-        *arrivals.compare(adapter, listing),
-        *steps.compare(adapter),
-        *results.compare(adapter, listing),
+        *_whatever_it_meets("arrivals", lambda: arrivals.compare(adapter, listing)),
+        *_whatever_it_meets("steps", lambda: steps.compare(adapter)),
+        *_whatever_it_meets("results", lambda: results.compare(adapter, listing)),
     }
+
+
+def _whatever_it_meets(
+    what: str, compare: Callable[[], Iterable[Difference]]
+) -> Iterator[Difference]:
+    """Yield the differences of one comparison; if it cannot go on, that is the last of them."""
+    try:
+        yield from compare()
+    except AWAY:
+        raise
+    except Exception as error:  # noqa: BLE001 - verification is for what nobody foresaw
+        problem = f"the comparison cannot go on: {type(error).__name__}"
+        yield Difference("verify", what, problem, "report this as a defect")

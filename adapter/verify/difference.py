@@ -13,7 +13,7 @@ class Difference:
     Attributes
     ----------
     kind : str
-        What it is about: file, arrival, group, job, task, export, results or work.
+        What it is about: file, arrival, group, job, task, export, results, work, or verify itself.
     id : str
         Which one; a path below the spool for a file.
     problem : str

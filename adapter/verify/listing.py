@@ -50,12 +50,13 @@ def list_spool(spool: Spool) -> Listing:
     ):
         for folder in folders:
             _list_arrivals(spool, folder, place, found, listing.strangers)
-    for path, _ in _entries(spool.results):
+    for path, _ in _entries(spool, spool.results, listing.strangers):
         if _is_job(path.name):
-            listing.results[path.name] = {file.name: size for file, size in _entries(path)}
+            files = _entries(spool, path, listing.strangers)
+            listing.results[path.name] = {file.name: size for file, size in files}
         else:
             listing.strangers.add(_stranger(spool, path))
-    for path, _ in _entries(spool.work):
+    for path, _ in _entries(spool, spool.work, listing.strangers):
         if _is_job(path.name):
             listing.work.add(path.name)
         else:
@@ -70,7 +71,7 @@ def _list_arrivals(
     found: dict[str, int],
     strangers: set[Difference],
 ) -> None:
-    for path, size in _entries(folder):
+    for path, size in _entries(spool, folder, strangers):
         try:
             arrival = str(ArrivalId.parse(path.stem))
         except ValueError:
@@ -81,11 +82,16 @@ def _list_arrivals(
             strangers.add(_stranger(spool, path))
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):  # it was deleted in the meantime
-                yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+def _entries(spool: Spool, folder: Path, strangers: set[Difference]) -> Iterator[tuple[Path, int]]:
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # it was deleted in the meantime
+                    yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+    except OSError as error:
+        name, problem = str(folder.relative_to(spool.root)), error.strerror or type(error).__name__
+        remedy = "see that the adapter's user may read it, and check the disk"
+        strangers.add(Difference("file", name, f"it cannot be listed: {problem}", remedy))
 
 
 def _is_job(name: str) -> bool:
