@@ -122,10 +122,10 @@ def due_stages(adapter: Adapter) -> list[str]:
     return [stage for stage in STAGES if stage in found]
 
 
-def due_ids(adapter: Adapter, stage: str) -> list[str]:
+def due_ids(adapter: Adapter, stage: str, most: int) -> list[str]:
     """Return the ids of a stage's first due rows, in the order in which they are claimed."""
     table, condition = due_questions(adapter.settings)[stage][0]
-    first = select(table.c.id).where(condition).order_by(*_ORDER[stage]).limit(FULL_QUEUE)
+    first = select(table.c.id).where(condition).order_by(*_ORDER[stage]).limit(most)
     with adapter.ledger.read() as connection:
         return list(connection.execute(first).scalars())
 
@@ -219,8 +219,10 @@ class StageQueues:
             return False
         return True
 
-    def wake_if_due(self, adapter: Adapter, stage: str) -> bool:
-        """Wake a stage for what is due, unless wake-ups wait for it already.
+    def wake_for_next(self, adapter: Adapter, stage: str) -> bool:
+        """Wake a stage for the row that is due next, unless wake-ups wait for it already.
+
+        Each task that ends does so, which keeps as many tasks at work as there are.
 
         Returns
         -------
@@ -230,12 +232,12 @@ class StageQueues:
         waiting = self.lengths([stage])
         if waiting is None:
             return False
-        return waiting[stage] >= SHORT_QUEUE or self.wake_for_due(adapter, stage)
+        return waiting[stage] >= SHORT_QUEUE or self.wake_for_due(adapter, stage, 1)
 
-    def wake_for_due(self, adapter: Adapter, stage: str) -> bool:
+    def wake_for_due(self, adapter: Adapter, stage: str, most: int = FULL_QUEUE) -> bool:
         """Wake a stage once for each of its first due rows, or once for other work that is due."""
         if stage in SUBJECTS:
-            if ids := due_ids(adapter, stage):
+            if ids := due_ids(adapter, stage, most):
                 return self.wake(stage, *ids)
             with adapter.ledger.read() as connection:
                 if not _any_due(connection, due_questions(adapter.settings)[stage][1:]):

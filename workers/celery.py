@@ -153,7 +153,7 @@ def _add_unit_stage(app: Celery, stage: str, take: Take) -> None:
                 return {"outcome": "nothing is due"}
             seconds = round(time.monotonic() - began, 3)
             counts.update(done.counts)
-            if not _stopping.is_set() and not work().queues.wake_if_due(work().adapter, stage):
+            if not _stopping.is_set() and not work().queues.wake_for_next(work().adapter, stage):
                 counts.update(take_all(work(), take))
         if isinstance(done.failure, TryFailed):
             raise Retry(exc=done.failure)
