@@ -6,6 +6,10 @@
 #   make lock UPGRADE=1               newer versions of the dependencies
 
 PYTHON ?= python3
+
+# A process that may not keep its bytecode compiles everything at each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN    := .venv/bin
 
 # A virtual environment knows its own path and its interpreter: in a tree that was moved or copied, or

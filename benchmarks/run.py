@@ -336,7 +336,8 @@ def measure_others(wanted: str, folder: Path, sender: Path, rounds: int, *, smok
 
         def burst(port: int) -> float:
             # Long enough that the stages are at work during the burst.
-            instances, seconds, *_ = send(sender, port, ct, ct.count * 5, file)
+            count = ct.count if smoke else ct.count * 5
+            instances, seconds, *_ = send(sender, port, ct, count, file)
             return instances / seconds
 
         receiver_under_load.report(folder, burst, rounds=rounds)
