@@ -13,7 +13,8 @@ import pydicom.data
 from pydicom import dcmread
 from sqlalchemy import insert, select, update
 
-from adapter.dicom.header import HeaderLimits, read_header
+from adapter.dicom.element_search import HeaderLimits
+from adapter.dicom.header import read_header
 from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration, schema
 from adapter.models import (

@@ -23,8 +23,8 @@ from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.errors import UnreadableInstance
 
 IVLE, EVLE, EVBE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-SYNTAXES = (IVLE, EVLE, EVBE, DEFLATED, "1.2.840.10008.1.2.4.50", "1.2.3.4")
+DEFLATED, PAPYRUS = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.20"
+SYNTAXES = (IVLE, EVLE, EVBE, DEFLATED, PAPYRUS, "1.2.840.10008.1.2.4.50", "1.2.3.4")
 
 
 def implicit(group, number, value, length=None):
@@ -142,18 +142,46 @@ def test_unreadable_starts(head, syntax):
         leading_uids(head, syntax, complete=True)
 
 
+IMPLICIT_BOTH = implicit(8, 0x16, b"1.2.3\0") + implicit(8, 0x18, b"1.2.3.44")
+PIXELS = explicit(0x7FE0, 0x10, b"OB", bytes(200_000))
+
+
 @pytest.mark.parametrize(
-    ("head", "syntax"),
-    [
-        (bytes(LOOK_AHEAD_BYTES), IVLE),
-        (b"\xff" * LOOK_AHEAD_BYTES, IVLE),
-        (implicit(8, 0x16, b"1.2.3\0") + bytes(LOOK_AHEAD_BYTES), EVLE),
-    ],
+    "tail",
+    [b"", NEXT, NEXT + PIXELS[:70_000], NEXT + PIXELS],
+    ids=["nothing", "one element", "70 kB", "200 kB"],
 )
-def test_a_long_unreadable_start(head, syntax):
-    """An unreadable start is found from its first bytes, however many follow."""
-    with pytest.raises(UnreadableStart):
-        leading_uids(head[:LOOK_AHEAD_BYTES], syntax, complete=False)
+@pytest.mark.parametrize(
+    ("start", "syntax", "readable"),
+    [
+        (IMPLICIT_BOTH, IVLE, True),
+        (IMPLICIT_BOTH, PAPYRUS, True),
+        (IMPLICIT_BOTH, EVLE, False),
+        (CLASS + INSTANCE, EVLE, True),
+        (CLASS + INSTANCE, IVLE, False),
+        (CLASS + INSTANCE, PAPYRUS, False),
+        # taken for lengths, "CS" is 21 kB and "SQ" 20 kB: both end within the look-ahead
+        (explicit(8, 5, b"CS", b"") + CLASS + INSTANCE, IVLE, False),
+        (explicit(8, 6, b"SQ", b"") + CLASS + INSTANCE, IVLE, False),
+        (implicit(8, 6, b"", 1 << 20) + IMPLICIT_BOTH, IVLE, False),
+        (bytes(100), IVLE, False),
+        (b"\xff" * 100, IVLE, False),
+        (CLASS + INSTANCE, "1.2.840.10008.1.2.4.50", True),
+        (b"\xff" * 100, "1.2.840.10008.1.21", True),  # no syntax of the Standard: not looked at
+    ],
+    ids=range(13),
+)
+def test_the_answer_is_the_same_whatever_follows(start, syntax, readable, tail):
+    """The encoding is judged alike in a short data set and in one longer than the look-ahead."""
+    data = start + tail
+    complete = len(data) <= LOOK_AHEAD_BYTES
+    for head in {data[:LOOK_AHEAD_BYTES], data[:512]}:  # the receiver asks for both
+        whole = complete and head == data
+        if readable:
+            leading_uids(head, syntax, complete=whole)
+        else:
+            with pytest.raises(UnreadableStart):
+                leading_uids(head, syntax, complete=whole)
 
 
 @given(st.binary(max_size=200), st.sampled_from(SYNTAXES), st.booleans())

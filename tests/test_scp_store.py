@@ -27,6 +27,7 @@ from tests.support_scp import RealFile, incoming, leftovers, wheel_file
 
 CT = RealFile.read(wheel_file("CT_small.dcm"))
 CONTEXT = ContextResult(1, CT.sop_class, 0, CT.syntax)
+IMPLICIT = ContextResult(3, CT.sop_class, 0, "1.2.840.10008.1.2")
 
 
 class Bench:
@@ -47,8 +48,15 @@ class Bench:
     def _stored_one(self) -> None:
         self.pokes += 1
 
-    def store(self, data=CT.data, sop_class=CT.sop_class, sop_instance=CT.sop_instance, step=4096):
-        receive = self.sink.begin(StoreCommand(sop_class, sop_instance, CONTEXT))
+    def store(
+        self,
+        data=CT.data,
+        sop_class=CT.sop_class,
+        sop_instance=CT.sop_instance,
+        step=4096,
+        context=CONTEXT,
+    ):
+        receive = self.sink.begin(StoreCommand(sop_class, sop_instance, context))
         for at in range(0, len(data), step):
             receive.data(memoryview(data)[at : at + step])
         return receive.finish()
@@ -105,6 +113,9 @@ def test_numbers_count_what_was_stored(adapter: Adapter, bench: Bench):
         ({"data": b""}, 0xC000),
         ({"data": b"\xff" * 100}, 0xC000),
         ({"data": b"\xff" * 100_000}, 0xC000),
+        # explicit VR where implicit VR was agreed, shorter and longer than the look-ahead
+        ({"context": IMPLICIT}, 0xC000),
+        ({"context": IMPLICIT, "data": CT.data + bytes(100_000)}, 0xC000),
         ({"sop_instance": "1.2.3"}, 0xA900),
         ({"sop_class": "1.2.840.10008.5.1.4.1.1.4"}, 0xA900),
         ({"data": CT.data.replace(CT.sop_class.encode(), b"1.2.840.10008.5.1.4.1.1.4")}, 0xA900),

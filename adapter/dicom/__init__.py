@@ -10,6 +10,7 @@
     pdus  rejections                 the upper layer's PDUs, read with suspicion
     command_sets  statuses           DIMSE's command sets and what a status means
     part10                           file meta information, written and read
+    elements  element_search         the headers of data elements, found under limits
     instance  header  leading_uids   what is read of a data set, under limits
 
 The SCP, the SCU, the workers and the demo stand on it; it imports nothing of the adapter but its

@@ -8,64 +8,33 @@ nothing else (``workers.clients.headers``), and this module imports little.
 from __future__ import annotations
 
 import struct
-import sys
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pydicom import Dataset, config
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom import config
+from pydicom.charset import convert_encodings
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
+from pydicom.tag import Tag
 
+from adapter.dicom.element_search import FoundElement, HeaderLimits, find_elements, form_at
+from adapter.dicom.elements import Form
 from adapter.dicom.instance import Instance
 from adapter.dicom.part10 import digest_data_set, read_file_meta
 from adapter.dicom.tags import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
+    SPECIFIC_CHARACTER_SET,
     STUDY_INSTANCE_UID,
 )
-from adapter.dicom.transfer_syntaxes import (
-    DEFLATED,
-    EXPLICIT_VR_BIG_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-)
+from adapter.dicom.transfer_syntaxes import DEFLATED
 from adapter.dicom.uids import is_uid
 from adapter.errors import UnreadableInstance
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderLimits:
-    """Bounds on reading a header.
-
-    Attributes
-    ----------
-    depth : int
-        Nested sequences; `limit_depth` enforces it for the whole process.
-    inflated_bytes : int
-        Bytes that a deflated data set may inflate to.
-    strict_uids : bool
-        Whether UIDs must have the grammar of PS3.5 section 9.1.
-    """
-
-    depth: int = 64
-    inflated_bytes: int = 64_000_000
-    strict_uids: bool = False
-
-    def limit_depth(self) -> None:
-        """Limit this process's recursion to what reading so many nested sequences takes."""
-        sys.setrecursionlimit(_FRAMES_OF_CALLERS + _FRAMES_PER_SEQUENCE * self.depth)
-
-
-#: Python frames that pydicom's reader takes for each level of nesting, and room for its callers.
-_FRAMES_PER_SEQUENCE = 5
-_FRAMES_OF_CALLERS = 60
 
 
 def _inflate(file: BinaryIO, limit: int) -> BinaryIO:
@@ -117,9 +86,7 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
         size = path.stat().st_size
         digest = digest_data_set(file, syntax)
         file.seek(start)
-        data_set = _read_elements(file, syntax, {*_UIDS, *tags}, limits)
-    with config.disable_value_validation():  # values are decoded when they are asked for
-        values = {tag: text for tag in {*_UIDS, *tags} if (text := _text(data_set, tag))}
+        values = _read_values(file, syntax, {*_UIDS, *tags}, limits)
     sop_class = values.get(SOP_CLASS_UID) or meta.get(0x0002, "")
     sop_instance = values.get(SOP_INSTANCE_UID) or meta.get(0x0003, "")
     for name, uid in (
@@ -149,63 +116,70 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
 
 #: What pydicom's decoders raise for broken bytes.  The texts may hold PHI.
 _BROKEN_BYTES = (
-    InvalidDicomError,
     ValueError,
     LookupError,
     TypeError,
-    OSError,
-    EOFError,
     struct.error,
     NotImplementedError,
     AttributeError,
     OverflowError,
+    RecursionError,
 )
 
 _UIDS = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
 
 
-def _read_elements(
+def _read_values(
     file: BinaryIO, syntax: str, tags: Collection[int], limits: HeaderLimits
-) -> Dataset:
-    """Read the elements `tags`, stopping after the greatest of them."""
-    uid = UID(syntax)
-    source = _inflate(file, limits.inflated_bytes) if syntax in DEFLATED else file
-    last = max(tags)
-    wanted: list[BaseTag | int] = [Tag(tag) for tag in tags]
+) -> dict[int, str]:
+    """Return the first values of those of the elements `tags` that have one, as text."""
     try:
-        with config.disable_value_validation():
-            data_set = read_dataset(
-                source,
-                is_implicit_VR=syntax == IMPLICIT_VR_LITTLE_ENDIAN,
-                is_little_endian=syntax != EXPLICIT_VR_BIG_ENDIAN,
-                stop_when=lambda tag, _vr, _length: tag > last,
-                specific_tags=wanted,
-            )
-    except UnreadableInstance:
-        raise
-    except RecursionError:
-        raise UnreadableInstance("sequences are nested too deep", "nested-too-deep") from None
+        source = _inflate(file, limits.inflated_bytes) if syntax in DEFLATED else file
+        form = form_at(source, syntax)
+        found = find_elements(source, form, tags, limits, also=(SPECIFIC_CHARACTER_SET,))
     except MemoryError:
         raise UnreadableInstance("reading the header takes too much memory", "too-large") from None
-    except _BROKEN_BYTES as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # from the disk, not from a decoder
-        raise UnreadableInstance(
-            f"the data set cannot be parsed ({type(error).__name__}, {uid.name})", "not-parseable"
-        ) from None
-    return data_set
+    character_set = found.pop(SPECIFIC_CHARACTER_SET, None)
+    with config.disable_value_validation():
+        encodings = _encodings(character_set, form)
+        texts = {tag: _text(element, form, encodings) for tag, element in found.items()}
+    return {tag: text for tag, text in texts.items() if text}
 
 
-def _text(data_set: Dataset, tag: int) -> str:
-    """Return an element's first value as text, empty if it is missing, a sequence or unreadable."""
+def _encodings(character_set: FoundElement | None, form: Form) -> list[str] | None:
+    """Return the character sets of a data set, for pydicom; None for its default."""
+    if character_set is None:
+        return None
     try:
-        value = data_set[tag].value if tag in data_set else None
+        return convert_encodings(_value(character_set, form))
+    except _BROKEN_BYTES:
+        return None
+
+
+def _text(element: FoundElement, form: Form, encodings: list[str] | None) -> str:
+    """Return an element's first value as text, empty if it has none, or is a sequence."""
+    try:
+        value = _value(element, form, encodings)
     except _BROKEN_BYTES:
         raise UnreadableInstance(
-            f"the value of {Tag(tag)} cannot be read", "not-parseable"
+            f"the value of {Tag(element.tag)} cannot be read", "not-parseable"
         ) from None
     if isinstance(value, MultiValue | list):
         value = value[0] if len(value) else None
     if value is None or isinstance(value, bytes | Dataset):
         return ""
     return str(value).strip("\0 ")
+
+
+def _value(element: FoundElement, form: Form, encodings: list[str] | None = None) -> Any:
+    """Return an element's value as pydicom decodes it."""
+    raw = RawDataElement(
+        Tag(element.tag),
+        element.vr.decode("ascii") or None,
+        len(element.value),
+        element.value or None,
+        0,
+        not element.vr,
+        form.tag.format[0] == "<",
+    )
+    return convert_raw_data_element(raw, encoding=encodings).value

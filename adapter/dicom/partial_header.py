@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import zlib
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+from adapter.dicom.element_search import HeaderLimits, elements_found, form_at
 from adapter.dicom.instance import PartialHeader
-from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, uids_found
 from adapter.dicom.part10 import read_file_meta
 from adapter.dicom.tags import (
     SERIES_INSTANCE_UID,
@@ -17,12 +18,13 @@ from adapter.dicom.tags import (
     STUDY_INSTANCE_UID,
 )
 from adapter.dicom.transfer_syntaxes import DEFLATED
+from adapter.dicom.uids import trimmed
 from adapter.errors import UnreadableInstance
 
 _UIDS = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
 
-#: What a deflated data set inflates to: Explicit VR Little Endian (PS3.5 Annex A.5).
-_INFLATED = "1.2.840.10008.1.2.1"
+#: Bytes of a data set that are looked at.
+_START_BYTES = 65536
 
 
 def partial_header(path: Path) -> PartialHeader:
@@ -38,11 +40,15 @@ def partial_header(path: Path) -> PartialHeader:
                 meta = read_file_meta(file)
             except UnreadableInstance:
                 return PartialHeader.checked(size=size)
-            head = file.read(LOOK_AHEAD_BYTES)
+            head = file.read(_START_BYTES)
     except OSError:
         return PartialHeader()
     syntax = meta.get(0x0010, "")
-    found = _inflated_uids(head) if syntax in DEFLATED else uids_found(head, syntax, _UIDS)
+    if syntax in DEFLATED:
+        head = _inflated(head)
+    data_set = BytesIO(head)
+    elements = elements_found(data_set, form_at(data_set, syntax), _UIDS, HeaderLimits())
+    found = {tag: trimmed(element.value) for tag, element in elements.items()}
     return PartialHeader.checked(
         calling_ae_title=meta.get(0x0017),
         called_ae_title=meta.get(0x0018),
@@ -55,8 +61,7 @@ def partial_header(path: Path) -> PartialHeader:
     )
 
 
-def _inflated_uids(head: bytes) -> dict[int, str]:
-    start = b""
+def _inflated(start: bytes) -> bytes:
     with suppress(zlib.error):
-        start = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, LOOK_AHEAD_BYTES)
-    return uids_found(start, _INFLATED, _UIDS)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, _START_BYTES)
+    return b""

@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+#: The root of the transfer syntaxes of the Standard; further components follow it.
+STANDARD_ROOT = "1.2.840.10008.1.2"
+
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+#: Papyrus 3 Implicit VR Little Endian, retired (PS3.6 Table A-1).
+PAPYRUS_3 = "1.2.840.10008.1.20"
 
 #: Syntaxes whose whole data set is deflated (PS3.5 section A.5, and two of JPIP).
 DEFLATED = frozenset(

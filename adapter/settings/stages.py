@@ -190,6 +190,9 @@ class Notification(Section):
 
     batch_size: int = Field(100, ge=1, le=1000, description="Files registered in one transaction.")
     header_seconds: Seconds = Field(5.0, description="Seconds that one header may take.")
+    header_elements: PositiveInt = Field(
+        100_000, description="Elements and items that are walked through to find what is needed."
+    )
     header_depth: int = Field(64, ge=1, le=200, description="Depth of nested sequences.")
     header_inflated_mb: PositiveInt = Field(
         64,

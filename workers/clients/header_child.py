@@ -12,7 +12,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from adapter.dicom.header import HeaderLimits, read_header
+from adapter.dicom.element_search import HeaderLimits
+from adapter.dicom.header import read_header
 from adapter.errors import UnreadableInstance
 
 
@@ -36,7 +37,6 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounds = HeaderLimits(**limits)
-    bounds.limit_depth()
     for line in sys.stdin.buffer:
         answer = json.dumps(_answer(line, bounds))
         sys.stdout.buffer.write(answer.encode() + b"\n")

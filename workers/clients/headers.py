@@ -98,6 +98,7 @@ class HeaderReader:
 
     def _start(self) -> subprocess.Popen[bytes]:
         limits = {
+            "elements": self._limits.header_elements,
             "depth": self._limits.header_depth,
             "inflated_bytes": self._limits.header_inflated_mb * 1_000_000,
             "strict_uids": self._strict_uids,
