@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from adapter import heartbeat
 from adapter.errors import ConfigurationError, SpoolError
-from adapter.ledger import Ledger
+from adapter.ledger import Ledger, hashes
 from adapter.rights import make_private_folder
 from adapter.settings import Settings
 from adapter.spool import Spool
@@ -59,6 +59,8 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
         spool.create()
         _upgrade(settings, ledger)
         _tie(spool, ledger, rebuilding=rebuilding)
+        if hashes.are_keys_to_be_hashed(ledger):
+            hashes.hash_plain_keys(ledger, spool.hash_key())
     except BaseException:
         ledger.close()
         raise

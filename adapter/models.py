@@ -301,9 +301,19 @@ class ArrivalId:
         return cls(seconds + micros / 1_000_000, match[2], int(match[3]), int(match[4]))
 
 
-def group_id(version: int, key: str, generation: int) -> str:
-    """Return the id of a group: made again from the same key, it is the same."""
-    return str(uuid.uuid5(ID_NAMESPACE, f"group|{version}|{key}|{generation}"))
+def group_id(first_version: int, key: str, generation: int) -> str:
+    """Return the id of a group: made again from the same key, it is the same.
+
+    Parameters
+    ----------
+    first_version : int
+        The version that the AE title was created with.
+    key : str
+        The grouping value, or its hash.
+    generation : int
+        Number of the group among those of the same value.
+    """
+    return str(uuid.uuid5(ID_NAMESPACE, f"group|{first_version}|{key}|{generation}"))
 
 
 def job_id(group: str, pipeline: str) -> str:

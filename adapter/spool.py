@@ -5,7 +5,7 @@
 
     spool/
       id                      the random id that it shares with its ledger
-      key                     the key of the hash of grouping values that are not UIDs
+      key                     the key of the hashes of grouping values and patients
       configuration.json      the SCP's copy of AE titles, sources and destinations
       incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .*.part: on its way
       instances/<nn>/         <arrival>.dcm: registered
@@ -218,7 +218,7 @@ class Spool:
             raise SpoolError(f"no spool at {self.root}: start the adapter once with `up`") from None
 
     def hash_key(self) -> bytes:
-        """Return the key of the hash of grouping values that are not UIDs.
+        """Return the key of the hashes that stand in the ledger instead of patient data.
 
         It is here and not in the ledger, so that the ledger alone tells nobody the values.  A
         ledger that is rebuilt makes the same ids of groups and jobs with it.

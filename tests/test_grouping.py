@@ -11,10 +11,11 @@ from pydicom.uid import generate_uid
 
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
+from adapter.ledger import configuration
 from adapter.ledger import groups as groups_verbs
 from adapter.ledger.groups import job_name
 from adapter.ledger.schema import arrivals, groups, jobs
-from adapter.models import AETitle
+from adapter.models import AETitle, EntityKind
 from adapter.processors.base import JobProcessor
 from tests.support_stages import (
     IncomingAssociation,
@@ -124,6 +125,58 @@ def test_a_newer_version_of_the_ae_title_holds_the_group_open(adapter: Adapter, 
     )
 
     assert take_all(work, grouping.take) == {"waits": 1}
+
+
+def test_a_changed_ae_title_does_not_split_what_is_open(adapter: Adapter, work: Work) -> None:
+    """An open group goes on under its own settings; a group that is opened later has the new ones.
+
+    So a study that is being sent while an administrator adds a pipeline becomes one job, whole.
+    """
+    ds, late = make_instance(), make_instance()
+    before = add_ae_title(adapter)
+    IncomingAssociation(adapter, before).store(ds)
+    notification.run(work)
+    settings = {"pipeline-lung": "lung-1", "pipeline-heart": "heart-2", "timeout": "60"}
+    after = add_ae_title(
+        adapter, processor_settings=settings, ignored_sop_classes=["1.2.840.10008.5.1.4.1.1.7"]
+    )
+    association = IncomingAssociation(adapter, after)
+    ds.SOPInstanceUID = generate_uid()
+    association.store(ds)
+    notification.run(work)
+
+    (group,) = rows(adapter, groups)
+    assert (group.version, group.instances) == (before, 2)
+    assert group.due_at - group.newest_at == pytest.approx(5)
+    let_time_pass(adapter, 6)
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
+
+    late.StudyInstanceUID = ds.StudyInstanceUID
+    association.store(late)
+    notification.run(work)
+    let_time_pass(adapter, 61)
+    assert take_all(work, grouping.take) == {"closed": 1, "jobs": 2}
+    assert [row.generation for row in rows(adapter, groups)] == [1, 2]
+
+
+@pytest.mark.parametrize("change", ["created anew", "another AE title"])
+def test_another_ae_title_has_groups_of_its_own(adapter: Adapter, work: Work, change: str) -> None:
+    """A study sent to an AE title of the same name that was deleted, or to another, is apart."""
+    ds = make_instance()
+    IncomingAssociation(adapter, add_ae_title(adapter)).store(ds)
+    notification.run(work)
+    if change == "created anew":
+        configuration.remove(adapter.ledger, EntityKind.AE_TITLE, "BRAIN")
+        association = IncomingAssociation(adapter, add_ae_title(adapter))
+    else:
+        entity = AETitle(name="BRAIN", ae_title="B2", processor_settings={"pipeline-lung": "l"})
+        version = configuration.put(adapter.ledger, EntityKind.AE_TITLE, entity, replace=True)
+        association = IncomingAssociation(adapter, version, "B2")
+    ds.SOPInstanceUID = generate_uid()
+    association.store(ds)
+    notification.run(work)
+
+    assert [row.instances for row in rows(adapter, groups)] == [1, 1]
 
 
 def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(

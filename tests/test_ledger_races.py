@@ -113,6 +113,7 @@ def received(adapter: Adapter, version: int, number: int, **header: Any) -> Call
     decision = Grouped(
         Instance(arrival=str(arrival), **(facts | header)),
         key=STUDY,
+        first_version=version,
         timeout=5,
         maximum_wait=3600,
         overwrite=True,

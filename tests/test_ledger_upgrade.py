@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from adapter.core import Adapter, open_adapter, open_ledger
 from adapter.errors import LedgerError
 from adapter.ledger import Ledger, configuration, events, revisions, schema
 from adapter.ledger.revisions import NEEDS
-from adapter.models import EntityKind
+from adapter.models import AETitle, EntityKind
 from adapter.settings import Settings
 from adapter.stages import due_stages
 from tests import peers
-from tests.support_ledger import add_row
+from tests.support_ledger import add_row, everything_in
 from tests.support_postgresql import PostgreSQL
 from tests.support_stages import (
     IncomingAssociation,
@@ -208,6 +209,67 @@ def test_the_revisions_are_one_line() -> None:
 
     assert len(scripts.get_heads()) == 1
     assert len(list(scripts.walk_revisions())) == len(SCRIPTS)
+
+
+#: What the release before revision 0003 left of an AE title that was changed twice: groups of a
+#: patient with a number for an id, one of them open, and of a study.
+BEFORE_0003 = """
+INSERT INTO configuration (version, kind, key, body, owner, created_at, current, deleted) VALUES
+ (1, 'aet', 'BRAIN', '{body}', 'operator', 0, false, false),
+ (2, 'aet', 'BRAIN', '{body}', 'operator', 0, false, true),
+ (3, 'aet', 'BRAIN', '{body}', 'operator', 0, false, false),
+ (4, 'aet', 'BRAIN', '{body}', 'operator', 0, false, false),
+ (5, 'aet', 'BRAIN', '{body}', 'operator', 0, true, false);
+INSERT INTO groups (id, version, called_ae_title, key, generation, state, opened_at, newest_at,
+ due_at, maximum_at, look_at, instances) VALUES
+ ('closed', 3, 'BRAIN', '{patient}', 1, 'closed', 1, 1, 6, 3601, 6, 1),
+ ('open', 4, 'BRAIN', '{patient}', 1, 'open', {at}, {at}, {at} + 5, {at} + 3600, {at} + 5, 1),
+ ('study', 4, 'BRAIN', '1.2.3', 1, 'closed', 1, 1, 6, 3601, 6, 1);
+INSERT INTO arrivals (id, state, version, association, received_at, study_instance_uid, group_id)
+ VALUES ('a', 'registered', 4, 'x', 1, '1.2.3', 'study'),
+        ('b', 'registered', 4, 'x', 1, '1.2.4', 'open'),
+        ('c', 'registered', 3, 'x', 1, '1.2.5', 'closed');
+"""
+
+
+def test_an_upgraded_ledger_goes_on_with_its_open_groups(settings: Settings) -> None:
+    """What was open takes its next instance, and no number of a patient is left in any file."""
+    patient = "31415926535"
+    settings.data.mkdir()
+    adapter = open_adapter(settings)
+    config = revisions.config()
+    with adapter.ledger.write() as connection:
+        schema.metadata.drop_all(connection)
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+    body = AETitle(
+        ae_title="BRAIN", processor_settings={"pipeline-a": "a", "groupBy": "0010,0020"}
+    ).model_dump_json(by_alias=True)
+    script = BEFORE_0003.format(body=body, patient=patient, at=time.time())
+    for statement in filter(str.strip, script.split(";")):
+        with adapter.ledger.write() as connection:
+            connection.exec_driver_sql(statement)
+    adapter.close()
+
+    adapter = open_adapter(settings)
+
+    assert [row.first_version for row in rows(adapter, schema.configuration)] == [1, 1, 3, 3, 3]
+    files = [path.read_bytes() for path in settings.data.glob("ledger.sqlite*")]
+    assert patient.encode() not in b"".join(files)  # before closing empties the write-ahead log
+    assert patient.encode() not in everything_in(adapter)
+    work = make_work(adapter)
+    IncomingAssociation(adapter, 5).store(make_instance(PatientID=patient))
+    assert notification.run(work) == {"registered": 1}
+    found = {row.id: row for row in rows(adapter, schema.groups)}
+    assert {name: row.instances for name, row in found.items()} == {
+        "closed": 1,
+        "open": 2,
+        "study": 1,
+    }
+    assert found["study"].key == "1.2.3"
+    work.headers.close()
+    adapter.close()
 
 
 # -- the release before ----------------------------------------------------------------------------

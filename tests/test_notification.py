@@ -67,18 +67,24 @@ def test_an_instance_leaves_incoming_with_its_row(adapter: Adapter, work: Work) 
     assert adapter.spool.instance_path(arrival).read_bytes() == before
 
 
-def test_no_patient_data_reaches_the_ledger(adapter: Adapter, work: Work) -> None:
-    """Grouped by Patient ID, the ledger holds neither the id nor the name."""
+@pytest.mark.parametrize("patient", ["CANARY-ID", "31415926535", "1.2.3141592653"])
+def test_no_patient_data_reaches_the_ledger(adapter: Adapter, work: Work, patient: str) -> None:
+    """Grouped by Patient ID, the ledger holds neither the id nor the name, whatever it looks like.
+
+    Digits and dots make no UID of it: only what is a UID of the instance is kept as it is.
+    """
     settings = {"pipeline-a": "a", "groupBy": "0010,0020"}
     association = IncomingAssociation(adapter, add_ae_title(adapter, processor_settings=settings))
-    association.store(make_instance())
-    association.store(make_instance())
+    association.store(make_instance(PatientID=patient))
+    association.store(make_instance(PatientID=patient))
 
     notification.run(work)
 
     (group,) = rows(adapter, groups)
     assert group.instances == 2
-    assert b"CANARY" not in everything_in(adapter)
+    everything = everything_in(adapter)
+    assert b"CANARY" not in everything
+    assert patient.encode() not in everything
 
 
 def test_an_empty_patient_id_is_legal(adapter: Adapter, work: Work) -> None:

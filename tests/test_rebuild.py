@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import insert
 
 from adapter.core import Adapter, open_adapter
 from adapter.embedded.supervisor import only_one
 from adapter.errors import AdapterError, SpoolError
 from adapter.ledger import configuration
 from adapter.ledger.schema import arrivals, groups, jobs
-from adapter.models import EntityKind, Source
+from adapter.ledger.schema import configuration as configuration_table
+from adapter.models import AETitle, EntityKind, Source
 from adapter.rebuild import Rebuilt, rebuild
+from adapter.scp.configuration import Snapshot
 from adapter.settings import Settings
 from adapter.verify import verify
 from tests.support_ledger import lose_ledger
@@ -84,6 +87,32 @@ def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
     assert verify(adapter, settle_seconds=0) == []
     assert add_ae_title(adapter) == 4, "versions are counted on"
     adapter.close()
+
+
+def test_nothing_in_force_is_pushed_out_of_the_copy(adapter: Adapter) -> None:
+    """However many versions follow, the copy has all that is in force, and a bounded history."""
+    version = add_ae_title(adapter)
+    source = Source(ae_title="MODALITY", host_ip=["127.0.0.1"])
+    configuration.put(adapter.ledger, EntityKind.SOURCE, source, replace=False)
+    earlier = {"owner": "operator", "created_at": 0.0, "current": False, "deleted": False}
+    body = AETitle(ae_title="OFTEN").model_dump(mode="json", by_alias=True)
+    with adapter.ledger.write() as connection:
+        for kind, name in ((EntityKind.DESTINATION, "PACS"), (EntityKind.AE_TITLE, "OFTEN")):
+            row = {**earlier, "kind": kind, "key": name, "body": body}
+            connection.execute(insert(configuration_table), [row] * 2100)
+    newest = configuration.put(
+        adapter.ledger, EntityKind.AE_TITLE, AETitle(ae_title="LAST"), replace=False
+    )
+
+    saved = configuration.snapshot(adapter.ledger)
+
+    assert saved["version"] == newest
+    assert {row["version"] for row in saved["rows"] if row["current"]} == {1, 2, newest}
+    assert {row["kind"] for row in saved["rows"] if not row["current"]} == {EntityKind.AE_TITLE}
+    assert len(saved["rows"]) == 3 + 2000
+    assert set(Snapshot.parse(saved).ae_titles) == {"BRAIN", "LAST"}
+    assert set(Snapshot.parse(saved).sources) == {"MODALITY"}
+    assert version == 1
 
 
 def test_a_ledger_that_is_not_empty_is_left_alone(adapter: Adapter) -> None:

@@ -12,7 +12,6 @@ from; the rule for that arrival stands in `adapter.ledger.attempts`.
 
 from __future__ import annotations
 
-import hmac
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from typing import Any, Self
 from adapter.core import Adapter
 from adapter.dicom.instance import Instance, PartialHeader
 from adapter.dicom.partial_header import partial_header
-from adapter.dicom.uids import check_uid
 from adapter.errors import (
     ConfigurationError,
     LeaseLost,
@@ -34,8 +32,9 @@ from adapter.errors import (
 from adapter.ledger import arrivals, attempts, leases
 from adapter.ledger.arrivals import Decision, Discarded, Grouped, Quarantined
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS, Defeat
-from adapter.ledger.configuration import ae_title_version
+from adapter.ledger.configuration import ae_title_version, first_version
 from adapter.ledger.engines import AWAY
+from adapter.ledger.hashes import group_key
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import AETitle, ArrivalId, ArrivalState
@@ -199,7 +198,8 @@ class Deciding:
             return Discarded(instance), instance
         return Grouped(
             instance,
-            key=group_key(value, self._hash_key),
+            key=group_key(instance, value, self._hash_key),
+            first_version=owner.first_version,
             timeout=owner.timeout,
             maximum_wait=owner.maximum_wait,
             overwrite=owner.ae_title.overwrite_same_instance,
@@ -215,8 +215,9 @@ class Deciding:
         if version not in self._owners:
             with self._adapter.ledger.read() as connection:
                 ae_title = ae_title_version(connection, version)
+                first = first_version(connection, version)
             try:
-                self._owners[version] = _UNKNOWN if ae_title is None else _Owner.of(ae_title)
+                self._owners[version] = _UNKNOWN if ae_title is None else _Owner.of(first, ae_title)
             except (ConfigurationError, ProcessorError) as error:
                 self._owners[version] = attempts.why(error)
         return self._owners[version]
@@ -226,6 +227,7 @@ class Deciding:
 class _Owner:
     """An AE title's version with its job processor, asked once for a batch."""
 
+    first_version: int
     ae_title: AETitle
     processor: JobProcessor
     tags: Sequence[int]
@@ -233,23 +235,22 @@ class _Owner:
     maximum_wait: float
 
     @classmethod
-    def of(cls, ae_title: AETitle) -> Self:
+    def of(cls, first_version: int, ae_title: AETitle) -> Self:
         processor = create_processor(ae_title)
-        return cls(ae_title, processor, processor.tags, processor.timeout, processor.maximum_wait)
+        return cls(
+            first_version,
+            ae_title,
+            processor,
+            processor.tags,
+            processor.timeout,
+            processor.maximum_wait,
+        )
 
 
 _UNKNOWN = Defeat(
     attempts.UNKNOWN_VERSION,
     "the ledger does not know the AE title's version that it was accepted under",
 )
-
-
-def group_key(value: str, hash_key: bytes) -> str:
-    """Return a grouping value if it is a UID, else its keyed hash: it may be patient data."""
-    try:
-        return check_uid(value)
-    except ValueError:
-        return hmac.new(hash_key, value.encode("utf-8"), "sha256").hexdigest()
 
 
 def notify_observers(observers: Sequence[InstanceObserver], instance: Instance) -> None:

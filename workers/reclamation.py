@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from adapter.errors import NotYetVisible
-from adapter.ledger import attempts, leases, reclamation
+from adapter.ledger import attempts, hashes, leases, reclamation
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.leases import Lease
 from adapter.stages import NOTIFICATION, RECLAMATION
@@ -166,6 +166,8 @@ def _housekeeping(work: Work) -> dict[str, int]:
         for job in batch:
             with _sweeping(work, job):
                 adapter.spool.delete_job(job)
+    if hashes.are_keys_to_be_hashed(adapter.ledger) or hashes.was_upgraded_lately(adapter.ledger):
+        hashes.hash_plain_keys(adapter.ledger, adapter.spool.hash_key())
     rows = 0
     while not work.stopping.is_set():
         forgotten = reclamation.forget(adapter.ledger, storage.history_days * 86400)

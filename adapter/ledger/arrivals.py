@@ -14,12 +14,8 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Double,
     and_,
     bindparam,
-    case,
-    func,
-    insert,
     select,
     update,
 )
@@ -27,21 +23,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from adapter.dicom.instance import Instance, PartialHeader
 from adapter.errors import LeaseLost
-from adapter.ledger import attempts, events, leases, locks
+from adapter.ledger import attempts, events, leases, locks, open_groups
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
+from adapter.ledger.open_groups import GroupKey
 from adapter.ledger.schema import arrivals, groups, now
-from adapter.models import ArrivalId, ArrivalState, GroupState, group_id
+from adapter.models import ArrivalId, ArrivalState
 
 #: Why an arrival is discarded: an operator said so.
 BY_OPERATOR = "by-operator"
 #: The mark of a received arrival whose file has to be moved back from quarantine/.
 RETRIED = "retried"
-
-#: Seconds between a group's quiet time and the look at it: a receiver that has taken an instance's
-#: receive time needs a moment to make its name visible.
-RENAME_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +47,17 @@ class Grouped:
         Its header.
     key : str
         The group's key: a UID, or a keyed hash of the value.
+    first_version : int
+        The version that the AE title was created with.
     timeout, maximum_wait : float
-        Seconds, as the AE title's version says.
+        Seconds, as the AE title's version says: for a group that the instance opens.
     overwrite, rerun : bool
         The AE title's `overwriteSameInstance`, and whether `resend` is "rerun".
     """
 
     instance: Instance
     key: str
+    first_version: int
     timeout: float
     maximum_wait: float
     overwrite: bool
@@ -245,9 +241,12 @@ def _touched(decisions: Sequence[Decision]) -> set[str]:
     """
     grouped = [decision for decision in decisions if isinstance(decision, Grouped)]
     return {
-        f"{decision.instance.called_ae_title}/{part}"
+        name
         for decision in grouped
-        for part in (decision.instance.study_instance_uid, decision.key)
+        for name in (
+            f"{decision.instance.called_ae_title}/{decision.instance.study_instance_uid}",
+            f"{decision.first_version}/{decision.key}",
+        )
     }
 
 
@@ -276,19 +275,24 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
     """Put an instance into its open group, or the next generation; the same again opens nothing."""
     instance = decision.instance
     arrival = ArrivalId.parse(instance.arrival)
+    key = GroupKey(arrival.version, decision.first_version, instance.called_ae_title, decision.key)
     same = connection.execute(
         _SAME, {"called": instance.called_ae_title, "uid": instance.sop_instance_uid}
     ).all()
     if same:
-        opened = connection.execute(
-            _OPEN, {"version": arrival.version, "key": decision.key}
-        ).scalar()
+        opened = open_groups.find(connection, key)
         in_group = [row for row in same if row.group_id == opened]
         if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
             return _finish(connection, lease, instance, ArrivalState.DISCARDED, reason="duplicate")
         if in_group and (loser := _conflict(connection, lease, decision, arrival, in_group[0])):
             return loser
-    group = _push(connection, arrival.version, decision, arrival.received_at)
+    group = open_groups.join(
+        connection,
+        key,
+        arrival.received_at,
+        timeout=decision.timeout,
+        maximum_wait=decision.maximum_wait,
+    )
     return _finish(connection, lease, instance, ArrivalState.REGISTERED, group=group)
 
 
@@ -313,36 +317,6 @@ def _conflict(
         update(groups).where(groups.c.id == held.group_id).values(instances=groups.c.instances - 1)
     )
     return None
-
-
-def _push(connection: Connection, version: int, decision: Grouped, received_at: float) -> str:
-    """Push the open group's due time, or open the next generation; return the group's id."""
-    names = {"version": version, "key": decision.key}
-    times = {"received_at": received_at, "timeout": decision.timeout}
-    pushed = connection.execute(_PUSH, _prefixed(names | times)).scalar()
-    if pushed is not None:
-        return str(pushed)
-    generation = (connection.execute(_LAST, names).scalar() or 0) + 1
-    opened = group_id(version, decision.key, generation)
-    due = received_at + decision.timeout
-    connection.execute(
-        insert(groups).values(
-            id=opened,
-            version=version,
-            called_ae_title=decision.instance.called_ae_title,
-            key=decision.key,
-            generation=generation,
-            state=GroupState.OPEN,
-            opened_at=now(),
-            newest_at=received_at,
-            due_at=due,
-            maximum_at=now() + decision.maximum_wait,
-            look_at=due + RENAME_SECONDS,
-            instances=1,
-        )
-    )
-    events.record(connection, "group-opened", group=opened, generation=generation)
-    return opened
 
 
 def _finish(
@@ -391,36 +365,6 @@ _SAME = select(arrivals.c.id, arrivals.c.group_id, arrivals.c.digest, arrivals.c
     arrivals.c.state.concat("") == ArrivalState.REGISTERED,
 )
 
-_SAME_KEY = and_(groups.c.version == bindparam("version"), groups.c.key == bindparam("key"))
-#: The open group; it is not closed before this transaction ends.
-_OPEN = select(groups.c.id).where(_SAME_KEY, groups.c.state == GroupState.OPEN).with_for_update()
-_LAST = select(func.max(groups.c.generation)).where(_SAME_KEY)
-
-
-def _push_statement() -> Any:
-    received_at, timeout = (
-        bindparam("b_received_at", type_=Double),
-        bindparam("b_timeout", type_=Double),
-    )
-    newest = case((groups.c.newest_at < received_at, received_at), else_=groups.c.newest_at)
-    return (
-        update(groups)
-        .where(
-            groups.c.version == bindparam("b_version"),
-            groups.c.key == bindparam("b_key"),
-            groups.c.state == GroupState.OPEN,
-        )
-        .values(
-            newest_at=newest,
-            due_at=newest + timeout,
-            look_at=newest + timeout + RENAME_SECONDS,
-            instances=groups.c.instances + 1,
-        )
-        .returning(groups.c.id)
-    )
-
-
-_PUSH = _push_statement()
 _FINISH = (
     update(arrivals)
     .where(arrivals.c.id == bindparam("b_id"), arrivals.c.lease_token == bindparam("b_token"))

@@ -2,7 +2,8 @@
 """Dynamic configuration: AE titles, sources and destinations as versioned rows.
 
 A change writes a new version; a deletion leaves a tombstone.  An arrival names the version of the
-AE title that it was accepted under, and that version stays readable.
+AE title that it was accepted under, and that version stays readable.  An entity lives from its
+creation to its deletion: all versions of one life name the first of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pydantic import ConfigDict, ValidationError
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, text, update
 
 from adapter.errors import ConfigurationError, validation_problems
 from adapter.ledger import events, locks, owners
@@ -42,7 +43,11 @@ _COUNT_ON = text(
     "FROM configuration"
 )
 
-#: Versions in the SCP's copy, for a rebuild.
+_COLUMNS = tuple(configuration.c.keys())
+_FIRST = func.coalesce(configuration.c.first_version, configuration.c.version)
+
+#: Versions of AE titles in the SCP's copy that are not in force any more: those that the instances
+#: of a rebuild may have been accepted under.
 _HISTORY = 2000
 
 
@@ -186,6 +191,19 @@ def ae_title_version(connection: Connection, version: int) -> AETitle | None:
     return None if row is None else AETitle.model_validate(row.body)
 
 
+def first_version(connection: Connection, version: int) -> int:
+    """Return the version that an entity was created with, given any version of the same life."""
+    found = connection.execute(select(_FIRST).where(configuration.c.version == version)).scalar()
+    return version if found is None else int(found)
+
+
+def is_of_life(version: ColumnElement[int], first: ColumnElement[int]) -> ColumnElement[bool]:
+    """Return the condition that a version is of the life that began with the version `first`."""
+    table = configuration.alias()
+    begun = func.coalesce(table.c.first_version, table.c.version)
+    return exists().where(table.c.version == version, begun == first)
+
+
 def versions_of_same_title(connection: Connection, version: int) -> set[int]:
     """Return every version of the AE title entry that `version` is one of."""
     table = configuration
@@ -213,29 +231,56 @@ def snapshot(ledger: Ledger) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``{"version": int, "rows": [...]}``: every version, so that a rebuild restores them too.
+        ``{"version": int, "rows": [...]}``: all that is in force, and beside it the newest earlier
+        versions of AE titles, so that a rebuild restores them too.
     """
     table = configuration
+    in_force = select(table).where(table.c.current)
+    earlier = (
+        select(table)
+        .where(table.c.kind == EntityKind.AE_TITLE, ~table.c.current)
+        .order_by(table.c.version.desc())
+        .limit(_HISTORY)
+    )
     with ledger.read() as connection:
-        rows = connection.execute(
-            select(table).order_by(table.c.version.desc()).limit(_HISTORY)
-        ).mappings()
-        kept = [dict(row) for row in rows]
-    return {"version": kept[0]["version"] if kept else 0, "rows": kept[::-1]}
+        kept = [
+            dict(row)
+            for query in (in_force, earlier)
+            for row in connection.execute(query).mappings()
+        ]
+    kept.sort(key=lambda row: int(row["version"]))
+    return {"version": kept[-1]["version"] if kept else 0, "rows": kept}
 
 
 def restore(ledger: Ledger, saved: dict[str, Any]) -> int:
-    """Write a snapshot's rows into a ledger without configuration, and return their number."""
+    """Write a snapshot's rows into a ledger without configuration, and return their number.
+
+    The snapshot may be of another release: columns that are unknown here are left out.
+    """
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.CONFIGURATION)
         if connection.execute(select(func.count()).select_from(configuration)).scalar_one():
             return 0
-        rows = saved["rows"]
+        rows = _restored(saved["rows"])
         if rows:
             connection.execute(insert(configuration), rows)
             if connection.dialect.name == "postgresql":  # SQLite continues the sequence itself
                 connection.execute(_COUNT_ON)
     return len(rows)
+
+
+def _restored(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a snapshot's rows with the columns of this release, oldest first."""
+    first: dict[tuple[str, str], int] = {}
+    found = []
+    for row in sorted(rows, key=lambda row: int(row["version"])):
+        entity = row["kind"], row["key"]
+        begun = row.get("first_version") or first.setdefault(entity, row["version"])
+        known = {name: row[name] for name in _COLUMNS if name in row}
+        found.append(known | {"first_version": begun})
+        if row["deleted"]:
+            first.pop(entity, None)
+    return found
 
 
 def _check_title(rows: Iterable[Any], entity: Entity) -> None:
@@ -256,13 +301,13 @@ def _put(
         del body["kind"]  # the release before, which may work beside this one, knows no kinds
     if known is not None and (known.body, known.owner) == (body, owner):
         return int(known.version)
-    version = _write(connection, kind, entity.key, body, owner, deleted=False)
+    version = _write(connection, kind, entity.key, known, body=body, owner=owner, deleted=False)
     events.record(connection, "configuration-changed", entity=kind, key=entity.key, version=version)
     return version
 
 
 def _remove(connection: Connection, kind: EntityKind, row: Any) -> None:
-    _write(connection, kind, row.key, row.body, row.owner, deleted=True)
+    _write(connection, kind, row.key, row, body=row.body, owner=row.owner, deleted=True)
     events.record(connection, "configuration-removed", entity=kind, key=row.key)
 
 
@@ -270,11 +315,13 @@ def _write(
     connection: Connection,
     kind: EntityKind,
     key: str,
+    known: Any | None,
+    *,
     body: dict[str, Any],
     owner: str,
-    *,
     deleted: bool,
 ) -> int:
+    """Write a new version of an entity; `known` is the one in force, None if it is created."""
     table = configuration
     connection.execute(
         update(table)
@@ -291,6 +338,7 @@ def _write(
             created_at=now(),
             current=True,
             deleted=deleted,
+            first_version=None if known is None else known.first_version or known.version,
         )
         .returning(table.c.version)
     ).scalar_one()

@@ -170,6 +170,38 @@ def make_engine(url: str, connections: int) -> Engine:
     return _postgresql(parsed, connections)
 
 
+def scrub(engine: Engine, table: str) -> None:
+    """Rewrite a table so that the database's files hold no earlier version of its rows.
+
+    SQLite rewrites the whole file and empties its write-ahead log.  PostgreSQL rewrites the table
+    and its statistics; its write-ahead log is recycled by the server, and archived copies of it are
+    the operator's.
+
+    Raises
+    ------
+    sqlalchemy.exc.SQLAlchemyError
+        If the disk is full, or another process holds the database up for too long.
+    """
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # While it waits for the table, all others wait behind it.
+            connection.exec_driver_sql("SET lock_timeout = 5000")
+            try:
+                connection.exec_driver_sql(f"VACUUM (FULL, ANALYZE) {table}")
+            finally:
+                connection.exec_driver_sql(f"SET lock_timeout = {_SESSION['lock_timeout']}")
+        return
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql("ROLLBACK")  # a connection of ours begins by itself
+            connection.exec_driver_sql("VACUUM")
+            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        finally:
+            connection.exec_driver_sql("BEGIN")
+    if busy:
+        raise OperationalError("wal_checkpoint", None, Exception("the database is in use"))
+
+
 def _postgresql(url: URL, connections: int) -> Engine:
     kept = min(_KEPT, connections)
     parameters = {"application_name": f"dicom-adapter {_process}".strip()[:63], **_CONNECT}

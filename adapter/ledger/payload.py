@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, distinct, exists, func, or_, select
+from sqlalchemy import Connection, distinct, exists, func, literal, or_, select
 
-from adapter.ledger.configuration import ae_title_version
+from adapter.ledger.configuration import ae_title_version, first_version, is_of_life
 from adapter.ledger.database import Ledger
 from adapter.ledger.jobs import Job
 from adapter.ledger.schema import arrivals, groups, jobs
@@ -68,7 +68,7 @@ def origin_of(ledger: Ledger, job: Job) -> Origin:
             select(jobs.c.id)
             .join(groups, jobs.c.group_id == groups.c.id)
             .where(
-                groups.c.version == group.version,
+                is_of_life(groups.c.version, literal(first_version(connection, group.version))),
                 groups.c.key == group.key,
                 groups.c.generation < group.generation,
                 jobs.c.pipeline == job.pipeline,

@@ -102,6 +102,8 @@ configuration = Table(
     Column("created_at", Double, nullable=False),
     Column("current", Boolean, nullable=False),
     Column("deleted", Boolean, nullable=False),
+    #: the version that its entity was created with; NULL: this one
+    Column("first_version", Integer),
     sqlite_autoincrement=True,
 )
 Index(
@@ -132,12 +134,15 @@ groups = Table(
     Column("close_reason", String(32)),
     Column("instances", Integer, nullable=False, server_default="0"),
     Column("reclaimed_at", Double),
+    #: whether a study of it has instances of several patients
+    Column("patient_conflict", Boolean, nullable=False, server_default=expression.false()),
     #: why it is parked, or why its files cannot be deleted: a code, and a sentence for people
     Column("reason", String(32)),
     Column("message", String(500)),
     *_lease(),
     UniqueConstraint("version", "key", "generation"),
     Index("ix_groups_state_look_at", "state", "look_at"),
+    Index("ix_groups_key", "key"),
 )
 Index(
     "uq_groups_open",
@@ -166,6 +171,8 @@ arrivals = Table(
     Column("transfer_syntax_uid", String(64)),
     Column("size", BigInteger),
     Column("digest", String(64)),
+    #: a keyed hash that tells the patients of a study apart, and nothing else
+    Column("patient", String(32)),
     Column("group_id", String(36), ForeignKey("groups.id")),
     #: why it is discarded or quarantined: a code, and a sentence for people
     Column("reason", String(32)),
