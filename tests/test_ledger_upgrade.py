@@ -204,11 +204,11 @@ def test_a_revision_only_adds(script: Path) -> None:
 
 
 def test_the_revisions_are_one_line() -> None:
-    """There is one newest revision, so that there is one way up."""
+    """There is one way up, and the names of the files give it in order."""
     scripts = ScriptDirectory.from_config(revisions.config())
 
-    assert len(scripts.get_heads()) == 1
-    assert len(list(scripts.walk_revisions())) == len(SCRIPTS)
+    assert scripts.get_heads() == [revisions.newest()]
+    assert [one.revision for one in scripts.walk_revisions()] == revisions.known()[::-1]
 
 
 #: What the release before revision 0003 left of an AE title that was changed twice: groups of a
