@@ -185,7 +185,7 @@ def _component(**more: Schema) -> Schema:
     return _closed({"image": {"$ref": "#/properties/image"}, **shared, **more})
 
 
-def _stage_autoscaling() -> Schema:
+def _stage_autoscaling(**keda: Schema) -> Schema:
     return _closed(
         {
             "keda": _closed(
@@ -193,12 +193,11 @@ def _stage_autoscaling() -> Schema:
                     "enabled": _FLAG,
                     "minReplicas": _number(0),
                     "maxReplicas": _number(1),
-                    "targetUnfinished": _number(1),
                     "targetOldestSeconds": _number(1),
                     "pollingInterval": _number(1),
                     "cooldownPeriod": _number(0),
                     "scaleDownSeconds": _number(0, 3600),
-                    "fallback": _closed({"failureThreshold": _number(1), "replicas": _number(1)}),
+                    **keda,
                 }
             ),
             "hpa": _closed(
@@ -220,7 +219,7 @@ def _stage(stage: str) -> Schema:
     return _component(
         replicas=_number(least),
         concurrency={"type": ["integer", "null"], "minimum": 1, "maximum": 64},
-        autoscaling={"$ref": "#/properties/stageAutoscaling"},
+        autoscaling=_stage_autoscaling(targetUnfinished=_number(1)),
     )
 
 
@@ -333,7 +332,7 @@ def _values() -> dict[str, Schema]:
         ),
         "operator": _component(enabled=_FLAG),
         "crds": _closed({"install": _FLAG, "keep": _FLAG}),
-        "migrate": _component(enabled=_FLAG, activeDeadlineSeconds=_number(1)),
+        "migrate": _component(useHelmHooks=_FLAG, activeDeadlineSeconds=_number(1)),
         "spool": _closed(
             {
                 "existingClaim": _NAME,

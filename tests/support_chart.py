@@ -95,8 +95,14 @@ def values_of(case: str) -> dict[str, Any]:
     return yaml.safe_load(CASES[case].read_text(encoding="utf-8")) or {}
 
 
-def render(values: dict[str, Any] | None = None, **how: Any) -> Rendered:
-    files = chart().render(values or {}, name=RELEASE, namespace=NAMESPACE, **how)
+def render(
+    values: dict[str, Any] | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    **how: Any,
+) -> Rendered:
+    files = chart().render(values or {}, name=release, namespace=namespace, **how)
     notes = next(text for path, text in files.items() if path.endswith("NOTES.txt"))
     texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
     return Rendered([item for text in texts for item in parse(text)], notes)

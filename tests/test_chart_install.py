@@ -60,21 +60,36 @@ def needs(
 # -- order -------------------------------------------------------------------------------------
 
 
+#: Hooks that migrate the built-in database.
+HOOKS = {"migrate": {"useHelmHooks": True}}
+
+
 def test_a_first_install_waits_for_nothing_that_is_not_there_yet(server: HelmServer) -> None:
     """With the built-in PostgreSQL no hook runs at the install, which makes it, but at upgrades."""
-    server.install({})
+    server.install(HOOKS)
 
     kinds = {kind for _, kind, _ in server.changes}
-    assert "Job" not in kinds
     assert {"Deployment", "StatefulSet"} <= kinds
     assert not any(name.endswith("-migrate") for _, _, name in server.changes)
 
     server.changes.clear()
-    server.upgrade({"settings": {"workers": {"dueWorkPollSeconds": 2}}})
+    server.upgrade({**HOOKS, "settings": {"workers": {"dueWorkPollSeconds": 2}}})
 
     assert first(server, "Job") < first(server, "Deployment")
     (there,) = server.before_jobs
-    assert needs(case("default")) <= there
+    assert needs(render(HOOKS)) <= there
+
+
+def test_without_being_asked_the_chart_has_no_hooks() -> None:
+    """Argo CD makes a PreSync of a hook, and would wait for a database of the same sync."""
+    hooks = [
+        (item["kind"], item["metadata"]["annotations"]["helm.sh/hook"])
+        for name in ("default", "one-node")
+        for item in case(name).objects
+        if "helm.sh/hook" in (item["metadata"].get("annotations") or {})
+    ]
+
+    assert set(hooks) == {("Pod", "test")}
 
 
 def test_roles_make_the_schema_of_a_new_ledger_but_the_receiver_waits_for_nobody() -> None:

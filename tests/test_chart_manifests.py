@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import kubernetes_validate
@@ -138,6 +139,41 @@ def test_names_and_labels_are_legal(name: str) -> None:
             assert re.fullmatch(
                 r"[A-Za-z0-9][-\w.]{0,62}", metadata["labels"]["app.kubernetes.io/" + key]
             )
+
+
+@pytest.mark.parametrize("release", ["2024", "1e3", "a.b", "n" * 53])
+def test_any_name_of_a_release_and_a_namespace_is_legal(release: str) -> None:
+    """A number, a long name, one with dots: all names are legal, and all labels are texts."""
+    values = {**values_of("hospital"), "operator": {"enabled": True}}
+    for item in render(values, release=release, namespace="2025").objects:
+        kubernetes_validate_if_known(item)
+        metadata = item["metadata"]
+        if item["kind"] != "CustomResourceDefinition":
+            assert metadata["namespace"] == "2025"
+            assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"])
+        assert metadata["labels"]["app.kubernetes.io/instance"] == release
+        assert "'app.kubernetes.io/instance': 2024" not in str(item)
+
+
+def kubernetes_validate_if_known(item: dict[str, Any]) -> None:
+    with suppress(kubernetes_validate.utils.SchemaNotFoundError):
+        kubernetes_validate.validate(item, NEWEST, strict=True)
+
+
+def test_two_releases_of_a_namespace_share_nothing() -> None:
+    """Neither names nor what selects pods, also if the names begin alike for 40 characters."""
+    first, second = (
+        render(
+            {"crds": {"install": False}}, release="radiology-department-north-building-floor-" + n
+        )
+        for n in ("1", "2")
+    )
+    names = {(item["kind"], item["metadata"]["name"]) for item in first.objects}
+    assert not names & {(item["kind"], item["metadata"]["name"]) for item in second.objects}
+    for item in first.of("Service"):
+        assert not any(
+            selects({"matchLabels": item["spec"]["selector"]}, pod.labels) for pod in second.pods()
+        )
 
 
 def commands() -> dict[str, Any]:

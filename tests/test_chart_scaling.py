@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helm_python import HelmRenderError
+from helm_python import HelmRenderError, HelmValuesError
 from prometheus_client.registry import CollectorRegistry
 
 from adapter import settings as settings_module
@@ -62,7 +62,7 @@ def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
         assert set(triggers) == {"unfinished", "oldest-seconds"}
         for trigger in triggers.values():
             assert trigger["type"] == "metrics-api"
-            # By Value the number of replicas would be multiplied by it, and no fallback held.
+            # By Value the number of replicas would be multiplied by it.
             assert trigger["metricType"] == "AverageValue"
             metadata = trigger["metadata"]
             assert metadata["valueLocation"] in metrics
@@ -76,14 +76,16 @@ def test_stages_scale_by_work_and_age_as_the_ledger_has_them() -> None:
 
 
 def test_scaled_objects_are_as_keda_wants_them() -> None:
-    """The keys and types of KEDA's kind are checked here, strings included."""
+    """The keys and types of KEDA's kind are checked here, strings included.
+
+    There is no fallback: while its metrics are missing, an HPA keeps the present replicas.
+    """
     known = {
         "scaleTargetRef": dict,
         "minReplicaCount": int,
         "maxReplicaCount": int,
         "pollingInterval": int,
         "cooldownPeriod": int,
-        "fallback": dict,
         "advanced": dict,
         "triggers": list,
     }
@@ -93,8 +95,7 @@ def test_scaled_objects_are_as_keda_wants_them() -> None:
         assert spec.keys() == known.keys()
         for key, kind in known.items():
             assert type(spec[key]) is kind, key
-        assert spec["fallback"].keys() == {"failureThreshold", "replicas"}
-        assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+        assert spec["minReplicaCount"] <= spec["maxReplicaCount"]
         for trigger in spec["triggers"]:
             assert trigger.keys() == {"type", "name", "metricType", "metadata"}
             assert all(isinstance(value, str) for value in trigger["metadata"].values())
@@ -131,16 +132,32 @@ def desired(item: dict[str, Any], metrics: dict[str, float]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("unfinished", "oldest", "replicas"),
-    [(0, 0, 1), (1, 5, 1), (20, 5, 1), (21, 5, 2), (1, 121, 2), (500, 0, 4), (3, 86400, 4)],
+    ("stage", "unfinished", "oldest", "replicas"),
+    [
+        ("export", 0, 0, 1),
+        ("export", 8, 5, 1),
+        ("export", 9, 5, 2),
+        ("export", 1, 121, 2),
+        ("export", 500, 0, 4),
+        ("export", 3, 86400, 4),
+        ("notification", 400, 5, 1),  # files of one study
+        ("notification", 1600, 5, 4),
+        ("pipeline", 3, 5, 2),  # runs of minutes
+    ],
 )
 def test_more_work_or_older_work_gets_more_workers(
-    unfinished: int, oldest: float, replicas: int
+    stage: str, unfinished: int, oldest: float, replicas: int
 ) -> None:
-    """With the default targets the arithmetic gives sensible numbers, within the bounds."""
-    item = render(KEDA).find("ScaledObject", "-export")
+    """Each stage's target fits what it counts; the numbers stay within the bounds."""
+    item = render(KEDA).find("ScaledObject", f"-{stage}")
 
     assert desired(item, {"unfinished": unfinished, "oldestSeconds": oldest}) == replicas
+
+
+def test_a_target_for_all_stages_is_refused() -> None:
+    """Files, groups, jobs and exports are not counted in one unit."""
+    with pytest.raises(HelmValuesError, match="targetUnfinished"):
+        render({"stageAutoscaling": {"keda": {"targetUnfinished": 20}}})
 
 
 def test_the_receiver_scales_slowly_down() -> None:

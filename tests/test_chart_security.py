@@ -192,13 +192,15 @@ ROLES = ("scp", *STAGES, "api")
 
 
 def wanted_egress(to_servers: bool) -> set[Flow]:
-    found = {(role, "anyone", 53) for role in (*ROLES, "flower", "operator", "migrate", "echo")}
+    """Return the flows of an installation with built-in servers, or with others and a hook."""
+    found = {(role, "anyone", 53) for role in (*ROLES, "flower", "operator", "echo")}
     if to_servers:
         found |= {(role, "redis", 6379) for role in (*ROLES, "flower")}
-        found |= {(role, "postgresql", 5432) for role in (*ROLES, "operator", "migrate")}
+        found |= {(role, "postgresql", 5432) for role in (*ROLES, "operator")}
     else:
         found |= {(role, "anyone", 6380) for role in (*ROLES, "flower")}
         found |= {(role, "anyone", 5433) for role in (*ROLES, "operator", "migrate")}
+        found |= {("migrate", "anyone", 53)}
     return found | {
         ("operator", "anyone", 443),
         ("operator", "anyone", 6443),
@@ -217,7 +219,7 @@ def test_only_what_is_needed_flows_in_a_small_installation() -> None:
     ingress |= {("api", "namespace", 5000), ("api", "monitoring", 5000)}
     ingress |= {("flower", "namespace", 5555)}
     ingress |= {("redis", role, 6379) for role in (*ROLES, "flower")}
-    ingress |= {("postgresql", role, 5432) for role in (*ROLES, "operator", "migrate")}
+    ingress |= {("postgresql", role, 5432) for role in (*ROLES, "operator")}
     assert flows(rendered, "ingress", "from") == ingress | {("scp", "anyone", 11112)}
 
 

@@ -182,7 +182,7 @@ EXTERNAL = "postgresql+psycopg://adapter@db.example/adapter"
         (at("stages.notification.replicas", 0), "minimum"),
         (at("stages.grouping.replicas", 0), "minimum"),
         (at("stages.export.concurrency", 0), "minimum"),
-        (at("stageAutoscaling.keda.targetUnfinished", 0), "minimum"),
+        (at("stages.export.autoscaling.keda.targetUnfinished", 0), "minimum"),
         (at("stages.export.autoscaling.keda.maximum", 3), "maximum"),
         (at("scp.service.type", "ExternalName"), "value must be one of"),
         (at("scp.service.port", 70000), "maximum"),

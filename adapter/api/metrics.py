@@ -38,10 +38,22 @@ ROLES = ("scp", "worker", "api", "operator")
 V = TypeVar("V")
 
 
+#: What the due work of each stage is counted in.
+UNITS = {
+    stages.NOTIFICATION: "files",
+    stages.GROUPING: "groups",
+    stages.SUBMISSION: "jobs",
+    stages.PIPELINE: "jobs",
+    stages.EXPORT: "exports",
+    stages.RECLAMATION: "groups and files",
+}
+
+
 class Scaling(Facts):
     """The due work of one stage."""
 
     stage: str
+    unit: str = Field(description="What is counted.")
     unfinished: int = Field(
         description="Work that could be done now or is being done; work that waits for a time, a "
         "destination or an operator is not counted."
@@ -104,7 +116,10 @@ class ApiMetrics:
         else:
             work = self.ledger.get().due[stage]
         return Scaling(
-            stage=stage, unfinished=work.amount, oldest_seconds=work.oldest_seconds or 0.0
+            stage=stage,
+            unit=UNITS[stage],
+            unfinished=work.amount,
+            oldest_seconds=work.oldest_seconds or 0.0,
         )
 
 

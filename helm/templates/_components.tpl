@@ -57,8 +57,9 @@ notification grouping submission pipeline export reclamation
 {{- else if eq $name "scp" -}}
   {{- $ports = prepend $ports (dict "name" "dicom" "containerPort" 11112) -}}
 {{- else if eq $name "api" -}}
+  {{- /* It is ready as soon as it listens: while the ledger is away, it answers what is wrong. */ -}}
   {{- $ports = list (dict "name" "rest" "containerPort" 5000) -}}
-  {{- $probes = dict "port" "rest" "live" "/health/live" "ready" "/health/ready" -}}
+  {{- $probes = dict "port" "rest" "live" "/health/live" "ready" "/health/live" -}}
 {{- else if eq $name "flower" -}}
   {{- $ports = list (dict "name" "flower" "containerPort" 5555) -}}
   {{- $probes = dict "port" "flower" "live" "/healthcheck" "ready" "/healthcheck" -}}

@@ -1,19 +1,31 @@
 {{/* Names and labels. */}}
 
+{{/*
+The beginning of all names.  A Service's name has to begin with a letter, and a release's need not.
+A name that is too long is cut, and a part of its digest keeps it apart from others that begin alike.
+*/}}
 {{- define "dicom-adapter.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- if not (regexMatch "^[a-z]" $full) }}{{ $full = printf "release-%s" $full }}{{ end -}}
+{{- if gt (len $full) 40 }}{{ $full = printf "%s-%s" ($full | trunc 31 | trimAll "-.") ($full | sha256sum | trunc 8) }}{{ end -}}
+{{- $full | replace "." "-" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What all objects of a release have in common.  Takes $.  A name may be a number: it is quoted. */}}
+{{- define "dicom-adapter.release" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* What selects the pods of a component.  Takes (list $ component). */}}
 {{- define "dicom-adapter.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{ include "dicom-adapter.release" $root }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -39,7 +51,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "dicom-adapter.metadata" -}}
 {{- $root := index . 0 -}}
 name: {{ include "dicom-adapter.fullname" $root }}-{{ last . }}
-namespace: {{ $root.Release.Namespace }}
+namespace: {{ $root.Release.Namespace | quote }}
 labels:
   {{- include "dicom-adapter.labels" (list $root (index . 1)) | nindent 2 }}
 {{- end -}}

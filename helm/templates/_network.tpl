@@ -64,7 +64,7 @@ values means all, for which Kubernetes leaves out `from` or `to`.
   {{- $ingress = list (dict "ports" (list 6379) "peers" (include "dicom-adapter.podsOf" (prepend $askers $root) | fromYamlArray) "key" "from") -}}
 {{- else if eq $name "postgresql" -}}
   {{- $askers := without (splitList " " (include "dicom-adapter.components" $root)) "flower" -}}
-  {{- if $root.Values.migrate.enabled }}{{ $askers = append $askers "migrate" }}{{ end -}}
+  {{- if $root.Values.migrate.useHelmHooks }}{{ $askers = append $askers "migrate" }}{{ end -}}
   {{- $ingress = list (dict "ports" (list 5432) "peers" (include "dicom-adapter.podsOf" (prepend $askers $root) | fromYamlArray) "key" "from") -}}
 {{- end -}}
 podSelector:
@@ -107,8 +107,7 @@ egress:
 {{- $root := index . 0 -}}
 - podSelector:
     matchLabels:
-      app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride }}
-      app.kubernetes.io/instance: {{ $root.Release.Name }}
+      {{- include "dicom-adapter.release" $root | nindent 6 }}
     matchExpressions:
       - key: app.kubernetes.io/component
         operator: In
