@@ -64,6 +64,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def short(row: str) -> str:
+    """Return the id of a group, job or export as it is shown to people; commands accept it so."""
+    return row[:8]
+
+
 def _of(event: EventFacts) -> str:
     for name, value in (
         ("export", event.export_id),
@@ -72,7 +77,7 @@ def _of(event: EventFacts) -> str:
         ("association", event.association),
     ):
         if value:
-            return f"{name} {value[:12] if name == 'association' else value[:8]}"
+            return f"{name} {value if name == 'association' else short(value)}"
     return ""
 
 

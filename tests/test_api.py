@@ -546,6 +546,46 @@ def test_a_wrong_parameter_is_named_and_not_repeated(client: TestClient) -> None
     assert CANARY not in answer.text
 
 
+@pytest.mark.parametrize("path", ["/api/studies", "/api/jobs", "/api/exports"])
+def test_a_page_after_nothing_is_refused(
+    client: TestClient, history: dict[str, str], path: str
+) -> None:
+    """A row to go on from that is not there is a wrong parameter, not the first page again."""
+    answer = client.get(path, params={"after": CANARY})
+
+    assert (answer.status_code, answer.json()["errors"]) == (
+        422,
+        ["after: there is no such row to go on from"],
+    )
+
+
+def test_a_beginning_of_an_id_is_enough(
+    client: TestClient, adapter: Adapter, history: dict[str, str]
+) -> None:
+    """Whatever only one row begins with names it; the whole id is taken before a beginning."""
+    for path, whole in (("jobs", history["job"]), ("exports", history["export"])):
+        assert client.get(f"/api/{path}/{whole[:8]}").json()["id"] == whole
+    assert client.get("/api/studies/1.2.3").json()["studyInstanceUID"] == "1.2.3"
+
+    add_arrival(adapter, 1, 3, study="1.2.3.4")
+    assert client.get("/api/studies/1.2.3").json()["studyInstanceUID"] == "1.2.3"
+    unclear = client.get("/api/studies/1.")
+    assert (unclear.status_code, unclear.json()["errors"]) == (
+        422,
+        ["several ids begin so: give more of it"],
+    )
+
+
+@pytest.mark.parametrize("path", ["/health/status", "/metrics", "/api/jobs", "/api/jobs/1"])
+def test_head_answers_as_get_without_a_body(client: TestClient, path: str) -> None:
+    """A monitor that asks for the head alone learns the same status."""
+    full, head = client.get(path), client.head(path)
+
+    assert (head.status_code, head.content) == (full.status_code, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", ["/api/studies", "/api/jobs/1", "/health/status"])
 def test_nothing_can_be_changed(client: TestClient, method: str, path: str) -> None:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from adapter import background
 from adapter.api import health, problems
 from adapter.api.fresh import NotAvailable
+from adapter.api.head import HeadAsGet
 from adapter.api.health import HealthCheck
 from adapter.api.metrics import ApiCollector, ApiMetrics, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
@@ -56,6 +57,7 @@ def create_app(opening: AdapterOpening) -> FastAPI:
     app.state.registry.register(RoleCollector(ROLE, lambda: opening.heart.age))
     app.state.registry.register(ApiCollector(metrics))
     problems.install(app)
+    app.add_middleware(HeadAsGet)
     app.include_router(_health)
     app.include_router(_machines)
     app.include_router(_api)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from adapter.api.opening import NotOpen
 from adapter.errors import validation_problems
+from adapter.ledger.queries import UnclearId
 from adapter.log import get_logger
 
 log = get_logger(__name__)
@@ -72,6 +73,7 @@ def install(app: FastAPI) -> None:
     """Make an application answer every failure with a problem document."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(UnclearId, _unclear)
     app.add_exception_handler(NotOpen, _not_open)
     app.add_exception_handler(SQLAlchemyError, _ledger_away)
     app.add_exception_handler(Exception, _unexpected)
@@ -85,7 +87,14 @@ def _refused(_request: Request, error: Exception) -> ProblemResponse:
 
 def _invalid(_request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
-    errors = validation_problems(error.errors())
+    return _wrong(validation_problems(error.errors()))
+
+
+def _unclear(_request: Request, error: Exception) -> ProblemResponse:
+    return _wrong([str(error)])
+
+
+def _wrong(errors: list[str]) -> ProblemResponse:
     return respond(HTTPStatus.UNPROCESSABLE_ENTITY, "a parameter is not valid", errors=errors)
 
 

@@ -20,6 +20,7 @@ from adapter.ledger import events
 from adapter.ledger.arrivals import BY_OPERATOR, RETRIED
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.facts import Page, QuarantinedFile
+from adapter.ledger.queries.ids import arrival_before, whole_id
 from adapter.ledger.queries.paging import bounded, split
 from adapter.ledger.schema import arrivals, now
 from adapter.models import ArrivalState
@@ -48,16 +49,17 @@ def list_quarantined(
     if reason is not None:
         query = query.where(arrivals.c.reason == reason)
     if after is not None:
-        query = query.where(arrivals.c.id < after)
+        query = query.where(arrivals.c.id < arrival_before(after))
     with ledger.read() as connection:
         rows, following = split(connection.execute(query).all(), limit)
     return Page[QuarantinedFile](items=[_facts(row) for row in rows], next=following)
 
 
 def find_quarantined(ledger: Ledger, arrival: str) -> QuarantinedFile | None:
-    """Return a quarantined file, or None if there is none of that id."""
+    """Return the quarantined file whose id is, or begins with, `arrival`; None without one."""
     with ledger.read() as connection:
-        row = connection.execute(_files().where(arrivals.c.id == arrival)).first()
+        whole = whole_id(connection, arrival, arrivals.c.id, _KEPT)
+        row = connection.execute(_files().where(arrivals.c.id == whole)).first()
     return None if row is None else _facts(row)
 
 

@@ -9,6 +9,7 @@ from adapter.ledger.queries.due import Questions, due
 from adapter.ledger.queries.exports import find_export, list_exports
 from adapter.ledger.queries.facts import LARGEST_PAGE, Page
 from adapter.ledger.queries.groups import list_groups
+from adapter.ledger.queries.ids import UnclearId, whole_ids
 from adapter.ledger.queries.jobs import find_job, list_jobs
 from adapter.ledger.queries.progress import attention, unfinished
 from adapter.ledger.queries.studies import list_studies
@@ -18,6 +19,7 @@ __all__ = [
     "LARGEST_PAGE",
     "Page",
     "Questions",
+    "UnclearId",
     "attention",
     "count_retrying",
     "count_states",
@@ -30,4 +32,5 @@ __all__ = [
     "list_jobs",
     "list_studies",
     "unfinished",
+    "whole_ids",
 ]

@@ -17,6 +17,7 @@ from adapter.ledger.queries.facts import (
     Page,
     Unconfirmed,
 )
+from adapter.ledger.queries.ids import row_before, whole_id
 from adapter.ledger.queries.jobs import studies_of_groups
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import exports, holds, jobs, now, receipts, task_files, tasks
@@ -50,17 +51,17 @@ def list_exports(
     if destination is not None:
         query = query.where(exports.c.destination == destination)
     with ledger.read() as connection:
-        rows, following = split(
-            connection.execute(newest_first(query, exports, limit, after)).all(), limit
-        )
+        page = newest_first(query, exports, limit, row_before(connection, after, exports.c.id))
+        rows, following = split(connection.execute(page).all(), limit)
         items = [ExportFacts.model_validate(facts) for facts in _facts(connection, rows)]
         return Page[ExportFacts](items=items, next=following)
 
 
 def find_export(ledger: Ledger, export: str) -> ExportDetail | None:
-    """Return an export and its unconfirmed files, or None if the id is unknown."""
+    """Return the export whose id is, or begins with, `export`, with its unconfirmed files."""
     with ledger.read() as connection:
-        return next(iter(exports_where(connection, exports.c.id == export)), None)
+        whole = whole_id(connection, export, exports.c.id)
+        return next(iter(exports_where(connection, exports.c.id == whole)), None)
 
 
 def exports_where(connection: Connection, condition: ColumnElement[bool]) -> list[ExportDetail]:

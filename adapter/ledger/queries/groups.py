@@ -7,6 +7,7 @@ from sqlalchemy import select
 
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.facts import Group, Page
+from adapter.ledger.queries.ids import row_before
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import groups
 from adapter.models import GroupState
@@ -33,7 +34,8 @@ def list_groups(
     query = select(groups)
     if state is not None:
         query = query.where(groups.c.state == state)
-    page = newest_first(query, groups, limit, after, time="opened_at")
     with ledger.read() as connection:
+        last = row_before(connection, after, groups.c.id)
+        page = newest_first(query, groups, limit, last, time="opened_at")
         rows, following = split(connection.execute(page).all(), limit)
     return Page[Group](items=[Group.model_validate(row._asdict()) for row in rows], next=following)

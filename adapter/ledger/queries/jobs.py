@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, select
 from adapter.ledger.database import Ledger
 from adapter.ledger.payload import in_quarantine
 from adapter.ledger.queries.facts import JobFacts, Page
+from adapter.ledger.queries.ids import row_before, whole_id
 from adapter.ledger.queries.paging import newest_first, split
 from adapter.ledger.schema import arrivals, groups, jobs, now
 from adapter.models import JobState, Priority
@@ -39,16 +40,17 @@ def list_jobs(
     if state is not None:
         query = query.where(jobs.c.state == state)
     with ledger.read() as connection:
-        rows, following = split(
-            connection.execute(newest_first(query, jobs, limit, after)).all(), limit
-        )
+        page = newest_first(query, jobs, limit, row_before(connection, after, jobs.c.id))
+        rows, following = split(connection.execute(page).all(), limit)
         return Page[JobFacts](items=_facts(connection, rows), next=following)
 
 
 def find_job(ledger: Ledger, job: str) -> JobFacts | None:
-    """Return a job, or None if the id is unknown."""
+    """Return the job whose id is, or begins with, `job`; None if there is none."""
     with ledger.read() as connection:
-        rows = connection.execute(_jobs().where(jobs.c.id == job)).all()
+        rows = connection.execute(
+            _jobs().where(jobs.c.id == whole_id(connection, job, jobs.c.id))
+        ).all()
         return next(iter(_facts(connection, rows)), None)
 
 

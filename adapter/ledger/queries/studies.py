@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Select, case, distinct, exists, func, select
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import of_job
 from adapter.ledger.queries.facts import Page, Study
+from adapter.ledger.queries.ids import arrival_before
 from adapter.ledger.queries.paging import bounded, split
 from adapter.ledger.schema import arrivals, exports, groups, jobs, tasks
 from adapter.models import ArrivalState
@@ -31,8 +32,9 @@ def list_studies(ledger: Ledger, *, limit: int = 100, after: str | None = None) 
     -----
     Instances without a Study Instance UID belong to no study and are not listed.
     """
+    query = _newest(bounded(limit), arrival_before(after))
     with ledger.read() as connection:
-        rows, following = split(connection.execute(_newest(bounded(limit), after)).all(), limit)
+        rows, following = split(connection.execute(query).all(), limit)
         return Page[Study](
             items=_facts(connection, [row.study_instance_uid for row in rows]), next=following
         )

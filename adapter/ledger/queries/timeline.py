@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, or_, select
 from adapter.ledger.database import Ledger
 from adapter.ledger.queries.exports import exports_where, of_job
 from adapter.ledger.queries.facts import EventFacts, Group, ReceivedAssociation, Timeline
+from adapter.ledger.queries.ids import whole_id
 from adapter.ledger.queries.jobs import jobs_where
 from adapter.ledger.queries.studies import summary
 from adapter.ledger.schema import arrivals, events, exports, groups, jobs, tasks
@@ -24,17 +25,23 @@ _MOST_EVENTS = 10_000
 def find_timeline(ledger: Ledger, study_instance_uid: str) -> Timeline | None:
     """Return the timeline of a study, or None if no instance of it was ever received.
 
+    Parameters
+    ----------
+    study_instance_uid : str
+        Its UID, or a beginning that no other study has.
+
     Notes
     -----
     A group with another grouping value than the study may contain other studies too: its jobs and
     exports are shown completely.  Results of a remote platform are found by the platform's job id.
     """
     with ledger.read() as connection:
-        received = connection.execute(summary([study_instance_uid])).first()
-        if received is None:
+        study = whole_id(connection, study_instance_uid, arrivals.c.study_instance_uid)
+        received = None if study is None else connection.execute(summary([study])).first()
+        if study is None or received is None:
             return None
-        parts = _parts(connection, study_instance_uid)
-        group_rows = _groups(connection, study_instance_uid)
+        parts = _parts(connection, study)
+        group_rows = _groups(connection, study)
         group_ids = [row.id for row in group_rows]
         found_jobs = jobs_where(connection, jobs.c.group_id.in_(group_ids))
         export_ids = select(exports.c.id).join(tasks).join(jobs, of_job())
