@@ -76,13 +76,19 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def warn(*lines: str) -> None:
-    """Print warnings to standard error."""
-    for line in lines:
-        errors.print(f"[yellow]warning:[/] {escape(line)}")
+def warn(*lines: str, as_json: bool = False) -> None:
+    """Print warnings to standard error, or a JSON document with them."""
+    _print_errors("warning", "yellow", lines, as_json=as_json)
 
 
-def complain(*lines: str) -> None:
-    """Print what went wrong to standard error."""
+def complain(*lines: str, as_json: bool = False) -> None:
+    """Print what went wrong to standard error, or a JSON document with it."""
+    _print_errors("error", "red", lines, as_json=as_json)
+
+
+def _print_errors(what: str, colour: str, lines: Sequence[str], *, as_json: bool) -> None:
+    if as_json and lines:
+        errors.file.write(json.dumps({f"{what}s": lines}) + "\n")
+        return
     for line in lines:
-        errors.print(f"[red]error:[/] {escape(line)}")
+        errors.print(f"[{colour}]{what}:[/] {escape(line)}")

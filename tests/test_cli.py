@@ -14,6 +14,7 @@ from adapter.ledger import configuration, owners, schema
 from adapter.ledger.queries import find_export, find_job
 from adapter.models import EntityKind
 from adapter.scp import Scp
+from adapter.timeline import short
 from tests.support_jobs import CT_SERIES
 from tests.support_ledger import (
     STUDY,
@@ -105,6 +106,27 @@ def test_a_misspelt_variable_is_refused(cli, monkeypatch):
     assert code == 2
     assert "DICOMADAPTER__DICM__SCP__PORT" in err
     assert "dicom > scp > prot" in err
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("DICOMADAPTER_DICOM_SCP_PORT", "DICOMADAPTER__DICOM__SCP__PORT"),
+        ("DICOM_ADAPTER__FLOWER__READ_ONLY", "DICOMADAPTER__FLOWER__READONLY"),
+        ("DICOMADAPTER__DICOM_SCP_PORT", "DICOMADAPTER__DICOM__SCP__PORT"),
+        ("DICOM_ADAPTER_DATA", "DICOMADAPTER_DATA"),
+    ],
+)
+def test_a_variable_with_other_underscores_is_refused(cli, monkeypatch, variable, meant):
+    """One that overrides nothing but looks like ours is named, with the one that is meant."""
+    monkeypatch.setenv(variable, "104")
+    code, _, err = cli("check-config")
+    assert code == 2
+    assert f"{variable}: " in err
+    assert f"did you mean {meant}?" in err
+
+    monkeypatch.setenv(variable, "tcp://10.0.0.1:104")  # as Kubernetes names services to a pod
+    assert cli("check-config")[0] == (2 if variable.startswith("DICOMADAPTER__") else 0)
 
 
 def test_check_config_shows_no_password(cli, write_settings):
@@ -493,7 +515,7 @@ def test_lists_come_in_pages(cli, history):
 
     _, second, _ = cli("jobs", "list", "--limit", "1", "--after", after)
 
-    assert {history["job"] in first, history["job"] in second} == {True, False}
+    assert {short(history["job"]) in first, short(history["job"]) in second} == {True, False}
     items = json.loads(cli("jobs", "list", "--state", "parked", "--json")[1])["items"]
     assert [item["id"] for item in items] == [history["job"]]
 
@@ -519,12 +541,134 @@ def test_a_job_is_discarded(cli, adapter, history):
     assert find_job(adapter.ledger, history["job"]).state == "discarded"
 
 
+@pytest.mark.every_ledger
+@pytest.mark.parametrize("words", [["--all"], ["--state", "parked"], ["--reason", "exit-code"]])
+def test_parked_jobs_are_retried_together(cli, adapter, history, words):
+    """All that are parked, or those of one outcome; `jobs list` shows the same ones first."""
+    cli("jobs", "retry", history["job"])
+    group = add_group(adapter, 1, generation=2, state="closed")
+    ids = [
+        add_job(adapter, group, pipeline=name, state="parked", outcome=outcome)
+        for name, outcome in (("a", "exit-code"), ("b", "exit-code"), ("c", "timed-out"))
+    ]
+    meant = set(ids[:2] if "--reason" in words else ids)
+    if "--reason" in words:
+        items = json.loads(cli("jobs", "list", *words, "--json")[1])["items"]
+        assert {item["id"] for item in items} == meant
+
+    code, out, _ = cli("jobs", "retry", *words, "--json")
+
+    assert code == 0
+    assert json.loads(out) == {"jobs": dict.fromkeys(meant, "queued"), "failed": {}}
+    states = {job: find_job(adapter.ledger, job).state for job in ids}
+    assert states == {job: "queued" if job in meant else "parked" for job in ids}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["jobs", "retry"],
+        ["jobs", "retry", "1", "--all"],
+        ["jobs", "retry", "--state", "queued"],
+        ["exports", "retry", "--state", "sending"],
+        ["exports", "discard"],
+    ],
+)
+def test_a_decision_is_about_rows_that_wait(cli, adapter, words):
+    """Either ids or a selection is needed, and a selection names only what waits for a decision."""
+    assert cli(*words)[0] == 2
+
+
+@pytest.mark.every_ledger
+def test_a_beginning_of_an_id_is_enough(cli, adapter, history):
+    """What lists and timelines show of an id is accepted, and one that several have is refused."""
+    (row,) = json.loads(cli("jobs", "list", "--state", "parked", "--json")[1])["items"]
+    assert short(row["id"]) in cli("studies", "show", STUDY)[1] + cli("jobs", "list")[1]
+    version = add_ae_title(adapter, "OTHER")
+    file = add_arrival(adapter, version, 7, state="quarantined", reason="not-dicom")
+    add_group(adapter, version, state="parked", id="00000000-1")
+    add_group(adapter, version, generation=2, state="parked", id="00000000-2")
+
+    for words in (
+        ("jobs", "show", history["job"][:6]),
+        ("jobs", "retry", short(history["job"])),
+        ("jobs", "discard", history["job"][:6]),
+        ("exports", "show", history["export"][:6]),
+        ("exports", "retry", short(history["export"])),
+        ("exports", "discard", history["export"][:6]),
+        ("studies", "show", STUDY[:-2]),
+        ("quarantine", "show", file[:-2]),
+        ("quarantine", "discard", file[:-2]),
+        ("groups", "discard", "00000000-1"),
+    ):
+        assert cli(*words)[0] == 0, words
+    code, _, err = cli("groups", "discard", "0000")
+    assert code == 1
+    assert "0000: several ids begin so" in err
+
+
+def test_what_was_decided_is_told_in_json(cli, adapter, history):
+    """Each row's state, and why a row was left as it is; the exit code says whether any was."""
+    code, out, err = cli("jobs", "retry", history["job"], history["done"], "--json")
+    why = f"job {history['done']} is succeeded: only a parked job can be retried"
+    assert (code, json.loads(out)) == (
+        1,
+        {"jobs": {history["job"]: "created"}, "failed": {history["done"]: why}},
+    )
+    assert json.loads(err) == {"errors": [why]}
+
+    answer = json.loads(cli("jobs", "discard", history["job"], "--json")[1])
+    assert answer == {"jobs": {history["job"]: "discarded"}, "failed": {}}
+    answer = json.loads(cli("exports", "retry", "--all", "--json")[1])
+    assert answer == {"exports": {history["export"]: "pending"}, "failed": {}}
+    answer = json.loads(cli("exports", "discard", history["export"], "--json")[1])
+    assert answer == {"exports": {history["export"]: "discarded"}, "failed": {}}
+
+
+def test_what_was_configured_is_told_in_json(cli, adapter):
+    """`add`, `set` and `remove` print the entity as `show` does; warnings are JSON, too."""
+    for words in (
+        ("aet", "add", "CT", "--set", "pipeline-a=nowhere"),
+        ("aet", "set", "CT", "--resend", "rerun"),
+        ("source", "add", "CT1", "10.0.0.1"),
+        ("source", "set", "CT1", "10.0.0.2"),
+        ("destination", "add", "A", "ARCHIVE", "10.0.0.7", "104"),
+        ("destination", "set", "A", "--port", "105"),
+    ):
+        code, out, err = cli(*words, "--json")
+        assert code == 0
+        assert out == cli(words[0], "show", words[2], "--json")[1]
+        if words[0] == "aet":
+            assert "no pipeline 'nowhere'" in json.loads(err)["warnings"][0]
+    for words in (("aet", "CT"), ("source", "CT1"), ("destination", "A")):
+        shown = cli(words[0], "show", words[1], "--json")[1]
+        assert cli(words[0], "remove", words[1], "--json")[1] == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["jobs", "list", "--limit", "many"], 2, "--limit"),
+        (["no-such-command"], 2, "No such command"),
+        (["jobs", "show", "1.2.3"], 1, "there is no job 1.2.3"),
+        (["source", "add", "CT1", "ct.example"], 2, "host names are not looked up"),
+        (["jobs", "list", "--after", "1"], 1, "no such row to go on from"),
+    ],
+)
+def test_errors_are_json_where_answers_are(cli, adapter, words, code, says):
+    """A program reads what is wrong as it reads the rest: usage, configuration, and what fails."""
+    ended, out, err = cli(*words, "--json")
+
+    assert (ended, out) == (code, "")
+    assert says in " ".join(json.loads(err)["errors"])
+
+
 @pytest.mark.parametrize("by_destination", [True, False])
 def test_a_parked_export_is_retried(cli, adapter, history, by_destination):
     """`exports retry` takes ids, or everything for a destination, but not neither."""
     assert cli("exports", "retry")[0] == 2
     assert f"{STUDY}.9.2" in cli("exports", "show", history["export"])[1]
-    assert history["export"] in cli("exports", "list", "--destination", "PACS")[1]
+    assert short(history["export"]) in cli("exports", "list", "--destination", "PACS")[1]
 
     words = ["--destination", "PACS"] if by_destination else [history["export"]]
     code, out, _ = cli("exports", "retry", *words)

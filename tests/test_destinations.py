@@ -118,7 +118,7 @@ def test_a_destination_that_is_away_is_put_on_hold_and_tried_again(quick, folder
     assert (hold.destination, hold.reason) == ("PACS", "the folder is not mounted")
     assert one_export(quick).tries == 0
     folder.with_name("away").rename(folder)
-    exports.retry_destination(quick.ledger, "PACS")
+    exports.retry_all(quick.ledger, destination="PACS")
     assert run(quick) == {"succeeded": 1}
     assert rows(quick, schema.holds) == []
 

@@ -423,7 +423,7 @@ def test_new_address_is_tried_at_once(quick):
     assert state(slow) == PARKED
     with ScriptedPacs() as pacs:
         add_destination(slow, pacs.port, replace=True)
-        assert exports.retry_destination(slow.ledger, "pacs") == [one_export(slow).id]
+        assert exports.retry_all(slow.ledger, destination="pacs") == [one_export(slow).id]
         run(slow)
     assert state(slow) == SUCCEEDED
 
@@ -438,7 +438,7 @@ def test_a_retry_probes_for_those_that_only_wait(quick):
         add_destination(slow, pacs.port, replace=True)
         run(slow)
         assert state(slow) == PENDING
-        assert exports.retry_destination(slow.ledger, "pacs") == []
+        assert exports.retry_all(slow.ledger, destination="pacs") == []
         run(slow)
     assert state(slow) == SUCCEEDED
 
@@ -788,7 +788,7 @@ def test_wrong_states_are_told(quick, pacs):
     for verb in (exports.discard, exports.retry):
         with pytest.raises(PermanentError, match="there is no export nonsense"):
             verb(quick.ledger, "nonsense")
-    assert exports.retry_destination(quick.ledger, "PACS") == []
+    assert exports.retry_all(quick.ledger, destination="PACS") == []
     assert pacs.associations == 1
 
 

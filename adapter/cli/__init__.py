@@ -3,7 +3,7 @@
 
 Exit codes: 0 done, 1 failed or differences found, 2 wrong usage or settings.  A command prints
 tables, or with ``--json`` one JSON document; errors go to standard error, in words and without a
-stack.
+stack, or with ``--json`` as one JSON document too: ``{"errors": ["...", ...]}``.
 
 Modules that take long to import (the SCP, FastAPI, pynetdicom) are imported by the commands that
 need them, so the other commands start at once.
@@ -118,21 +118,34 @@ def choice_first(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line."""
     keep_files_private()
+    arguments = choice_first(sys.argv[1:])
+    as_json = "--json" in arguments
     try:
-        app(args=choice_first(sys.argv[1:]), prog_name="dicom-adapter")
+        # Only Typer itself shows wrong usage in words, with the command's usage.
+        sys.exit(app(args=arguments, prog_name="dicom-adapter", standalone_mode=not as_json))
+    except typer.TyperException as error:
+        complain(error.format_message(), as_json=as_json)
+        sys.exit(error.exit_code)
     except ConfigurationError as error:
-        complain(*error.problems)
+        complain(*error.problems, as_json=as_json)
         sys.exit(2)
-    except AdapterError as error:
-        complain(str(error))
-    except SQLAlchemyError as error:
-        # Its text may quote a statement's values.
-        complain(f"the ledger cannot be used ({type(error).__name__}); see database > url")
-    except RedisError as error:
-        complain(f"Redis cannot be used ({type(error).__name__}); see broker > url")
-    except OSError as error:
-        complain(f"{error.filename or 'error'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain("interrupted", as_json=as_json)
         sys.exit(130)
+    except (AdapterError, SQLAlchemyError, RedisError, OSError) as error:
+        complain(*_in_words(error), as_json=as_json)
     sys.exit(1)
+
+
+def _in_words(error: Exception) -> list[str]:
+    match error:
+        case AdapterError():
+            return str(error).splitlines()
+        case SQLAlchemyError():
+            # Its text may quote a statement's values.
+            return [f"the ledger cannot be used ({type(error).__name__}); see database > url"]
+        case RedisError():
+            return [f"Redis cannot be used ({type(error).__name__}); see broker > url"]
+        case OSError():
+            return [f"{error.filename or 'error'}: {error.strerror or error}"]
+    raise error

@@ -67,14 +67,19 @@ def _find(adapter: Adapter, kind: EntityKind, key: str) -> Versioned[Any]:
     raise AdapterError(f"there is no {kind} {key!r}; known: {names}")
 
 
-def _put(adapter: Adapter, kind: EntityKind, body: dict[str, Any], *, replace: bool) -> None:
+def _put(
+    adapter: Adapter, kind: EntityKind, body: dict[str, Any], *, replace: bool, as_json: bool
+) -> None:
     entity = configuration.parse(kind, body)
     if isinstance(entity, AETitle):
         registry.validate(entity)
     version = configuration.put(adapter.ledger, kind, entity, replace=replace)
-    say(f"{kind} {entity.key!r} is in force as version {version}")
+    if as_json:
+        print_json(_document(_find(adapter, kind, entity.key)))
+    else:
+        say(f"{kind} {entity.key!r} is in force as version {version}")
     if isinstance(entity, AETitle):
-        warn(*_loose_ends(adapter, entity))
+        warn(*_loose_ends(adapter, entity), as_json=as_json)
 
 
 def _loose_ends(adapter: Adapter, ae_title: AETitle) -> list[str]:
@@ -120,11 +125,14 @@ def _show(ctx: typer.Context, kind: EntityKind, key: str, *, as_json: bool) -> N
         print_table(("", kind), document.items(), "")
 
 
-def _remove(ctx: typer.Context, kind: EntityKind, key: str) -> None:
+def _remove(ctx: typer.Context, kind: EntityKind, key: str, *, as_json: bool) -> None:
     with opened(ctx) as adapter:
-        _find(adapter, kind, key)
+        removed = _document(_find(adapter, kind, key))
         configuration.remove(adapter.ledger, kind, key)
-    say(f"{kind} {key!r} is removed")
+    if as_json:
+        print_json(removed)
+    else:
+        say(f"{kind} {key!r} is removed")
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:
@@ -150,6 +158,7 @@ def add_ae_title(
     overwrite: Overwrite = None,
     ignored: Ignored = None,
     resend: Resend = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add an AE title, e.g. `aet add CT-AI --set pipeline-ct=lung --set timeout=30`."""
     body = _given(
@@ -161,7 +170,7 @@ def add_ae_title(
     )
     with opened(ctx, new=True) as adapter:
         body = {"aeTitle": ae_title, "processorSettings": _pairs(settings), **body}
-        _put(adapter, EntityKind.AE_TITLE, body, replace=False)
+        _put(adapter, EntityKind.AE_TITLE, body, replace=False, as_json=as_json)
 
 
 @ae_titles.command("set")
@@ -176,6 +185,7 @@ def set_ae_title(
     overwrite: Overwrite = None,
     ignored: Ignored = None,
     resend: Resend = None,
+    as_json: AsJson = False,
 ) -> None:
     """Change an AE title; options that are not given leave their values."""
     change = _given(
@@ -192,7 +202,7 @@ def set_ae_title(
         kept = body["processorSettings"] | _pairs(settings)
         kept = {key: value for key, value in kept.items() if key not in (unset or [])}
         body = {**body, **change, "processorSettings": kept}
-        _put(adapter, EntityKind.AE_TITLE, body, replace=True)
+        _put(adapter, EntityKind.AE_TITLE, body, replace=True, as_json=as_json)
 
 
 @ae_titles.command("list")
@@ -208,9 +218,9 @@ def show_ae_title(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False
 
 
 @ae_titles.command("remove")
-def remove_ae_title(ctx: typer.Context, name: KeyArgument) -> None:
+def remove_ae_title(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
     """Remove an AE title; instances that were received for it are still processed."""
-    _remove(ctx, EntityKind.AE_TITLE, name)
+    _remove(ctx, EntityKind.AE_TITLE, name, as_json=as_json)
 
 
 @sources.command("add")
@@ -218,19 +228,28 @@ def add_source(
     ctx: typer.Context,
     ae_title: Annotated[str, typer.Argument(metavar="AET", help="The calling AE title.")],
     host_ip: Addresses,
+    as_json: AsJson = False,
 ) -> None:
     """Add a source: a calling AE title, and the addresses that it may send from."""
     with opened(ctx, new=True) as adapter:
         body = {"aeTitle": ae_title, "hostIp": host_ip}
-        _put(adapter, EntityKind.SOURCE, body, replace=False)
+        _put(adapter, EntityKind.SOURCE, body, replace=False, as_json=as_json)
 
 
 @sources.command("set")
-def set_source(ctx: typer.Context, name: KeyArgument, host_ip: Addresses) -> None:
+def set_source(
+    ctx: typer.Context, name: KeyArgument, host_ip: Addresses, as_json: AsJson = False
+) -> None:
     """Replace the addresses of a source."""
     with opened(ctx) as adapter:
         _find(adapter, EntityKind.SOURCE, name)
-        _put(adapter, EntityKind.SOURCE, {"aeTitle": name, "hostIp": host_ip}, replace=True)
+        _put(
+            adapter,
+            EntityKind.SOURCE,
+            {"aeTitle": name, "hostIp": host_ip},
+            replace=True,
+            as_json=as_json,
+        )
 
 
 @sources.command("list")
@@ -246,9 +265,9 @@ def show_source(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) 
 
 
 @sources.command("remove")
-def remove_source(ctx: typer.Context, name: KeyArgument) -> None:
+def remove_source(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
     """Remove a source."""
-    _remove(ctx, EntityKind.SOURCE, name)
+    _remove(ctx, EntityKind.SOURCE, name, as_json=as_json)
 
 
 @destinations.command("add")
@@ -258,11 +277,13 @@ def add_destination(
     ae_title: Annotated[str, typer.Argument(metavar="AET", help="Its AE title.")],
     host: Annotated[str, typer.Argument(help="Its address or host name.")],
     port: Annotated[int, typer.Argument(help="Its TCP port.")],
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Add a destination, e.g. `destination add archive ARCHIVE 10.0.0.7 104`."""
     with opened(ctx, new=True) as adapter:
         body = {"name": name, "aeTitle": ae_title, "hostIp": host, "port": port}
-        _put(adapter, EntityKind.DESTINATION, body, replace=False)
+        _put(adapter, EntityKind.DESTINATION, body, replace=False, as_json=as_json)
 
 
 @destinations.command("set")
@@ -272,13 +293,15 @@ def set_destination(
     ae_title: Annotated[str | None, typer.Option("--aet", help="Its AE title.")] = None,
     host: Annotated[str | None, typer.Option(help="Its address or host name.")] = None,
     port: Annotated[int | None, typer.Option(help="Its TCP port.")] = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Change a destination; options that are not given leave their values."""
     with opened(ctx) as adapter:
         entity = _find(adapter, EntityKind.DESTINATION, name).entity
         body = entity.model_dump(mode="json", by_alias=True)
         body.update(_given(aeTitle=ae_title, hostIp=host, port=port))
-        _put(adapter, EntityKind.DESTINATION, body, replace=True)
+        _put(adapter, EntityKind.DESTINATION, body, replace=True, as_json=as_json)
 
 
 @destinations.command("list")
@@ -294,9 +317,9 @@ def show_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = Fa
 
 
 @destinations.command("remove")
-def remove_destination(ctx: typer.Context, name: KeyArgument) -> None:
+def remove_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
     """Remove a destination; its open exports are parked when they are next tried."""
-    _remove(ctx, EntityKind.DESTINATION, name)
+    _remove(ctx, EntityKind.DESTINATION, name, as_json=as_json)
 
 
 @destinations.command("echo")

@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
+from adapter.cli.decisions import All, check_selection, decide, report
 from adapter.cli.which import After, AsJson, Limit, opened
-from adapter.core import Adapter
 from adapter.errors import AdapterError
 from adapter.ledger import exports as verbs
-from adapter.ledger.queries import find_export, list_exports
+from adapter.ledger.exports import WAITING
+from adapter.ledger.queries import find_export, list_exports, whole_ids
 from adapter.models import ExportState
-from adapter.terminal import print_json, print_page, print_table, say
-from adapter.timeline import count
+from adapter.terminal import print_json, print_page, print_table
+from adapter.timeline import short
 
 exports = typer.Typer(help="Results of pipelines, sent to destinations.", no_args_is_help=True)
 
 Exports = Annotated[list[str] | None, typer.Argument(metavar="EXPORT...")]
-Everything = Annotated[
+Destination = Annotated[
     str | None,
     typer.Option("--destination", help="All parked and partial exports to this destination."),
 ]
@@ -31,24 +31,31 @@ def list_(
     ctx: typer.Context,
     state: Annotated[ExportState | None, typer.Option(help="Only exports in this state.")] = None,
     destination: Annotated[str | None, typer.Option(help="Only exports to this one.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only exports with this reason.")] = None,
+    *,
     limit: Limit = 100,
     after: After = None,
-    *,
     as_json: AsJson = False,
 ) -> None:
     """List the exports, the newest first."""
     with opened(ctx) as adapter:
         page = list_exports(
-            adapter.ledger, state=state, destination=destination, limit=limit, after=after
+            adapter.ledger,
+            state=state,
+            destination=destination,
+            reason=reason,
+            limit=limit,
+            after=after,
         )
-    columns = ("export", "destination", "state", "stored", "tries", "message", "on hold")
+    columns = ("export", "destination", "state", "stored", "tries", "reason", "message", "on hold")
     rows = [
         (
-            export.id,
+            short(export.id),
             export.destination,
             f"{export.state} (at work)" if export.working else export.state,
             f"{export.stored} of {export.files}",
             export.tries,
+            export.reason,
             export.message,
             export.hold.reason if export.hold else None,
         )
@@ -84,42 +91,58 @@ def show(
 
 
 @exports.command("retry")
-def retry(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
-    """Send the unconfirmed files of parked or partial exports again, with all tries."""
-    _one_of(ids, destination)
+def retry(
+    ctx: typer.Context,
+    ids: Exports = None,
+    destination: Destination = None,
+    state: Annotated[
+        ExportState | None, typer.Option(help="All in this state: parked or partial.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="All that wait for an operator for this reason.")
+    ] = None,
+    *,
+    everything: All = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send the unconfirmed files of parked or partial exports again, with all tries.
+
+    With --destination alone, what only waits for that destination is tried now, too.
+    """
+    check_selection(
+        ids, "export", destination=destination, state=state, reason=reason, all=everything
+    )
+    if state not in {None, *WAITING}:
+        raise typer.BadParameter(
+            "only parked or partial exports can be retried", param_hint="--state"
+        )
+    failed: dict[str, str] = {}
     with opened(ctx) as adapter:
-        for export in ids or []:
-            verbs.retry(adapter.ledger, export)
-            say(f"export {export} is pending again")
-        if destination:
-            done = verbs.retry_destination(adapter.ledger, destination)
-            say(f"{count(len(done), 'export')} to {destination} pending again")
-            say("Its waiting exports are tried now, too.")
+        if ids:
+            chosen = whole_ids(adapter.ledger, "export", ids)
+            done, failed = decide(chosen, lambda export: verbs.retry(adapter.ledger, export))
+        else:
+            retried = verbs.retry_all(
+                adapter.ledger, destination=destination, state=state, reason=reason
+            )
+            done = dict.fromkeys(retried, str(ExportState.PENDING))
+    report("export", done, failed, words=" again", as_json=as_json)
 
 
 @exports.command("discard")
-def discard(ctx: typer.Context, ids: Exports = None, destination: Everything = None) -> None:
+def discard(
+    ctx: typer.Context,
+    ids: Exports = None,
+    destination: Destination = None,
+    as_json: AsJson = False,
+) -> None:
     """Give up exports for good; their files are deleted when nothing else needs them."""
-    _one_of(ids, destination)
+    check_selection(ids, "export", destination=destination)
     with opened(ctx) as adapter:
-        for export in ids or list(_waiting(adapter, str(destination))):
-            verbs.discard(adapter.ledger, export, adapter.settings.dicom.scu.export)
-            say(f"export {export} is discarded")
-
-
-def _one_of(ids: list[str] | None, destination: str | None) -> None:
-    if bool(ids) == bool(destination):
-        raise typer.BadParameter("name exports, or a --destination")
-
-
-def _waiting(adapter: Adapter, destination: str) -> Iterator[str]:
-    """Yield the exports to a destination that wait for an operator."""
-    for state in (ExportState.PARKED, ExportState.PARTIAL):
-        after = None
-        while True:
-            page = list_exports(
-                adapter.ledger, state=state, destination=destination, limit=1000, after=after
-            )
-            yield from (export.id for export in page.items)
-            if (after := page.next) is None:
-                break
+        policy = adapter.settings.dicom.scu.export
+        if ids:
+            chosen = whole_ids(adapter.ledger, "export", ids)
+        else:
+            chosen = verbs.waiting(adapter.ledger, str(destination))
+        done, failed = decide(chosen, lambda export: verbs.discard(adapter.ledger, export, policy))
+    report("export", done, failed, as_json=as_json)

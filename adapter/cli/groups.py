@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from adapter.cli.decisions import decide, report
 from adapter.cli.which import After, AsJson, Limit, opened
 from adapter.ledger import groups as verbs
-from adapter.ledger.queries import list_groups
+from adapter.ledger.queries import list_groups, whole_ids
 from adapter.models import GroupState
-from adapter.terminal import print_page, say
+from adapter.terminal import print_page
+from adapter.timeline import short
 
 groups = typer.Typer(help="Instances that become jobs together.", no_args_is_help=True)
 
@@ -33,7 +35,7 @@ def list_(
     columns = ("group", "to", "generation", "state", "instances", "reason", "message")
     rows = [
         (
-            group.id,
+            short(group.id),
             group.called_ae_title,
             group.generation,
             group.state,
@@ -47,17 +49,18 @@ def list_(
 
 
 @groups.command("retry")
-def retry(ctx: typer.Context, ids: Groups) -> None:
+def retry(ctx: typer.Context, ids: Groups, as_json: AsJson = False) -> None:
     """Have parked groups closed, or the files of stuck ones deleted, when the cause is gone."""
     with opened(ctx) as adapter:
-        for group in ids:
-            say(f"group {group} is {verbs.retry(adapter.ledger, group)}")
+        chosen = whole_ids(adapter.ledger, "group", ids)
+        done, failed = decide(chosen, lambda group: verbs.retry(adapter.ledger, group))
+    report("group", done, failed, as_json=as_json)
 
 
 @groups.command("discard")
-def discard(ctx: typer.Context, ids: Groups) -> None:
+def discard(ctx: typer.Context, ids: Groups, as_json: AsJson = False) -> None:
     """Give parked groups up for good; their files are deleted, and may be sent again."""
     with opened(ctx) as adapter:
-        for group in ids:
-            verbs.discard(adapter.ledger, group)
-            say(f"group {group} is discarded")
+        chosen = whole_ids(adapter.ledger, "group", ids)
+        done, failed = decide(chosen, lambda group: verbs.discard(adapter.ledger, group))
+    report("group", done, failed, as_json=as_json)

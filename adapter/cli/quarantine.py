@@ -11,6 +11,7 @@ from adapter.cli.which import After, AsJson, Limit, opened
 from adapter.errors import AdapterError
 from adapter.ledger import quarantine as verbs
 from adapter.ledger.arrivals import RETRIED
+from adapter.ledger.queries import whole_ids
 from adapter.terminal import print_json, print_page, print_table, say
 
 quarantine = typer.Typer(help="Files that could not be processed.", no_args_is_help=True)
@@ -79,7 +80,8 @@ def retry(
         if reason:
             done = verbs.retry_reason(adapter.ledger, reason)
         else:
-            done = verbs.retry(adapter.ledger, ids or [])
+            ids = whole_ids(adapter.ledger, "file", ids or [])
+            done = verbs.retry(adapter.ledger, ids)
     missing = [file for file in ids or [] if file not in done]
     if as_json:
         print_json({"files": done, "missing": missing})
@@ -95,13 +97,19 @@ def retry(
 
 @quarantine.command("discard")
 def discard(
-    ctx: typer.Context, ids: Annotated[list[str], typer.Argument(metavar="FILE...")]
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="FILE...")],
+    as_json: AsJson = False,
 ) -> None:
     """Give quarantined files up; their bytes are deleted."""
     with opened(ctx) as adapter:
+        ids = whole_ids(adapter.ledger, "file", ids)
         done = verbs.discard(adapter.ledger, ids)
-    for file in done:
-        say(f"{file} is discarded")
     missing = [file for file in ids if file not in done]
+    if as_json:
+        print_json({"files": dict.fromkeys(done, "discarded"), "missing": missing})
+    else:
+        for file in done:
+            say(f"{file} is discarded")
     if missing:
         raise AdapterError(f"not in quarantine: {', '.join(missing)}")

@@ -41,7 +41,7 @@ def check_config(ctx: typer.Context, as_json: AsJson = False) -> None:
         print_json({"DicomAdapter": document})
     else:
         print_table(("setting", "value"), _flat(document), "")
-    warn(*_doubts(settings), *_unusable_ae_titles(settings))
+    warn(*_doubts(settings), *_unusable_ae_titles(settings), as_json=as_json)
     if not as_json:
         say("The settings are fine.")
 

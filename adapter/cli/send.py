@@ -101,7 +101,7 @@ def print_echo(answer: EchoResult, *, as_json: bool, **more: Any) -> None:
     elif answer.ok:
         say(f"{answer.text} ({answer.seconds:.2f} s)")
     if not answer.ok:
-        complain(answer.text)
+        complain(answer.text, as_json=as_json)
 
 
 def _peer(ae_title: str, host: str, port: int) -> DicomDestination:

@@ -30,6 +30,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
     update,
 )
 
@@ -56,6 +57,9 @@ from adapter.settings import Scu, ScuExport, Workers
 
 #: Which export is claimed first.
 ORDER = (exports.c.priority.desc(), exports.c.created_at, exports.c.id)
+
+#: The states in which an export waits for an operator.
+WAITING = (ExportState.PARKED, ExportState.PARTIAL)
 
 _ENDED = (ExportState.SUCCEEDED, ExportState.DISCARDED)
 
@@ -370,7 +374,15 @@ def _record(connection: Connection, kind: str, export: Export, **detail: Any) ->
 # -- what an operator asks for -------------------------------------------------------------------
 
 
-def retry(ledger: Ledger, export: str) -> None:
+def waiting(ledger: Ledger, destination: str) -> list[str]:
+    """Return the exports to a destination that wait for an operator, the oldest first."""
+    mine = destination_holds.same_name(exports.c.destination, destination)
+    query = select(exports.c.id).where(mine, exports.c.state.in_(WAITING))
+    with ledger.read() as connection:
+        return list(connection.execute(query.order_by(exports.c.created_at)).scalars())
+
+
+def retry(ledger: Ledger, export: str) -> ExportState:
     """Let an export try again what is not confirmed, at once and with all its tries.
 
     Raises
@@ -382,20 +394,42 @@ def retry(ledger: Ledger, export: str) -> None:
         locks.hold(connection, locks.Kind.EXPORTS)
         if not _retry(connection, exports.c.id == export):
             raise _refusal(connection, export, "only a parked or partial export can be retried")
+    return ExportState.PENDING
 
 
-def retry_destination(ledger: Ledger, destination: str) -> list[str]:
-    """Let every parked or partial export to a destination try again; return their ids.
+def retry_all(
+    ledger: Ledger,
+    *,
+    destination: str | None = None,
+    state: ExportState | None = None,
+    reason: str | None = None,
+) -> list[str]:
+    """Let every parked or partial export try again, or those selected; return their ids.
 
-    If it is on hold it is tried at once, for those too that only wait for it.
+    Parameters
+    ----------
+    destination : str, optional
+        Only those to this one.  If it is on hold it is tried at once, for those too that only wait
+        for it.
+    state : ExportState, optional
+        Only those in this state.
+    reason : str, optional
+        Only those whose last try ended for this reason (its code).
     """
+    which = [
+        column == value
+        for column, value in ((exports.c.state, state), (exports.c.reason, reason))
+        if value is not None
+    ]
     with ledger.write() as connection:
         locks.hold(connection, locks.Kind.EXPORTS)
-        destination_holds.probe_now(connection, destination)
-        return _retry(connection, destination_holds.same_name(exports.c.destination, destination))
+        if destination is not None:
+            which.append(destination_holds.same_name(exports.c.destination, destination))
+            destination_holds.probe_now(connection, destination)
+        return _retry(connection, and_(true(), *which))
 
 
-def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> None:
+def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> ExportState:
     """Give an export up for good; one that is being sent is stopped by the loss of its lease.
 
     Raises
@@ -417,12 +451,13 @@ def discard(ledger: Ledger, export: str, policy: ScuExport | None = None) -> Non
             raise _refusal(connection, export, "an export that has ended cannot be discarded")
         events.record(connection, "export-discarded", export=export, destination=row.destination)
         remote_tasks.decide(connection, row.task_id, policy or ScuExport())
+    return ExportState.DISCARDED
 
 
 def _retry(connection: Connection, which: ColumnElement[bool]) -> list[str]:
     remote = exists().where(tasks.c.id == exports.c.task_id, tasks.c.remote)
     still = or_(
-        exports.c.state.in_((ExportState.PARKED, ExportState.PARTIAL)),
+        exports.c.state.in_(WAITING),
         and_(exports.c.state == ExportState.PENDING, exports.c.failed, remote),
     )
     rows = remote_tasks.reopen(connection, and_(which, still))

@@ -225,8 +225,13 @@ def retry(ledger: Ledger, group: str) -> GroupState:
         raise _refusal(connection, group, "only a group that is held up can be retried")
 
 
-def discard(ledger: Ledger, group: str) -> None:
+def discard(ledger: Ledger, group: str) -> str:
     """Give a parked group up for good; its files are deleted, and may be sent again.
+
+    Returns
+    -------
+    str
+        ``"discarded"``; its state is `reclaiming` until its files are deleted.
 
     Raises
     ------
@@ -247,6 +252,7 @@ def discard(ledger: Ledger, group: str) -> None:
             .values(state=ArrivalState.DISCARDED, reason=BY_OPERATOR)
         )
         events.record(connection, "group-discarded", group=group)
+    return "discarded"
 
 
 def _refusal(connection: Connection, group: str, rule: str) -> PermanentError:

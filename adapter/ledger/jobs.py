@@ -368,6 +368,15 @@ def _submit_group(connection: Connection, group: str) -> None:
 # -- what an operator asks for -------------------------------------------------------------------
 
 
+def parked(ledger: Ledger, outcome: str | None = None) -> list[str]:
+    """Return the parked jobs, the oldest first, or those of them whose last try ended so."""
+    query = select(jobs.c.id).where(jobs.c.state == JobState.PARKED).order_by(jobs.c.created_at)
+    if outcome is not None:
+        query = query.where(jobs.c.outcome == outcome)
+    with ledger.read() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def retry(ledger: Ledger, job: str) -> JobState:
     """Let a parked job go on where it stood, with all its tries; return that state.
 
@@ -399,7 +408,7 @@ def retry(ledger: Ledger, job: str) -> JobState:
     return JobState(row.state)
 
 
-def discard(ledger: Ledger, job: str) -> None:
+def discard(ledger: Ledger, job: str) -> JobState:
     """Give a job up for good; its run is stopped.
 
     One that a worker of ours runs is stopped by the loss of its lease.  One that is at another
@@ -433,6 +442,7 @@ def discard(ledger: Ledger, job: str) -> None:
             cancellations.owe(connection, job_of(row), due_at=row.lease_until)
         _submit_group(connection, group or "")
         events.record(connection, "job-discarded", group=group, job=job)
+    return JobState.DISCARDED
 
 
 def _refusal(connection: Connection, job: str, rule: str) -> PermanentError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ REMOVED = {
     "logDimseDatasets": "nothing: data sets are never logged",
 }
 
+
+#: How a variable begins by which Kubernetes links a pod to a service, e.g. one named like ours.
+_LINKS = ("tcp://", "udp://")
 
 _REMOVED_FOLDED = {key.lower(): replacement for key, replacement in REMOVED.items()}
 
@@ -88,15 +92,40 @@ def _left_behind(default_file: Path) -> list[str]:
     ]
 
 
-def _unknown_variables() -> list[str]:
-    """Return an error for each variable of an unknown section; pydantic finds unknown keys."""
+def _wrong_variables() -> list[str]:
+    """Return an error for each variable of an unknown section, or with too few underscores.
+
+    Pydantic finds unknown keys of a section.
+    """
     prefix = Settings.model_config["env_prefix"]
-    return [
-        f"{name}: there is no such setting to override"
-        for name in sorted(os.environ)
-        if name.upper().startswith(prefix)
-        and name[len(prefix) :].partition("__")[0].lower() not in Settings.model_fields
-    ]
+    meant = {_squeezed(name): name for name in (*_variables(), DATA_VARIABLE, CONFIG_VARIABLE)}
+    found = []
+    for name, value in sorted(os.environ.items()):
+        likely = meant.get(_squeezed(name))
+        if name.upper().startswith(prefix):
+            section = name[len(prefix) :].partition("__")[0].lower()
+            if section in Settings.model_fields:
+                continue
+            problem = f"{name}: there is no such setting to override"
+        elif likely in {None, name} or value.startswith(_LINKS):
+            continue
+        else:
+            problem = f"{name}: nothing reads this"
+        found.append(f"{problem}; did you mean {likely}?" if likely else problem)
+    return found
+
+
+def _squeezed(variable: str) -> str:
+    return variable.upper().replace("_", "")
+
+
+def _variables(model: type[BaseModel] = Settings, path: str = "DICOMADAPTER") -> Iterator[str]:
+    """Yield the environment variable of each setting."""
+    for name, field in model.model_fields.items():
+        variable = f"{path}__{(field.alias or name).upper()}"
+        yield variable
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, variable)
 
 
 def load(data: Path | None = None, config: Path | None = None) -> Settings:
@@ -131,7 +160,7 @@ def load(data: Path | None = None, config: Path | None = None) -> Settings:
         problems = _left_behind(default_file)
     if data is not None:
         values["data"] = data
-    problems += _unknown_variables()
+    problems += _wrong_variables()
     try:
         settings = Settings(**values)
         problems += platform_problems(settings)

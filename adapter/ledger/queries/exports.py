@@ -29,6 +29,7 @@ def list_exports(
     *,
     state: ExportState | None = None,
     destination: str | None = None,
+    reason: str | None = None,
     limit: int = 100,
     after: str | None = None,
 ) -> Page[ExportFacts]:
@@ -40,6 +41,8 @@ def list_exports(
         Only exports in this state.
     destination : str, optional
         Only exports to the destination of this name.
+    reason : str, optional
+        Only exports whose last try ended for this reason (its code).
     limit : int
         Exports on the page.
     after : str, optional
@@ -50,6 +53,8 @@ def list_exports(
         query = query.where(exports.c.state == state)
     if destination is not None:
         query = query.where(exports.c.destination == destination)
+    if reason is not None:
+        query = query.where(exports.c.reason == reason)
     with ledger.read() as connection:
         page = newest_first(query, exports, limit, row_before(connection, after, exports.c.id))
         rows, following = split(connection.execute(page).all(), limit)

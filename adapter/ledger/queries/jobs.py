@@ -22,6 +22,7 @@ def list_jobs(
     ledger: Ledger,
     *,
     state: JobState | None = None,
+    outcome: str | None = None,
     limit: int = 100,
     after: str | None = None,
 ) -> Page[JobFacts]:
@@ -31,6 +32,8 @@ def list_jobs(
     ----------
     state : JobState, optional
         Only jobs in this state.
+    outcome : str, optional
+        Only jobs whose last try ended so.
     limit : int
         Jobs on the page.
     after : str, optional
@@ -39,6 +42,8 @@ def list_jobs(
     query = _jobs()
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if outcome is not None:
+        query = query.where(jobs.c.outcome == outcome)
     with ledger.read() as connection:
         page = newest_first(query, jobs, limit, row_before(connection, after, jobs.c.id))
         rows, following = split(connection.execute(page).all(), limit)
