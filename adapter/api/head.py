@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette import types
 
 
 class HeadAsGet:
@@ -15,13 +15,13 @@ class HeadAsGet:
         It knows GET only.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: types.ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Serve one connection of the ASGI server."""
 
-        async def send_head(message: Message) -> None:
+        async def send_head(message: types.Message) -> None:
             await send({**message, "body": b""} if "body" in message else message)
 
         if scope["type"] == "http" and scope["method"] == "HEAD":
