@@ -26,6 +26,7 @@ task_acks_late = False  # a lost wake-up costs seconds: the due-work poll repeat
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
 
 worker_pool = "threads"  # stages wait for disks, peers and child processes
+worker_concurrency = "auto"  # each stage has its own bound, from the settings (workers.runner)
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True  # a wake-up goes to a free worker, never to a busy one
 worker_send_task_events = True

@@ -9,7 +9,7 @@ that is down costs seconds of delay and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,15 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("dicom-adapter", set_as_current=False)
     app.config_from_object(celeryconfig)
     app.conf.broker_url = broker_url(settings)
-    app.conf.worker_concurrency = settings.workers.short_concurrency
     return app
+
+
+def concurrency(settings: Settings) -> dict[str, int]:
+    """Return how many runs of each stage a worker makes at a time, whatever else it runs."""
+    return dict.fromkeys(STAGES, settings.workers.short_concurrency) | {
+        PIPELINE: settings.workers.pipeline_concurrency,
+        EXPORT: settings.dicom.scu.maximum_number_of_associations,
+    }
 
 
 def due_questions(settings: Settings) -> queries.Questions:
@@ -265,11 +272,19 @@ class DueWorkPoll:
         The adapter whose ledger and spool are polled.
     queues : StageQueues
         The queues that the wake-ups go to.
+    found : callable, optional
+        Given the stages that have due work, each time; it must not wait.
     """
 
-    def __init__(self, adapter: Adapter, queues: StageQueues) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        queues: StageQueues,
+        found: Callable[[list[str]], None] = lambda _due: None,
+    ) -> None:
         self._adapter = adapter
         self._queues = queues
+        self._found = found
         self._loop = BackgroundLoop(
             "due-work-poll", self.poll, period=adapter.settings.workers.due_work_poll_seconds
         )
@@ -285,6 +300,7 @@ class DueWorkPoll:
     def poll(self) -> list[str]:
         """Poll once, and return the stages that were woken."""
         due = due_stages(self._adapter)
+        self._found(due)
         waiting = self._queues.lengths(due) if due else {}
         if waiting is None:
             return []

@@ -45,6 +45,7 @@ from tests.support_waiting import eventually
 from workers import background as worker_background
 from workers.clients import results_service
 from workers.metrics import WorkerMetrics
+from workers.runner import OwnDueWork, StageRunner
 from workers.stage import Work
 
 ECHO = [("1.2.840.10008.1.1", ["1.2.840.10008.1.2"])]
@@ -367,8 +368,9 @@ def running_worker(settings: Settings) -> Iterator[Role]:
         opened.append(core.open_adapter(settings))
         return Work(opened[-1], stages.StageQueues(stages.make_app(settings)))
 
+    runner = StageRunner(work, threading.Event(), WorkerMetrics())
     tasks = worker_background.WorkerBackgroundTasks(
-        settings, work, WorkerMetrics(), "test", [stages.EXPORT]
+        settings, work, WorkerMetrics(), "test", OwnDueWork(runner, [stages.EXPORT])
     )
     tasks.start()
     tasks.consume(SimpleNamespace(connection=object()))

@@ -7,7 +7,8 @@ loop                  does
 heartbeat             beats; needs neither ledger nor Redis
 metrics               answers for metrics and probes, if a port is set; needs neither of them
 opening               opens the adapter when its ledger answers, starts the next two, and ends
-due-work-poll         wakes stages that have due work
+due-work-poll         wakes stages that have due work; begins runs of the worker's own stages
+                      where no wake-up comes
 results-service-poll  asks a remote Results Service for tasks, if the worker exports
 ====================  ============================================================================
 """
@@ -25,6 +26,7 @@ from adapter.spool import Spool
 from adapter.stages import EXPORT, DueWorkPoll
 from workers.clients.results_service import Poller
 from workers.metrics import WorkerMetrics
+from workers.runner import OwnDueWork
 from workers.stage import Work
 
 ROLE = "worker"
@@ -46,8 +48,8 @@ class WorkerBackgroundTasks:
         What the worker counts.
     name : str
         The worker's name.
-    stages : list of str
-        The stages whose queues it consumes.
+    own_work : OwnDueWork
+        Begins runs of the worker's stages without a wake-up.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class WorkerBackgroundTasks:
         work: Callable[[], Work],
         metrics: WorkerMetrics,
         name: str,
-        stages: list[str],
+        own_work: OwnDueWork,
     ) -> None:
         self._settings = settings
         self._work = work
         self._metrics = metrics
-        self._facts = {"worker": name, "stages": stages}
-        self._stages = stages
+        self._facts = {"worker": name, "stages": own_work.stages}
+        self._stages = own_work.stages
+        self._own_work = own_work
         self._consumer: Any = None
         self._opened: list[DueWorkPoll | Poller] = []
         self._heart = Heart(Spool(settings.spool_path), ROLE, self._say)
@@ -94,6 +97,7 @@ class WorkerBackgroundTasks:
         self._opening.stop(_STOP_SECONDS)
         for poll in reversed(self._opened):
             poll.stop()
+        self._own_work.stop(self._settings.workers.stop_seconds)
         self._heart.stop()
         if self._endpoint is not None:
             self._endpoint.stop()
@@ -113,11 +117,14 @@ class WorkerBackgroundTasks:
 
     def _open(self) -> None:
         work = self._work()
-        polls: list[type[DueWorkPoll | Poller]] = [DueWorkPoll]
+        found = self._own_work.found
+        kinds: list[Callable[[], DueWorkPoll | Poller]] = [
+            lambda: DueWorkPoll(work.adapter, work.queues, found)
+        ]
         if EXPORT in self._stages:
-            polls.append(Poller)
-        for kind in polls[len(self._opened) :]:  # those that an earlier attempt did not start
-            poll = kind(work.adapter, work.queues)
+            kinds.append(lambda: Poller(work.adapter, work.queues))
+        for make in kinds[len(self._opened) :]:  # those that an earlier attempt did not start
+            poll = make()
             poll.start()
             self._opened.append(poll)
         self._opening.finish()

@@ -140,7 +140,7 @@ def worker(
     stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help=", ".join(STAGES))],
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Tasks run at once; by default the settings'."),
+        typer.Option(min=1, help="Runs at a time; by default the settings' for each stage."),
     ] = None,
 ) -> None:
     """Run a worker for one or more stages."""
@@ -151,8 +151,7 @@ def worker(
     settings = _role_settings(ctx)
     # Celery treats two workers of the same name as one.
     name = "-".join([*stages, str(os.getpid())])
-    number = concurrency or commands.concurrency(settings, stages)
-    _become(settings, commands.worker_command(stages, number, name))
+    _become(settings, commands.worker_command(stages, concurrency, name))
 
 
 def api(ctx: typer.Context) -> None:

@@ -73,25 +73,21 @@ def own_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "adapter.cli", *arguments]
 
 
-def worker_command(stages: Sequence[str], concurrency: int, name: str) -> list[str]:
-    """Return the command of a worker for some stages."""
+def worker_command(stages: Sequence[str], concurrency: int | None, name: str) -> list[str]:
+    """Return the command of a worker for some stages.
+
+    Parameters
+    ----------
+    concurrency : int, optional
+        Runs at a time, in all; without it each stage has what the settings say.
+    """
+    runs = "auto" if concurrency is None else str(concurrency)
     return [
         *(sys.executable, "-m", "celery", "-A", "workers", "worker"),
-        *("--queues", ",".join(stages), "--concurrency", str(concurrency)),
+        *("--queues", ",".join(stages), "--concurrency", runs),
         *("--hostname", f"{name}@%h", "--pool", "threads", "--loglevel", "WARNING"),
         *("--without-gossip", "--without-mingle"),
     ]
-
-
-def concurrency(settings: Settings, stages: Sequence[str]) -> int:
-    """Return the number of tasks that a worker for these stages runs at once."""
-    numbers = {
-        PIPELINE: settings.workers.pipeline_concurrency,
-        EXPORT: settings.dicom.scu.maximum_number_of_associations,
-    }
-    short = any(stage not in numbers for stage in stages)
-    wanted = [numbers[stage] for stage in stages if stage in numbers]
-    return sum(wanted) + (settings.workers.short_concurrency if short else 0)
 
 
 def flower_password_file(settings: Settings) -> Path:
@@ -145,7 +141,7 @@ def roles(settings: Settings) -> list[Role]:
     found += [
         Role(
             name,
-            worker_command(stages, concurrency(settings, stages), name),
+            worker_command(stages, None, name),
             partial(_beats, Spool(settings.spool_path)),
             stop_seconds=_WORKER_STOP_SECONDS + 1,
             nice=BACKGROUND,

@@ -208,7 +208,10 @@ class Workers(Section):
     """How many tasks a worker of each stage runs at once, and how its work is leased."""
 
     short_concurrency: int = Field(
-        4, ge=1, le=64, description="For notification, grouping, submission and reclamation."
+        4,
+        ge=1,
+        le=64,
+        description="For notification, grouping, submission and reclamation: each of them.",
     )
     pipeline_concurrency: int = Field(1, ge=1, le=64, description="Pipelines at a time.")
     due_work_poll_seconds: Seconds = Field(1.0, description="Seconds between due-work polls.")
