@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from struct import pack
 
 import pytest
 
@@ -119,9 +120,6 @@ PIECE = wire.data(wire.pdv(wire.CT, 0, DATA))
             id="D9-interleaved",
         ),
         pytest.param(
-            BEGIN + wire.data(wire.pdv(wire.CT, 0, DATA + b"x")), wire.abort(2, 2), id="D9-odd"
-        ),
-        pytest.param(
             b"".join(wire.data(wire.pdv(wire.CT, 1, BIG_COMMAND[:16_000])) for _ in range(9)),
             wire.abort(2, 6),
             id="D10",
@@ -136,6 +134,37 @@ def test_aborted(scp, sent, expected):
         assert caller.rest() == expected
     assert scp.stored() == []
     scp.check_at_rest()
+
+
+ODD_END = DATA + pack("<HH2sH", 0x7FE1, 0x0010, b"LO", 3) + b"odd"
+
+
+@pytest.mark.parametrize(
+    ("sent", "data_set"),
+    [
+        pytest.param(store(e1000=b"1.2.3.4.5"), DATA, id="odd-command"),
+        pytest.param(store(e1000=b" 1.2.3.4.5"), DATA, id="padded-command"),
+        pytest.param(wire.message(wire.CT, COMMAND, DATA, size=33), DATA, id="odd-fragments"),
+        pytest.param(wire.message(wire.CT, COMMAND, ODD_END), ODD_END, id="odd-data-set"),
+        pytest.param(
+            wire.data(wire.pdv(wire.CT, 1, COMMAND[:33]), wire.pdv(wire.CT, 3, COMMAND[33:]))
+            + wire.data(wire.pdv(wire.CT, 2, DATA)), DATA, id="odd-command-fragments",
+        ),
+    ],
+)  # fmt: skip
+def test_d14_odd_lengths(scp, sent, data_set):
+    """D14: what is odd but can be told apart is stored as it came, and the next message too."""
+    with scp.call() as caller:
+        assert caller.associate()[:1] == b"\2"
+        for data in (sent, store()):
+            caller.send(data)
+            assert caller.status() == 0x0000
+        assert caller.release()
+    first, second = sorted(scp.stored(), key=lambda path: path.stem.split("-")[2])
+    assert first.read_bytes().endswith(data_set)
+    assert second.read_bytes().endswith(DATA)
+    for path in (first, second):
+        path.unlink()
 
 
 def test_d12_cancel(scp):

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+from adapter.scp.acceptance import CAUSES
 from tests import peers
 from tests import support_wire as wire
 from tests.support_conformance import ARTIM, IDLE, PDU, associations, descriptors, receiver
@@ -46,32 +47,50 @@ def contexts(ids):
     return [(number, wire.CT_IMAGE, (wire.EXPLICIT,)) for number in ids]
 
 
-REPEATED = contexts([1, 3, 5] * 100)
-
-
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        pytest.param(wire.pdu(1, b"", length=0xFFFFFFFF), wire.abort(0, 0), id="U5"),
+        pytest.param(
+            wire.pdu(1, wire.request()[6:], length=0xFFFFFFFF), wire.abort(0, 0), id="U5"
+        ),
         pytest.param(b"\x08", wire.abort(0, 0), id="U8-unknown"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", wire.abort(0, 0), id="U8-http"),
         pytest.param(wire.data(wire.pdv(1, 3, b"ab")), wire.abort(0, 0), id="U9-data-first"),
         pytest.param(wire.request(version=2), wire.reject(1, 2, 2), id="U10"),
         pytest.param(wire.request(application_context="1.2.3"), wire.reject(1, 1, 2), id="U11"),
-        pytest.param(wire.request(contexts=REPEATED), wire.reject(1, 2, 1), id="U12-repeated"),
-        pytest.param(wire.request(contexts=contexts([1, 2])), wire.reject(1, 2, 1), id="U12-even"),
+        pytest.param(
+            wire.request(contexts=contexts([1, 3, 5] * 100)), wire.reject(1, 2, 1), id="U12-many"
+        ),
+        pytest.param(
+            wire.request(contexts=contexts([1, 3, 1])), wire.reject(1, 2, 1), id="U12-repeated"
+        ),
         pytest.param(wire.request(contexts=()), wire.reject(1, 1, 1), id="U12-none"),
         pytest.param(wire.request(calling=b"STRANGER"), wire.reject(1, 1, 3), id="U14-calling"),
         pytest.param(wire.request(called=b"NOBODY"), wire.reject(1, 1, 7), id="U14-called"),
-        pytest.param(wire.request(calling=b"MO\r\nforged"), wire.abort(0, 0), id="U16-crlf"),
-        pytest.param(wire.request(calling=b"\x1b[31mMODALITY"), wire.abort(0, 0), id="U16-escape"),
-        pytest.param(wire.request(called=b"ADAPT\xc4R"), wire.abort(0, 0), id="U16-eight-bit"),
-        pytest.param(wire.request(calling=b" " * 16), wire.abort(0, 0), id="U16-blank"),
+        pytest.param(wire.request(calling=b"MO\r\nforged"), wire.reject(1, 1, 3), id="U16-crlf"),
+        pytest.param(
+            wire.request(calling=b"\x1b[31mMODALITY"), wire.reject(1, 1, 3), id="U16-escape"
+        ),
+        pytest.param(wire.request(called=b"ADAPT\xc4R"), wire.reject(1, 1, 7), id="U16-eight-bit"),
+        pytest.param(wire.request(calling=b" " * 16), wire.reject(1, 1, 3), id="U16-blank"),
         pytest.param(wire.request(maximum=1), wire.abort(0, 0), id="U17-1"),
+        pytest.param(
+            wire.request(calling=b"STRANGER")[:74], wire.reject(1, 1, 3), id="U14-fixed-part"
+        ),
+        pytest.param(
+            wire.request(extra_items=b"\x20\0\xff\xff"), wire.abort(0, 0), id="U21-item-cut"
+        ),
+        pytest.param(
+            wire.request(extra_user_items=wire.item(0x99, b"") * 10_000), wire.reject(1, 2, 1),
+            id="U12-items",
+        ),
     ],
-)
+)  # fmt: skip
 def test_at_once(scp, sent, expected):
-    """A first PDU that cannot be accepted is answered at once, and the connection closed."""
+    """A first PDU that cannot be accepted is answered at once, and the connection closed.
+
+    Of a request the event names both AE titles, the peer's address and the cause in words.
+    """
     with scp.call() as caller:
         began = time.monotonic()
         caller.send(sent)
@@ -79,6 +98,13 @@ def test_at_once(scp, sent, expected):
         assert time.monotonic() < began + ARTIM
         assert caller.rest() == b""
         assert time.monotonic() < began + ARTIM + 1
+    if sent[:2] == b"\1\0":
+        (event,) = eventually(lambda: recorded(scp.adapter, "association-rejected"))
+        assert event.detail["peer"] == "127.0.0.1"
+        assert event.detail["message"] == CAUSES[event.detail["cause"]]
+        calling, called = event.detail["calling"], event.detail["called"]
+        assert "ADAPT" in called or "NOBODY" in called
+        assert (calling + called).isprintable()
     scp.check_at_rest()
 
 
@@ -157,6 +183,31 @@ def test_u12_as_many_contexts_as_there_can_be(scp):
         assert wire.results(caller.associate(contexts=contexts(ids))) == dict.fromkeys(ids, 0)
         assert caller.release()
     scp.check_at_rest()
+
+
+def test_u12_an_even_context_id(scp):
+    """U12: nothing depends on a context id being odd."""
+    with scp.call() as caller:
+        assert wire.results(caller.associate(contexts=contexts([2, 3]))) == {2: 0, 3: 0}
+        assert caller.release()
+
+
+@pytest.mark.parametrize(
+    ("calling", "called"),
+    [
+        (b"MODALITY".ljust(16, b"\0"), b"ADAPTER"),
+        (b"MODALITY", b"ADAPTER".ljust(16, b"\0")),
+        (b"MODALITY\0\xffgarbag", b"  ADAPTER\0\0\0\0"),
+    ],
+)
+def test_u16_padded_ae_titles(scp, calling, called):
+    """U16: AE titles are known by what stands before their padding; the answer has them as sent."""
+    with scp.call() as caller:
+        answer = caller.associate(calling=calling, called=called)
+        assert answer[:1] == b"\2"
+        assert answer[10:42] == called.ljust(16) + calling.ljust(16)
+        assert caller.echo()
+        assert caller.release()
 
 
 def test_u13_contexts_that_are_not_accepted(scp):

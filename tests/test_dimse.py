@@ -162,6 +162,20 @@ def test_violations(fragments, abort):
     assert abort == last
 
 
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        pytest.param(wire.store_command(e1000=b"1.2.3"), id="odd-uid"),
+        pytest.param(wire.store_command(e1000=b"1.2.3") + b"\0", id="odd-uid-then-made-even"),
+        pytest.param(wire.store_command("1.2.3", e0110=b"\1\0\0\0"), id="a-longer-number"),
+        pytest.param(wire.store_command("1.2.3", e1030=b"AE1"), id="odd-ae-title"),
+    ],
+)
+def test_odd_elements_of_a_command(encoded):
+    """D14: elements of odd length are taken, with or without a byte that makes them even."""
+    assert read(command(wire.CT, encoded)) == [StoreRequest(wire.CT, 1, wire.CT_IMAGE, "1.2.3")]
+
+
 @pytest.mark.parametrize("uid", [b"1.02.3", b" 1.02.3", b" 1.02.3 \0"])
 def test_uids_are_carried_on_without_their_padding(uid):
     """D5: a UID is any digits and dots, whatever its grammar, and comes back in the response."""
@@ -251,6 +265,6 @@ def test_any_split_of_a_command_set_means_the_same(cuts):
 
 def test_only_group_0000_is_a_command_set():
     """Bytes with an element of another group, or one cut short, are no command set."""
-    for broken in (b"\x08\0\x18\0\0\0\0\0", b"\0\0\0\1\2\0\0\0\1", b"\0\0\0"):
+    for broken in (b"\x08\0\x18\0\0\0\0\0", b"\0\0\0\1\2\0\0\0\1", b"\1\0\0"):
         with pytest.raises(UnreadableCommand):
             decode_command(broken)

@@ -6,15 +6,17 @@ from __future__ import annotations
 import pytest
 from pydicom.uid import UID_dictionary
 
+from adapter.dicom.pdus import AssociateItems, PresentationContext
 from adapter.dicom.storage_classes import STANDARD
-from adapter.dicom.uids import VERIFICATION
+from adapter.dicom.uids import APPLICATION_CONTEXT, VERIFICATION
 from adapter.models import AETitle, Source, Versioned
 from adapter.scp.acceptance import (
+    CAUSES,
     Accepted,
-    AssociationRequest,
-    ProposedContext,
+    Caller,
     Rejection,
-    decide,
+    judge_caller,
+    judge_contexts,
 )
 from adapter.scp.configuration import Snapshot
 from adapter.settings import ScpSettings
@@ -39,17 +41,17 @@ def judge(
     called="Clara1",
     peer="10.0.0.1",
     contexts=((1, CT, (EVLE,)),),
-    no_place=False,
     low=False,
     configuration=CONFIGURATION,
     **scp,
 ):
-    request = AssociationRequest(
-        calling, called, peer, tuple(ProposedContext(*context) for context in contexts)
-    )
-    return decide(
-        request, configuration, ScpSettings(**scp), no_place=no_place, storage_low=lambda: low
-    )
+    settings = ScpSettings(**scp)
+    decision = judge_caller(Caller(calling, called, peer), 1, configuration, settings)
+    if isinstance(decision, Rejection):
+        return decision
+    proposed = [PresentationContext(*context) for context in contexts]
+    items = AssociateItems(APPLICATION_CONTEXT, proposed)
+    return judge_contexts(decision, items, settings, storage_low=lambda: low)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +70,8 @@ def judge(
         ({"called": "clara1"}, (1, 1, 7), "unknown-called-ae"),
         ({"called": ""}, (1, 1, 7), "unknown-called-ae"),
         ({"called": "Clara1\x1b"}, (1, 1, 7), "unknown-called-ae"),
-        ({"called": "nobody", "no_place": True}, (1, 1, 7), "unknown-called-ae"),
-        ({"no_place": True}, (2, 3, 2), "association-limit"),
-        ({"no_place": True, "low": True}, (2, 3, 2), "association-limit"),
+        ({"contexts": ()}, (1, 1, 1), "no-contexts"),
+        ({"contexts": ((1, FIND, (IVLE,)), (1, CT, (IVLE,)))}, (1, 2, 1), "context-ids"),
         ({"low": True}, (2, 3, 1), "low-storage"),
         (
             {"low": True, "contexts": ((1, VERIFICATION, (IVLE,)), (3, CT, (EVLE,)))},
@@ -86,6 +87,7 @@ def test_rejections(changes, numbers, cause):
     assert isinstance(decision, Rejection)
     assert (decision.result, decision.source, decision.reason) == numbers
     assert decision.cause == cause
+    assert CAUSES[cause]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_rejections(changes, numbers, cause):
         {"calling": "ANYBODY", "peer": "203.0.113.9", "reject_unknown_sources": False},
         {"low": True, "contexts": ((1, VERIFICATION, (IVLE,)),)},
         {"low": True, "contexts": ((1, FIND, (IVLE,)),)},
-        {"contexts": ()},
+        {"contexts": ((2, CT, (IVLE,)),)},
         {"contexts": ((1, FIND, (IVLE,)),)},
     ],
 )

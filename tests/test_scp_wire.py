@@ -91,6 +91,7 @@ def test_t3_echo_to_unknown_ae_title(scp, adapter: Adapter):
         "source": 1,
         "reason": 7,
         "cause": "unknown-called-ae",
+        "message": "the called AE title does not exist here",
     }
     assert second.detail["nearest"] == "Clara1"
 

@@ -313,7 +313,7 @@ def test_files_that_cannot_be_sent(tmp_path):
     (tmp_path / "text").write_text("no DICOM at all " * 20)
     write_instance(tmp_path / "empty.dcm", payload=b"")
     write_instance(tmp_path / "odd.dcm", payload=b"123")
-    write_instance(tmp_path / "uid.dcm", payload=b"1234", sop_class="1.02")
+    write_instance(tmp_path / "uid.dcm", payload=b"1234", sop_class="1.a2")
     for name in ("text", "empty.dcm", "odd.dcm", "uid.dcm"):
         with pytest.raises(PermanentError):
             examine(tmp_path, name, 1)

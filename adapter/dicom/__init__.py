@@ -14,6 +14,6 @@
     instance  header  leading_uids   what is read of a data set, under limits
 
 The SCP, the SCU, the workers and the demo stand on it; it imports nothing of the adapter but its
-errors.  Only `pdus` and `storage_classes` import pynetdicom, and only `header` imports pydicom:
-the process that reads headers imports no more than it needs.
+errors.  Only `storage_classes` imports pynetdicom, and only `header` imports pydicom: the process
+that reads headers imports no more than it needs.
 """

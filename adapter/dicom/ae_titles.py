@@ -7,6 +7,24 @@ from __future__ import annotations
 MAXIMUM_LENGTH = 16
 
 
+#: What titles are padded with: spaces by the Standard, the others by devices of the field.
+_PADDING = " \0\t\r\n"
+
+
+def trimmed(field: bytes) -> str:
+    """Return the AE title in a field of an A-ASSOCIATE-RQ, without padding; it may be no valid one.
+
+    A NUL ends a title, and what follows is not read: devices copy a string of C into a field that
+    they do not clear.  DCMTK reads it so, too.
+
+    References
+    ----------
+    PS3.8 Table 9-11 (16 characters, leading and trailing spaces are not significant).
+    """
+    title, _, _ = field.decode("latin-1").lstrip(_PADDING).partition("\0")
+    return title.rstrip(_PADDING)
+
+
 def check_ae_title(value: str) -> str:
     """Return an AE title without its outer spaces, which are not significant.
 

@@ -42,7 +42,8 @@ class UnreadableCommand(ValueError):
 def decode_command(encoded: bytes) -> dict[int, bytes]:
     """Return the values of a command set by element number.
 
-    It is encoded in Implicit VR Little Endian, whatever the context (PS3.7 section 6.3.1).
+    It is encoded in Implicit VR Little Endian, whatever the context (PS3.7 section 6.3.1).  Values
+    of odd length are taken, and so are zero bytes at the end that make the whole length even.
 
     Raises
     ------
@@ -53,7 +54,9 @@ def decode_command(encoded: bytes) -> dict[int, bytes]:
     at = 0
     while at < len(encoded):
         if at + _ELEMENT.size > len(encoded):
-            break
+            if any(encoded[at:]):
+                break
+            return elements
         group, number, length = _ELEMENT.unpack_from(encoded, at)
         at += _ELEMENT.size
         if group or at + length > len(encoded):
@@ -74,9 +77,12 @@ def encode_command(elements: Mapping[int, bytes]) -> bytes:
 
 
 def number(elements: Mapping[int, bytes], element: int) -> int | None:
-    """Return the value of an element of VR US, or None if there is none."""
+    """Return the value of an element of VR US, or None if there is none.
+
+    Of a longer value the first is taken; some devices write these elements as UL.
+    """
     value = elements.get(element, b"")
-    return None if len(value) != _US.size else int(_US.unpack(value)[0])
+    return None if len(value) < _US.size else int(_US.unpack_from(value)[0])
 
 
 def us(value: int) -> bytes:

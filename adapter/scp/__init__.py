@@ -5,7 +5,7 @@
 
     connection     a socket and its deadlines; server: all of them; limiter: their number
         |
-    association    upper_layer, negotiation and dimse: bytes and no I/O
+    association    upper_layer and dimse: bytes and no I/O
         |
     acceptor       acceptance, configuration: judges an association, gives it a sink
         |

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether an association and each of its presentation contexts is accepted: pure decisions.
 
-The checks, in this order; the first that fails rejects the association:
+The checks, in this order; the first that fails refuses the association.  Those above the line need
+only the fixed part of the A-ASSOCIATE-RQ, and nothing else of it is read before they hold:
 
 ======================================  ==========================  ========================
-the check                               A-ASSOCIATE-RJ              cause
+the check                               answer                      cause
 ======================================  ==========================  ========================
-calling AE title and its address        1/1/3, permanent            ``unknown-calling-ae``,
+protocol version                        RJ 1/2/2, permanent         ``protocol-version``
+calling AE title and its address        RJ 1/1/3, permanent         ``unknown-calling-ae``,
                                                                     ``wrong-address``
-called AE title                         1/1/7, permanent            ``unknown-called-ae``
-number of associations                  2/3/2, transient            ``association-limit``
-space, if a Storage context is there    2/3/1, transient            ``low-storage``
+called AE title                         RJ 1/1/7, permanent         ``unknown-called-ae``
+length                                  AB 0/0                      ``request-too-long``
+--------------------------------------  --------------------------  ------------------------
+number of associations                  RJ 2/3/2, transient         ``association-limit``
+number of contexts and syntaxes         RJ 1/2/1, permanent         ``too-many-items``
+lengths of the items, maximum length    AB 0/0                      ``malformed-request``,
+                                                                    ``maximum-length``
+application context                     RJ 1/1/2, permanent         ``application-context``
+a context id twice; no context          RJ 1/2/1; RJ 1/1/1          ``context-ids``,
+                                                                    ``no-contexts``
+space, if a Storage context is there    RJ 2/3/1, transient         ``low-storage``
 ======================================  ==========================  ========================
 
 References
@@ -25,14 +35,18 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from adapter.dicom.ae_titles import check_ae_title
+from adapter.dicom.pdus import AssociateItems, PresentationContext
 from adapter.dicom.rejections import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_TITLE_NOT_RECOGNIZED,
     CALLING_AE_TITLE_NOT_RECOGNIZED,
-    LOCAL_LIMIT_EXCEEDED,
+    INVALID_REQUEST,
+    NO_REASON_GIVEN,
+    PROTOCOL_VERSION_NOT_SUPPORTED,
     TEMPORARY_CONGESTION,
 )
 from adapter.dicom.storage_classes import storage_classes
-from adapter.dicom.uids import VERIFICATION, is_uid
+from adapter.dicom.uids import APPLICATION_CONTEXT, VERIFICATION, is_uid
 from adapter.models import AETitle, Versioned
 from adapter.scp.configuration import Snapshot
 from adapter.settings import ScpSettings
@@ -42,14 +56,22 @@ ACCEPTANCE = 0
 ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
 
-
-@dataclass(frozen=True, slots=True)
-class ProposedContext:
-    """A presentation context as the peer proposes it."""
-
-    context_id: int
-    abstract_syntax: str
-    transfer_syntaxes: tuple[str, ...]
+#: Why an association is refused, in words; metrics have the keys as a label.
+CAUSES = {
+    "unknown-calling-ae": "the calling AE title is no known source",
+    "wrong-address": "the source may not call from this address",
+    "unknown-called-ae": "the called AE title does not exist here",
+    "association-limit": "as many associations are open as may be, of all peers or of this one",
+    "low-storage": "the disk is too full to receive",
+    "application-context": "the application context is not DICOM's",
+    "no-contexts": "no presentation context is proposed",
+    "context-ids": "two presentation contexts have the same id",
+    "protocol-version": "the peer does not speak version 1 of the protocol",
+    "too-many-items": "too many presentation contexts or transfer syntaxes are proposed",
+    "maximum-length": "the peer takes no PDU that is long enough for an answer",
+    "malformed-request": "the lengths in the A-ASSOCIATE-RQ contradict each other",
+    "request-too-long": "the A-ASSOCIATE-RQ is longer than maximumRequestBytes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +90,21 @@ class ContextResult:
 
 
 @dataclass(frozen=True, slots=True)
-class AssociationRequest:
-    """The part of an A-ASSOCIATE-RQ that is judged; its AE titles are not checked yet."""
+class Caller:
+    """Who calls whom, and from where; the AE titles are not checked yet."""
 
     calling_ae: str
     called_ae: str
     peer_address: str
-    contexts: tuple[ProposedContext, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """A known source, and the version of the AE title's configuration that it calls."""
+
+    calling_ae: str
+    called_ae: str
+    ae_title: Versioned[AETitle]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +123,8 @@ class Rejection:
 
     Attributes
     ----------
+    cause : str
+        A key of `CAUSES`.
     nearest : str, optional
         The configured AE title that is most like the unknown one that was called.
     """
@@ -104,45 +136,68 @@ class Rejection:
     nearest: str | None = None
 
 
-def decide(
-    request: AssociationRequest,
-    configuration: Snapshot,
-    settings: ScpSettings,
-    *,
-    no_place: bool,
-    storage_low: Callable[[], bool],
-) -> Accepted | Rejection:
-    """Judge an association request.
+def judge_caller(
+    caller: Caller, version: int, configuration: Snapshot, settings: ScpSettings
+) -> Parties | Rejection:
+    """Judge who calls, by the fixed part of the request alone.
 
     Parameters
     ----------
-    request : AssociationRequest
-        The peer's request.
+    caller : Caller
+        Who calls whom, and from where.
+    version : int
+        The protocol versions of the caller, as bits.
     configuration : Snapshot
         The AE titles and sources in force.
     settings : ScpSettings
         The static settings.
-    no_place : bool
-        Whether as many associations are open as may be, of all peers or of this one.
-    storage_low : callable
-        Tells whether the disk is too full to receive; asked last, and only for Storage.
     """
-    calling = _title(request.calling_ae)
-    called = _title(request.called_ae)
-    stranger = _stranger(calling, request.peer_address, configuration, settings)
+    if not version & 1:
+        return Rejection(*PROTOCOL_VERSION_NOT_SUPPORTED, "protocol-version")
+    calling = _title(caller.calling_ae)
+    called = _title(caller.called_ae)
+    stranger = _stranger(calling, caller.peer_address, configuration, settings)
     if calling is None or stranger is not None:
         return Rejection(*CALLING_AE_TITLE_NOT_RECOGNIZED, stranger or "unknown-calling-ae")
     ae_title = configuration.ae_titles.get(called or "")
     if called is None or ae_title is None:
         nearest = _nearest(called, configuration)
         return Rejection(*CALLED_AE_TITLE_NOT_RECOGNIZED, "unknown-called-ae", nearest)
-    if no_place:
-        return Rejection(*LOCAL_LIMIT_EXCEEDED, "association-limit")
+    return Parties(calling, called, ae_title)
+
+
+def judge_contexts(
+    parties: Parties,
+    items: AssociateItems,
+    settings: ScpSettings,
+    *,
+    storage_low: Callable[[], bool],
+) -> Accepted | Rejection:
+    """Judge what a known source asks for.
+
+    Parameters
+    ----------
+    parties : Parties
+        Who calls whom.
+    items : AssociateItems
+        The items of the request.
+    settings : ScpSettings
+        The static settings.
+    storage_low : callable
+        Tells whether the disk is too full to receive; asked last, and only for Storage.
+    """
+    ids = {context.context_id for context in items.contexts}
+    if items.application_context != APPLICATION_CONTEXT:
+        return Rejection(*APPLICATION_CONTEXT_NOT_SUPPORTED, "application-context")
+    if not ids:
+        return Rejection(*NO_REASON_GIVEN, "no-contexts")
+    if len(ids) < len(items.contexts):
+        return Rejection(*INVALID_REQUEST, "context-ids")
     stored = storage_classes(settings.additional_sop_classes)
-    if any(cx.abstract_syntax in stored for cx in request.contexts) and storage_low():
+    if any(cx.abstract_syntax in stored for cx in items.contexts) and storage_low():
         return Rejection(*TEMPORARY_CONGESTION, "low-storage")
-    contexts = {cx.context_id: _judge(cx, stored, settings) for cx in request.contexts}
-    return Accepted(calling, called, ae_title, contexts)
+    contexts = {cx.context_id: _judge(cx, stored, settings) for cx in items.contexts}
+    return Accepted(parties.calling_ae, parties.called_ae, parties.ae_title, contexts)
 
 
 def _stranger(
@@ -158,7 +213,7 @@ def _stranger(
 
 
 def _judge(
-    proposed: ProposedContext, stored: frozenset[str], settings: ScpSettings
+    proposed: PresentationContext, stored: frozenset[str], settings: ScpSettings
 ) -> ContextResult:
     """Choose the first transfer syntax that is allowed; Storage allows any, private ones too."""
     if proposed.abstract_syntax == VERIFICATION and settings.verification.enabled:
@@ -173,7 +228,7 @@ def _judge(
     return _result(proposed, TRANSFER_SYNTAXES_NOT_SUPPORTED)
 
 
-def _result(proposed: ProposedContext, result: int, syntax: str = "") -> ContextResult:
+def _result(proposed: PresentationContext, result: int, syntax: str = "") -> ContextResult:
     return ContextResult(proposed.context_id, proposed.abstract_syntax, result, syntax)
 
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The acceptor: decides about every association request, counts it, and gives it its sink.
 
-A transport asks `decide` and then talks to the sink; it needs nothing else of the adapter.
+A transport asks `judge` and `decide`, and then talks to the sink; it needs nothing else of the
+adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from adapter.addresses import peer_address
+from adapter.dicom import pdus
+from adapter.dicom.rejections import INVALID_REQUEST, LOCAL_LIMIT_EXCEEDED
 from adapter.log import get_logger
 from adapter.scp import acceptance, events
-from adapter.scp.acceptance import AssociationRequest, Rejection
-from adapter.scp.association_limiter import AssociationLimiter
+from adapter.scp.acceptance import Caller, Parties, Rejection
+from adapter.scp.association_limiter import AssociationLimiter, Place
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents, printable
 from adapter.scp.metrics import ProcessMetrics
@@ -25,6 +25,14 @@ from adapter.settings import Settings
 from adapter.spool import Spool
 
 log = get_logger(__name__)
+
+
+class Admission(NamedTuple):
+    """An accepted association: its sink, its place, and what the request said."""
+
+    sink: StoreSink
+    place: Place
+    items: pdus.AssociateItems
 
 
 class AssociationAcceptor:
@@ -92,30 +100,58 @@ class AssociationAcceptor:
         """Give up the places for associations."""
         self._limiter.close()
 
-    def decide(self, request: AssociationRequest) -> StoreSink | Rejection:
-        """Decide about a request: return the association's sink, or how to reject it.
+    def judge(self, caller: Caller, version: int) -> Parties | Rejection:
+        """Judge who calls, by the fixed part of a request; `reject` then reports a rejection."""
+        return acceptance.judge_caller(
+            caller, version, self._configuration.snapshot, self._settings.dicom.scp
+        )
+
+    def decide(
+        self, caller: Caller, parties: Parties, pdu: bytes, end: Callable[[], None]
+    ) -> Admission | Rejection:
+        """Decide about the request of a known caller; `reject` then reports a rejection.
 
         Every sink has to be closed, however the association ends.
+
+        Parameters
+        ----------
+        caller, parties : Caller and Parties
+            Who calls whom, before and after `judge`.
+        pdu : bytes
+            The A-ASSOCIATE-RQ.
+        end : callable
+            Ends the association when it is idle and another peer needs its place.
+
+        Raises
+        ------
+        MalformedPDU
+            If the request cannot be read.
         """
-        request = replace(request, peer_address=str(peer_address(request.peer_address)))
-        # Taken before anything is decided: requests that come together meet the same limit.
-        place = self._limiter.acquire(request.peer_address)
-        scp = self._settings.dicom.scp
-        decision = acceptance.decide(
-            request,
-            self._configuration.snapshot,
-            scp,
-            no_place=place is None,
-            storage_low=self._storage_low,
-        )
-        give_back = partial(self._limiter.release, place)
+        # Taken before anything is decoded: requests that come together meet the same limit.
+        place = self._limiter.acquire(caller.peer_address, parties.calling_ae, end)
+        if place is None:
+            return Rejection(*LOCAL_LIMIT_EXCEEDED, "association-limit")
+        try:
+            items = pdus.decode_request(pdu)
+            decision = acceptance.judge_contexts(
+                parties, items, self._settings.dicom.scp, storage_low=self._storage_low
+            )
+        except pdus.TooManyItems as problem:
+            decision = Rejection(*INVALID_REQUEST, problem.cause)
+        except BaseException:
+            place.release()
+            raise
         if isinstance(decision, Rejection):
-            give_back()
-            self.reject(request, decision)
+            place.release()
             return decision
         self._events.count("accepted")
         self._events.metrics.accepted(decision.called_ae)
-        return StoreSink(self._context, decision, request.peer_address, give_back)
+        sink = StoreSink(self._context, decision, caller.peer_address, place.release)
+        return Admission(sink, place, items)
+
+    def end_unwanted(self) -> None:
+        """End the idle associations whose places another peer needs."""
+        self._limiter.end_unwanted()
 
     def _storage_low(self) -> bool:
         try:
@@ -128,20 +164,46 @@ class AssociationAcceptor:
         self._events.count("dropped")
         self._events.metrics.dropped()
 
-    def reject(self, request: AssociationRequest, rejected: Rejection) -> None:
+    def reject(self, caller: Caller, rejected: Rejection) -> None:
         """Count and log a rejection, and record its event."""
-        detail: dict[str, Any] = {
-            "calling": printable(request.calling_ae),
-            "called": printable(request.called_ae),
-            "peer": request.peer_address,
-            "result": rejected.result,
-            "source": rejected.source,
-            "reason": rejected.reason,
-            "cause": rejected.cause,
-        }
-        if rejected.nearest is not None:
-            detail["nearest"] = rejected.nearest
+        more = {} if rejected.nearest is None else {"nearest": rejected.nearest}
+        self.refuse(
+            caller,
+            rejected.cause,
+            result=rejected.result,
+            source=rejected.source,
+            reason=rejected.reason,
+            **more,
+        )
+
+    def refuse(self, caller: Caller, cause: str, **detail: Any) -> None:
+        """Count and log a request that is not accepted, and record its event.
+
+        Parameters
+        ----------
+        caller : Caller
+            Who calls, as far as it is known.
+        cause : str
+            A key of `acceptance.CAUSES`.
+        detail : optional
+            What more is known.
+        """
         self._events.count("rejected")
-        self._events.metrics.rejected(rejected.cause)
+        self._events.metrics.rejected(cause)
+        if not self._events.admit(events.REJECTED, caller.peer_address):
+            return
+        detail = {
+            "calling": printable(caller.calling_ae),
+            "called": printable(caller.called_ae),
+            "peer": caller.peer_address,
+            **detail,
+            "cause": cause,
+            "message": acceptance.CAUSES[cause],
+        }
         self._events.record(events.REJECTED, **detail)
         log.warning("association rejected", **detail)
+
+    def log_stranger(self, peer: str, cause: str) -> None:
+        """Log a connection that ended without a request; there may be too many to log them all."""
+        if self._events.admit("connection-without-request", peer):
+            log.info("no association", peer=peer, cause=cause)

@@ -10,14 +10,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
+from adapter.dicom import pdus
 from adapter.dicom.pdus import NO_REASON, SERVICE_USER
 from adapter.dicom.statuses import SUCCESS
 from adapter.dicom.storage_classes import storage_classes
-from adapter.dicom.transfer_syntaxes import DEFLATED
-from adapter.log import get_logger
-from adapter.scp.acceptance import Rejection
+from adapter.scp.acceptance import Caller, Parties, Rejection
 from adapter.scp.acceptor import AssociationAcceptor
+from adapter.scp.association_limiter import Place
 from adapter.scp.dimse import (
     DataSet,
     EchoRequest,
@@ -28,7 +29,6 @@ from adapter.scp.dimse import (
     StoreRequest,
     encode_response,
 )
-from adapter.scp.negotiation import check_request, make_answer, read_request
 from adapter.scp.sink import StoreSink
 from adapter.scp.store import Answer, Receive, StoreCommand
 from adapter.scp.upper_layer import (
@@ -36,13 +36,13 @@ from adapter.scp.upper_layer import (
     Fragment,
     Indication,
     Limits,
+    Received,
     Released,
+    RequestBegun,
     Requested,
     UpperLayer,
 )
 from adapter.settings import ScpSettings
-
-log = get_logger(__name__)
 
 #: Pieces of a data set that are held at most before they are handed on; a peer may send empty ones.
 _MOST_PIECES = 32
@@ -58,7 +58,9 @@ class AcceptorAssociation:
     acceptor : AssociationAcceptor
         Decides whether the association is accepted.
     peer_address : str
-        The peer's IP address.
+        The peer's IP address, as `adapter.addresses` writes it.
+    end : callable, optional
+        Ends the association from another thread, when it is idle and its place is needed.
 
     Attributes
     ----------
@@ -67,11 +69,19 @@ class AcceptorAssociation:
     """
 
     def __init__(
-        self, settings: ScpSettings, acceptor: AssociationAcceptor, peer_address: str
+        self,
+        settings: ScpSettings,
+        acceptor: AssociationAcceptor,
+        peer_address: str,
+        end: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._acceptor = acceptor
         self._peer_address = peer_address
+        self._end_idle = end
+        self._caller: Caller | None = None
+        self._parties: Parties | None = None  # once the caller is known
+        self._place: Place | None = None
         self.layer = UpperLayer(Limits(settings.maximum_request_bytes, settings.maximum_pdu_bytes))
         self._sink: StoreSink | None = None
         self._reader: MessageReader | None = None
@@ -87,12 +97,19 @@ class AcceptorAssociation:
 
     def receive(self, data: memoryview) -> None:
         """Take what the peer sent; the layer's output then holds the answer."""
+        if self._place is not None:
+            self._place.busy()
         for indication in self.layer.receive(data):
             if isinstance(indication, Fragment):
                 self._read(indication)
             else:
                 self._control(indication)
         self._hand_on()
+
+    def answered(self) -> None:
+        """Note that the answer is sent: from now on the association waits for its peer."""
+        if self._place is not None:
+            self._place.idle()
 
     def abort(self, cause: str, *, source: int = SERVICE_USER) -> None:
         """End the association from this side, e.g. because the peer is too slow."""
@@ -112,44 +129,75 @@ class AcceptorAssociation:
     # -- the upper layer's indications ---------------------------------------------------------
 
     def _control(self, indication: Indication) -> None:
-        if isinstance(indication, Requested):
-            self._negotiate(indication)
+        if isinstance(indication, RequestBegun):
+            self._judge_caller(indication.pdu)
+        elif isinstance(indication, Requested):
+            self._negotiate(indication.pdu)
         elif isinstance(indication, Released):
             self.layer.release()
             self._end("released")
         elif isinstance(indication, Aborted):
-            whose = "by the peer" if indication.by_peer else "protocol violation"
-            self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
-        else:
-            self._acceptor.metrics.rejected("protocol-version")
-            log.warning("no association", peer=self._peer_address, cause="protocol version")
+            self._aborted(indication)
 
-    def _negotiate(self, indication: Requested) -> None:
-        pdu = indication.request
-        request = read_request(pdu, self._peer_address)
-        invalid = check_request(pdu, request)
-        if invalid is not None:
-            self._acceptor.reject(request, invalid)
-        decision = invalid or self._acceptor.decide(request)
+    def _judge_caller(self, pdu: bytes) -> None:
+        """Judge the fixed part of an A-ASSOCIATE-RQ: nothing else of a stranger's is read."""
+        version, called, calling = pdus.decode_fixed_part(pdu)
+        self._caller = Caller(calling, called, self._peer_address)
+        decision = self._acceptor.judge(self._caller, version)
         if isinstance(decision, Rejection):
-            self.layer.reject(decision.result, decision.source, decision.reason)
+            self._reject(self._caller, decision)
+        else:
+            self._parties = decision
+
+    def _negotiate(self, pdu: bytes) -> None:
+        if self._caller is None:  # there is nothing but the fixed part
+            self._judge_caller(pdu)
+        caller, parties = self._caller, self._parties
+        if caller is None or parties is None:
             return
-        self._sink = decision
-        contexts = decision.accepted.contexts
-        accepted = {number: cx.abstract_syntax for number, cx in contexts.items() if cx.accepted}
+        try:
+            decision = self._acceptor.decide(caller, parties, pdu, self._end_idle)
+        except pdus.MalformedPDU as problem:
+            self.layer.abort(SERVICE_USER, NO_REASON)
+            self._acceptor.refuse(caller, problem.cause)
+            return
+        if isinstance(decision, Rejection):
+            self._reject(caller, decision)
+            return
+        self._sink, self._place, items = decision
+        contexts = self._sink.accepted.contexts.values()
+        accepted = {cx.context_id: cx.abstract_syntax for cx in contexts if cx.accepted}
         stored = storage_classes(self._settings.additional_sop_classes)
         self._reader = MessageReader(accepted, stored, self._settings.maximum_command_bytes)
-        # A deflated data set may be of odd length: not every sender pads it (PS3.5 Annex A.5).
-        deflated = [number for number, cx in contexts.items() if cx.transfer_syntax in DEFLATED]
-        maximum_length = self._settings.maximum_pdu_bytes
-        self.layer.accept(make_answer(pdu, contexts.values(), maximum_length), deflated)
+        answer = pdus.encode_acceptance(
+            pdu,
+            ((cx.context_id, cx.result, cx.transfer_syntax) for cx in contexts),
+            self._settings.maximum_pdu_bytes,
+            window=items.window,
+        )
+        self.layer.accept(answer, items.maximum_length)
+
+    def _reject(self, caller: Caller, rejection: Rejection) -> None:
+        self.layer.reject(rejection.result, rejection.source, rejection.reason)
+        self._acceptor.reject(caller, rejection)
+
+    def _aborted(self, indication: Aborted) -> None:
+        whose = "by the peer" if indication.by_peer else "protocol violation"
+        if self._sink is None and indication.received is Received.INVALID:
+            # Only the length of a request can be wrong here; too long is known when it has begun.
+            caller = self._caller or Caller("", "", self._peer_address)
+            cause = "malformed-request" if self._caller is None else "request-too-long"
+            self._acceptor.refuse(caller, cause)
+        else:
+            self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
 
     def _end(self, how: str, cause: str = "") -> None:
         sink, self._sink = self._sink, None
+        self._place = None
         if sink is not None:
             sink.close(how, cause)
         elif cause:
-            log.info("no association", peer=self._peer_address, cause=cause)
+            self._acceptor.log_stranger(self._peer_address, cause)
 
     # -- messages ------------------------------------------------------------------------------
 

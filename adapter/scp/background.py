@@ -161,6 +161,7 @@ class ScpBackgroundTasks:
         try:
             self._configuration.refresh(self._ledger)
             self._looked.set()  # before events, of which there may be many
+            self._events.sum_up_left_out(all_periods=self._loop.stopping.is_set())
             self._events.flush(self._ledger)
         except SQLAlchemyError:
             self._ledger.close()  # the next visit makes a new connection

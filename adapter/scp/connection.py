@@ -44,7 +44,7 @@ class AcceptorConnection:
     sock : socket
         The accepted socket.
     address : str
-        The peer's IP address.
+        The peer's IP address, as `adapter.addresses` writes it.
     settings : ScpSettings
         Deadlines and limits.
     acceptor : AssociationAcceptor
@@ -65,12 +65,13 @@ class AcceptorConnection:
         self._address = address
         self._settings = settings
         self._tls = tls
-        self._association = AcceptorAssociation(settings, acceptor, address)
+        self._association = AcceptorAssociation(settings, acceptor, address, self.end_idle)
         self._layer = self._association.layer
         self._opened = time.monotonic()
         self._pdu_began: float | None = None
         self._pdus_begun = 0
         self._stopping = False
+        self._unwanted = False
         self._timeout = 0.0  # of the socket when it receives
 
     def run(self, progress: Callable[[AcceptorConnection, bool], None]) -> None:
@@ -103,6 +104,12 @@ class AcceptorConnection:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
+    def end_idle(self) -> None:
+        """End the association with A-ABORT for another peer's; called from another thread."""
+        self._unwanted = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
     def drop(self) -> None:
         """End the connection at once; called from another thread."""
         with suppress(OSError):
@@ -126,13 +133,14 @@ class AcceptorConnection:
                 # Acknowledge at once.  A peer without TCP_NODELAY holds the next bytes back until
                 # then (Nagle's algorithm), and a delayed acknowledgement costs 40 ms for each PDU.
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            if count is None or (not count and self._stopping):
+            if count is None or (not count and (self._stopping or self._unwanted)):
                 self._expire()
             elif count:
                 association.receive(buffer[:count])
             else:
                 association.connection_closed()
             self._send(layer.take_output())
+            association.answered()
             if association.established is not established:
                 established = not established
                 progress(self, established)
@@ -189,6 +197,8 @@ class AcceptorConnection:
             self._association.give_up()
         elif self._stopping:
             self._association.abort("the receiver stops")
+        elif self._unwanted:
+            self._association.abort("idle, and another peer needed its place")
         elif self._layer.in_pdu:
             self._association.abort("PDU not whole in time", source=SERVICE_PROVIDER)
         else:

@@ -2,7 +2,8 @@
 """What the SCP reports: events for the ledger, counts for its heartbeat, and metrics.
 
 Reporting never waits and never fails: events wait in a bounded queue for the ledger, and are only
-counted when the queue is full.
+counted when the queue is full.  A peer that causes the same kind of event again and again gets a
+bounded number of them a minute, in the log as well; then an event says how many were left out.
 """
 
 from __future__ import annotations
@@ -14,13 +15,24 @@ from typing import Any
 
 from adapter.dicom.uids import is_uid
 from adapter.ledger import Ledger, events
+from adapter.log import get_logger
 from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.shared_counters import SharedCounters
+
+log = get_logger(__name__)
 
 # The kinds of events.
 REJECTED = "association-rejected"  #: an A-ASSOCIATE-RJ, and why
 ASSOCIATION = "association"  #: the summary of an association, at its end
 STORE_FAILED = "store-failed"  #: a C-STORE that was not answered with Success
+LEFT_OUT = "events-left-out"  #: how many events of a kind a peer caused beyond the limit
+
+#: Events of one kind about one peer, in each period and process.
+MOST_OF_A_PEER = 20
+PERIOD_SECONDS = 60.0
+#: Peers that are told apart; all others share one limit.
+_MOST_PEERS = 1000
+_OTHERS = "others"
 
 #: Events that wait for the ledger at most.
 QUEUE_LENGTH = 10_000
@@ -43,6 +55,47 @@ def shown_uid(text: str) -> str:
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
 
 
+class PeerRates:
+    """How often each peer has caused each kind of event, in the present period."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._periods: dict[tuple[str, str], list[float]] = {}  # begin, number of events
+
+    def admit(self, kind: str, peer: str) -> bool:
+        """Count an event; tell whether it is to be reported."""
+        with self._lock:
+            key = kind, peer
+            if key not in self._periods and len(self._periods) >= _MOST_PEERS:
+                key = kind, _OTHERS
+            period = self._periods.setdefault(key, [time.monotonic(), 0])
+            period[1] += 1
+            return period[1] <= MOST_OF_A_PEER
+
+    def take_left_out(self, *, all_periods: bool = False) -> list[tuple[str, str, int]]:
+        """Forget the periods that are over; return kind, peer and how many events were left out.
+
+        Parameters
+        ----------
+        all_periods : bool, optional
+            Also those that are not over.
+        """
+        now = time.monotonic()
+        with self._lock:
+            over = {
+                key: int(number)
+                for key, (began, number) in self._periods.items()
+                if all_periods or now - began >= PERIOD_SECONDS
+            }
+            for key in over:
+                del self._periods[key]
+        return [
+            (*key, number - MOST_OF_A_PEER)
+            for key, number in over.items()
+            if number > MOST_OF_A_PEER
+        ]
+
+
 class ScpEvents:
     """The queue of events and the counters of one SCP.
 
@@ -58,6 +111,17 @@ class ScpEvents:
         self._queue: deque[tuple[str, float, str | None, dict[str, Any]]] = deque()
         self._counts: Counter[str] = Counter()
         self._failure: tuple[float, str] | None = None
+        self._rates = PeerRates()
+
+    def admit(self, kind: str, peer: str) -> bool:
+        """Tell whether one more event of a kind about a peer is to be recorded and logged."""
+        return self._rates.admit(kind, peer)
+
+    def sum_up_left_out(self, *, all_periods: bool = False) -> None:
+        """Record and log how many events were left out, for the periods that are over."""
+        for kind, peer, number in self._rates.take_left_out(all_periods=all_periods):
+            self.record(LEFT_OUT, of=kind, peer=peer, number=number)
+            log.warning("events left out", of=kind, peer=peer, number=number)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adapter.dicom.statuses import ANSWERED, SUCCESS
+from adapter.scp.acceptance import CAUSES
 from adapter.scp.shared_counters import Key, ProcessCounters, SharedCounters
 
 #: AE titles that are told apart.
@@ -24,19 +25,8 @@ OTHER = "other"
 
 #: The statuses that a C-STORE is answered with (see `adapter.scp.store` and `adapter.scp.dimse`).
 STATUSES = tuple(f"{status:04X}" for status in ANSWERED)
-#: Why associations are rejected (see `adapter.scp.acceptance` and `adapter.scp.negotiation`).
-REJECTIONS = (
-    "unknown-calling-ae",
-    "wrong-address",
-    "unknown-called-ae",
-    "association-limit",
-    "low-storage",
-    "application-context",
-    "no-contexts",
-    "context-ids",
-    "protocol-version",
-    OTHER,
-)
+#: Why associations are rejected (see `adapter.scp.acceptance`).
+REJECTIONS = (*CAUSES, OTHER)
 #: The background loops of a process that receives.
 LOOPS = ("heartbeat", "scp-ledger", "scp-listener", "scp-wake-up")
 #: How associations end.

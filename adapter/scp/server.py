@@ -14,6 +14,7 @@ import ssl
 import struct
 import threading
 
+from adapter.addresses import peer_address
 from adapter.background import BackgroundLoop
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.connection import AcceptorConnection
@@ -142,11 +143,12 @@ class Server:
     def _accept(self) -> None:
         """Accept one connection, if one comes in time."""
         assert self._listener is not None
+        self._acceptor.end_unwanted()
         try:
             sock, address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # nobody came, or has gone again
             return
-        self._begin(sock, address[0])
+        self._begin(sock, str(peer_address(address[0])))
         if self._shared:
             self._loop.stopping.wait(_TURN_SECONDS)
 

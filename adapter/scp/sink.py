@@ -122,11 +122,19 @@ class StoreSink:
             self._receive.discard()
             cause = cause or "ended within an instance"
         summary = self._summary(how) | ({"cause": cause} if cause else {})
-        # Monitoring sends a C-ECHO every few seconds, for years: that is not worth an event.
-        if self._number or self._ignored or self._failed or cause:
-            self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
         self._context.events.metrics.ended(how)
-        log.info("association ended", association=self.association, **summary)
+        # Monitoring sends a C-ECHO every few seconds, for years: that is not worth an event.
+        due = bool(self._number or self._ignored or self._failed or cause)
+        # One that brought instances belongs to a study's timeline; of others there may be too many.
+        left_out = (
+            due
+            and not self._number
+            and not self._context.events.admit(events.ASSOCIATION, self._peer_address)
+        )
+        if due and not left_out:
+            self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
+        if not left_out:
+            log.info("association ended", association=self.association, **summary)
         self._ended()
 
     def _next_arrival(self, received_at: float) -> ArrivalId:
@@ -138,6 +146,8 @@ class StoreSink:
         self._failed[answer.status] += 1
         self._context.events.count("failed")
         if self._failed.total() > _MOST_FAILURES:
+            return
+        if not self._context.events.admit(events.STORE_FAILED, self._peer_address):
             return
         detail = {
             "sopClass": shown_uid(command.sop_class_uid),

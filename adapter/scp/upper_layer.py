@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The upper layer of the acceptor: bytes in; indications and bytes out.
 
-There are no sockets, files, clocks or threads here.  The states and actions are those of PS3.8
-section 9.2, in the table below.  An acceptor never asks for an association and never asks to
-release one, so the rest of the Standard's table cannot be reached.
+There are no sockets, files, clocks or threads here, and the items of a request are not read.  The
+states and actions are those of PS3.8 section 9.2, in the table below.  An acceptor never asks for
+an association and never asks to release one, so the rest of the Standard's table cannot be reached.
 
 ::
 
     Sta2 --A-ASSOCIATE-RQ--> Sta3 --accept--> Sta6 --A-RELEASE-RQ--> Sta8 --release--> Sta13
-      |                        +----reject----------------------------------------------^
+      +--reject----------------+----reject----------------------------------------------^
       +-- anything else, and any violation in any state: A-ABORT ------------------------^
                                                                     Sta13 --closed--> Sta1
+
+An A-ASSOCIATE-RQ is indicated twice: when its fixed part has come, so that a caller whom nobody
+knows is rejected before more of it is read, and when it is whole (AE-6).
 
 A P-DATA-TF is never assembled.  The part of a fragment that has come is handed on at once, as a
 view of the received bytes.
@@ -18,12 +21,10 @@ view of the received bytes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
-
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
 from adapter.dicom import pdus
 from adapter.dicom.pdus import (
@@ -38,7 +39,6 @@ from adapter.dicom.pdus import (
     UNEXPECTED_PDU,
     UNRECOGNIZED_PDU,
 )
-from adapter.dicom.rejections import PROTOCOL_VERSION_NOT_SUPPORTED
 
 #: The longest P-DATA-TF we send to a peer that sets no limit.
 UNLIMITED = 131_072
@@ -112,10 +112,16 @@ _KINDS = {
 _REASONS = {Received.UNRECOGNIZED: UNRECOGNIZED_PDU, Received.INVALID: INVALID_PARAMETER}
 
 
-class Requested(NamedTuple):
-    """The peer asks for an association: answer with `accept` or `reject`."""
+class RequestBegun(NamedTuple):
+    """The fixed part of an A-ASSOCIATE-RQ is here; it may be rejected already."""
 
-    request: A_ASSOCIATE_RQ
+    pdu: bytes
+
+
+class Requested(NamedTuple):
+    """The peer asks for an association: answer with `accept` or `reject`, or abort."""
+
+    pdu: bytes
 
 
 class Fragment(NamedTuple):
@@ -131,23 +137,16 @@ class Released(NamedTuple):
     """The peer asks for the association's release: answer with `release`."""
 
 
-class VersionRejected(NamedTuple):
-    """The association was rejected already, for its protocol version."""
-
-    result: int
-    source: int
-    reason: int
-
-
 class Aborted(NamedTuple):
-    """The association has ended without a release."""
+    """The association has ended without a release, or never began; `received` says by what."""
 
     by_peer: bool
     source: int
     reason: int
+    received: Received
 
 
-Indication: TypeAlias = Requested | Fragment | Released | VersionRejected | Aborted
+Indication: TypeAlias = RequestBegun | Requested | Fragment | Released | Aborted
 
 _HEADER_LENGTH = 6  # of a PDU, and of a presentation data value
 
@@ -198,7 +197,6 @@ class UpperLayer:
         self._context_id = 0
         self._command = False
         self._last = False
-        self._odd_endings: frozenset[int] = frozenset()
 
     @property
     def in_pdu(self) -> bool:
@@ -230,10 +228,10 @@ class UpperLayer:
                 last = self._last and not self._value_left
                 indication = Fragment(self._context_id, self._command, last, view[at : at + taken])
             elif self._body is not None:
-                taken = min(self._pdu_left, end - at)
-                self._pdu_left -= taken
-                self._body += view[at : at + taken]
-                indication = None if self._pdu_left else self._control_pdu(bytes(self._body))
+                taken = min(self._until_judged(), end - at)
+                at += taken
+                yield from self._part_of_body(view[at - taken : at])
+                continue
             elif not self._header and end - at >= _HEADER_LENGTH:
                 taken = _HEADER_LENGTH
                 indication = self._read_header(view, at)
@@ -265,10 +263,9 @@ class UpperLayer:
         length, context_id, control = PDV_HEADER.unpack_from(source, at)
         value = length - 2
         left = self._pdu_left - 4 - length
+        # A fragment of odd length violates Annex E.1, but can be told apart as well as any other.
         if value < 0 or left < 0 or 0 < left < _HEADER_LENGTH:
             return self._violation(Received.INVALID)
-        if value % 2 and not (control == LAST and context_id in self._odd_endings):
-            return self._violation(Received.UNEXPECTED)
         self._pdu_left, self._value_left = left, value
         self._context_id = context_id
         self._command, self._last = bool(control & COMMAND), bool(control & LAST)
@@ -284,46 +281,49 @@ class UpperLayer:
             if not _HEADER_LENGTH <= length <= self._limits.pdu_bytes:
                 return self._violation(Received.INVALID)
         else:
-            most = self._limits.request_bytes if kind is Received.REQUEST else 4
-            if not 4 <= length <= most:
+            request = kind is Received.REQUEST
+            least = pdus.FIXED_LENGTH - _HEADER_LENGTH if request else 4
+            if length < least or (length > least and not request):
                 return self._violation(Received.INVALID)
             self._body = bytearray(PDU_HEADER.pack(code, length))
             self._kind = kind
         self._pdu_left = length
         return None
 
+    def _until_judged(self) -> int:
+        """Return how many bytes of a control PDU to take before it is looked at."""
+        assert self._body is not None
+        fixed = pdus.FIXED_LENGTH - len(self._body)
+        return fixed if 0 < fixed < self._pdu_left else self._pdu_left
+
+    def _part_of_body(self, part: memoryview) -> Iterator[Indication]:
+        assert self._body is not None
+        self._body += part
+        self._pdu_left -= len(part)
+        if not self._pdu_left:
+            yield self._control_pdu(bytes(self._body))
+        elif self._kind is Received.REQUEST and len(self._body) == pdus.FIXED_LENGTH:
+            yield RequestBegun(bytes(self._body))
+            whole = pdus.FIXED_LENGTH - _HEADER_LENGTH + self._pdu_left
+            if not self.ended and whole > self._limits.request_bytes:
+                yield self._violation(Received.INVALID)
+
     def _control_pdu(self, pdu: bytes) -> Indication:
         self._body = None
-        action = TABLE[self.state][self._kind]
+        self.state = TABLE[self.state][self._kind].value[1]
         if self._kind is Received.REQUEST:
-            return self._request(pdu, action)
-        self.state = action.value[1]
+            return Requested(pdu)
         if self._kind is Received.ABORT:
-            return Aborted(by_peer=True, source=pdu[8], reason=pdu[9])
+            return Aborted(True, pdu[8], pdu[9], Received.ABORT)
         return Released()
-
-    def _request(self, pdu: bytes, action: Action) -> Indication:
-        """Check that an A-ASSOCIATE-RQ can be read (AE-6)."""
-        version = int.from_bytes(pdu[6:8], "big")
-        if len(pdu) >= pdus.FIXED_LENGTH and not version & 1:
-            self.state = State.STA3
-            self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
-            return VersionRejected(*PROTOCOL_VERSION_NOT_SUPPORTED)
-        try:
-            request = pdus.decode_request(pdu)
-        except pdus.MalformedPDU:
-            return self._violation(Received.INVALID)
-        self._peer_limit = pdus.maximum_length(request) or UNLIMITED
-        self.state = action.value[1]
-        return Requested(request)
 
     def _violation(self, kind: Received) -> Aborted:
         if TABLE[self.state][kind] is Action.AA_1:
-            self.abort(SERVICE_USER, NO_REASON)
-            return Aborted(by_peer=False, source=SERVICE_USER, reason=NO_REASON)
-        reason = _REASONS.get(kind, UNEXPECTED_PDU)
-        self.abort(SERVICE_PROVIDER, reason)
-        return Aborted(by_peer=False, source=SERVICE_PROVIDER, reason=reason)
+            source, reason = SERVICE_USER, NO_REASON
+        else:
+            source, reason = SERVICE_PROVIDER, _REASONS.get(kind, UNEXPECTED_PDU)
+        self.abort(source, reason)
+        return Aborted(False, source, reason, kind)
 
     def connection_closed(self) -> bool:
         """Record that the peer closed the connection; True if that ended the association."""
@@ -337,22 +337,23 @@ class UpperLayer:
 
     # -- from this side ----------------------------------------------------------------------
 
-    def accept(self, answer: A_ASSOCIATE_AC, odd_endings: Collection[int] = ()) -> None:
+    def accept(self, answer: bytes, maximum_length: int) -> None:
         """Accept the association (AE-7).
 
         Parameters
         ----------
-        answer : A_ASSOCIATE_AC
-            The answer.
-        odd_endings : collection of int, optional
-            Contexts whose data sets may end with a fragment of odd length, against Annex E.1.
+        answer : bytes
+            The A-ASSOCIATE-AC.
+        maximum_length : int
+            The longest P-DATA-TF that the peer takes, in bytes; 0 is no limit.
         """
-        self._odd_endings = frozenset(odd_endings)
-        self._move(State.STA3, State.STA6, answer.encode())
+        self._peer_limit = maximum_length or UNLIMITED
+        self._move(State.STA3, State.STA6, answer)
 
     def reject(self, result: int, source: int, reason: int) -> None:
-        """Reject the association (AE-8)."""
-        self._move(State.STA3, State.STA13, pdus.encode_reject(result, source, reason))
+        """Reject the association (AE-6 when only its fixed part has come, else AE-8)."""
+        before = State.STA2 if self.state is State.STA2 and self._body else State.STA3
+        self._move(before, State.STA13, pdus.encode_reject(result, source, reason))
 
     def release(self) -> None:
         """Answer the peer's request to release the association (AR-4)."""

@@ -8,9 +8,8 @@
     +-- AssociationRejected    the peer answered, and rejected the association
     +-- AssociationBroken      the association ended too early
 
-pynetdicom encodes and decodes the control PDUs (``adapter.dicom.pdus``).  P-DATA is our own: the
-bytes of a file go to the socket as they are, a mebibyte at a time, never decoded and never held as
-a whole.
+The control PDUs are those of ``adapter.dicom.pdus``.  The bytes of a file go to the socket as they
+are, a mebibyte at a time, never decoded and never held as a whole.
 """
 
 from __future__ import annotations
@@ -20,18 +19,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from struct import Struct
 from types import TracebackType
-from typing import Any, Self
-
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_items import (
-    AbstractSyntaxSubItem,
-    PresentationContextItemRQ,
-    TransferSyntaxSubItem,
-)
+from typing import Self
 
 from adapter.dicom import command_sets as commands
 from adapter.dicom import pdus, rejections
-from adapter.dicom.pdus import COMMAND, LAST, PDU_HEADER, PDV_HEADER
+from adapter.dicom.pdus import COMMAND, LAST, MAXIMUM_CONTEXTS, PDU_HEADER, PDV_HEADER
 from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN
 from adapter.dicom.uids import VERIFICATION
 from adapter.errors import PermanentError, TemporaryError
@@ -46,6 +38,7 @@ from adapter.scu.connection import (
 from adapter.settings import Scu
 
 __all__ = [
+    "MAXIMUM_CONTEXTS",
     "AssociationBroken",
     "AssociationRejected",
     "FileUnreadable",
@@ -55,9 +48,6 @@ __all__ = [
 
 #: A presentation context as we propose it: an abstract syntax and one transfer syntax.
 Context = tuple[str, str]
-
-#: The most contexts of one association: their ids are the odd numbers of a byte (PS3.8 9.3.2.2).
-MAXIMUM_CONTEXTS = 128
 
 #: The longest P-DATA-TF that we take; that we send; and that we send to a peer without a limit.
 _TAKEN, _SENT, _SENT_TO_UNLIMITED = 16_384, 1 << 20, 1 << 17
@@ -128,7 +118,12 @@ class RequestorAssociation:
         )
         try:
             deadline = Deadline(scu.association_seconds)
-            request = _request(destination.ae_title, scu.ae_title, contexts)
+            request = pdus.encode_request(
+                destination.ae_title,
+                scu.ae_title,
+                ((2 * at + 1, *context) for at, context in enumerate(contexts)),
+                _TAKEN,
+            )
             try:
                 self._connection.send([request], deadline)
                 kind, body = self._receive_pdu(deadline)
@@ -253,16 +248,16 @@ class RequestorAssociation:
             raise AssociationBroken(
                 f"answered with an A-ASSOCIATE-AC that cannot be read ({problem})"
             ) from None
-        if not answer.presentation_context:
+        if not answer.contexts:
             raise AssociationBroken("accepted the association without an answer for any context")
         proposed = {2 * at + 1: context for at, context in enumerate(contexts)}
         accepted = {}
-        for item in answer.presentation_context:
-            context = proposed.get(item.context_id or 0)
+        for answered in answer.contexts:
+            context = proposed.get(answered.context_id)
             # A syntax other than the one proposed was never offered: nothing can be sent in it.
-            if context and item.result == 0 and item.transfer_syntax == context[1]:
-                accepted[context] = int(item.context_id or 0)
-        return accepted, pdus.maximum_length(answer)
+            if context and answered.result == 0 and answered.transfer_syntaxes == (context[1],):
+                accepted[context] = answered.context_id
+        return accepted, answer.maximum_length
 
     def _receive_pdu(self, deadline: Deadline) -> tuple[int, bytes]:
         kind, length = PDU_HEADER.unpack(self._connection.receive(PDU_HEADER.size, deadline))
@@ -320,30 +315,6 @@ class RequestorAssociation:
             end = LAST if last and at + len(part) == len(data) else 0
             yield _PDATA.pack(pdus.P_DATA_TF, len(part) + 6, len(part) + 2, context_id, flags | end)
             yield part
-
-
-def _request(called: str, calling: str, contexts: Sequence[Context]) -> bytes:
-    """Return an A-ASSOCIATE-RQ (PS3.8 section 9.3.2)."""
-    request = A_ASSOCIATE_RQ()
-    request.called_ae_title, request.calling_ae_title = called, calling
-    items: list[Any] = [
-        pdus.application_context_item(),
-        *(_context_item(2 * at + 1, *context) for at, context in enumerate(contexts)),
-        pdus.user_information_item(_TAKEN),
-    ]
-    request.variable_items = items
-    return request.encode()
-
-
-def _context_item(number: int, sop_class: str, syntax: str) -> PresentationContextItemRQ:
-    abstract: Any = AbstractSyntaxSubItem()
-    abstract.abstract_syntax_name = sop_class
-    transfer: Any = TransferSyntaxSubItem()
-    transfer.transfer_syntax_name = syntax
-    item = PresentationContextItemRQ()
-    item.presentation_context_id = number
-    item.abstract_transfer_syntax_sub_items = [abstract, transfer]
-    return item
 
 
 def _values(body: bytes, context_id: int) -> Iterator[tuple[bytes, int]]:

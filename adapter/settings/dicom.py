@@ -58,7 +58,11 @@ class ScpSettings(Section):
         0, ge=0, le=64, description="Processes that receive; 0 is one for each core, at most 4."
     )
     maximum_associations_per_peer: int = Field(
-        20, ge=1, le=1000, description="Associations at a time from one address (2/3/2)."
+        20,
+        ge=1,
+        le=1000,
+        description="Associations at a time from one address, e.g. of all devices behind a gateway "
+        "(2/3/2). Idle ones of a sender with more than its fair share are ended first.",
     )
     maximum_half_open: int = Field(
         64,
