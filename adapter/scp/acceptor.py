@@ -27,7 +27,7 @@ from adapter.spool import Spool
 log = get_logger(__name__)
 
 
-class Admission(NamedTuple):
+class AcceptedAssociation(NamedTuple):
     """An accepted association: its sink, its place, and what the request said."""
 
     sink: StoreSink
@@ -108,7 +108,7 @@ class AssociationAcceptor:
 
     def decide(
         self, caller: Caller, parties: Parties, pdu: bytes, end: Callable[[], None]
-    ) -> Admission | Rejection:
+    ) -> AcceptedAssociation | Rejection:
         """Decide about the request of a known caller; `reject` then reports a rejection.
 
         Every sink has to be closed, however the association ends.
@@ -147,11 +147,11 @@ class AssociationAcceptor:
         self._events.count("accepted")
         self._events.metrics.accepted(decision.called_ae)
         sink = StoreSink(self._context, decision, caller.peer_address, place.release)
-        return Admission(sink, place, items)
+        return AcceptedAssociation(sink, place, items)
 
-    def end_unwanted(self) -> None:
+    def end_superfluous(self) -> None:
         """End the idle associations whose places another peer needs."""
-        self._limiter.end_unwanted()
+        self._limiter.end_superfluous()
 
     def _storage_low(self) -> bool:
         try:
@@ -190,7 +190,7 @@ class AssociationAcceptor:
         """
         self._events.count("rejected")
         self._events.metrics.rejected(cause)
-        if not self._events.admit(events.REJECTED, caller.peer_address):
+        if not self._events.within_rate(events.REJECTED, caller.peer_address):
             return
         detail = {
             "calling": printable(caller.calling_ae),
@@ -205,5 +205,5 @@ class AssociationAcceptor:
 
     def log_stranger(self, peer: str, cause: str) -> None:
         """Log a connection that ended without a request; there may be too many to log them all."""
-        if self._events.admit("connection-without-request", peer):
+        if self._events.within_rate("connection-without-request", peer):
             log.info("no association", peer=peer, cause=cause)

@@ -126,23 +126,23 @@ class AssociationLimiter:
         place, ending = self._take(peer, end, look_for_idle=True)
         deadline = time.monotonic() + _WAIT_SECONDS
         while place is None and ending and time.monotonic() < deadline:
-            self.end_unwanted()
+            self.end_superfluous()
             time.sleep(_LOOK_SECONDS)
             place, _ = self._take(peer, end, look_for_idle=False)
         return place
 
-    def end_unwanted(self) -> None:
+    def end_superfluous(self) -> None:
         """End the associations of this process whose places another peer needs."""
         with self._lock:
-            unwanted = [
+            superfluous = [
                 (place, end)
                 for place, end in self._mine.items()
                 if self._words[place * _WORDS + _END]
             ]
-            for place, _ in unwanted:
+            for place, _ in superfluous:
                 self._words[place * _WORDS + _END] = 0
         now = time.monotonic()
-        for place, end in unwanted:
+        for place, end in superfluous:
             if self._idle(place, now):
                 end()
 

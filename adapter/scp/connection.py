@@ -71,7 +71,7 @@ class AcceptorConnection:
         self._pdu_began: float | None = None
         self._pdus_begun = 0
         self._stopping = False
-        self._unwanted = False
+        self._superfluous = False
         self._timeout = 0.0  # of the socket when it receives
 
     def run(self, progress: Callable[[AcceptorConnection, bool], None]) -> None:
@@ -106,7 +106,7 @@ class AcceptorConnection:
 
     def end_idle(self) -> None:
         """End the association with A-ABORT for another peer's; called from another thread."""
-        self._unwanted = True
+        self._superfluous = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
@@ -133,7 +133,7 @@ class AcceptorConnection:
                 # Acknowledge at once.  A peer without TCP_NODELAY holds the next bytes back until
                 # then (Nagle's algorithm), and a delayed acknowledgement costs 40 ms for each PDU.
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            if count is None or (not count and (self._stopping or self._unwanted)):
+            if count is None or (not count and (self._stopping or self._superfluous)):
                 self._expire()
             elif count:
                 association.receive(buffer[:count])
@@ -197,7 +197,7 @@ class AcceptorConnection:
             self._association.give_up()
         elif self._stopping:
             self._association.abort("the receiver stops")
-        elif self._unwanted:
+        elif self._superfluous:
             self._association.abort("idle, and another peer needed its place")
         elif self._layer.in_pdu:
             self._association.abort("PDU not whole in time", source=SERVICE_PROVIDER)

@@ -62,7 +62,7 @@ class PeerRates:
         self._lock = threading.Lock()
         self._periods: dict[tuple[str, str], list[float]] = {}  # begin, number of events
 
-    def admit(self, kind: str, peer: str) -> bool:
+    def within_rate(self, kind: str, peer: str) -> bool:
         """Count an event; tell whether it is to be reported."""
         with self._lock:
             key = kind, peer
@@ -113,9 +113,9 @@ class ScpEvents:
         self._failure: tuple[float, str] | None = None
         self._rates = PeerRates()
 
-    def admit(self, kind: str, peer: str) -> bool:
+    def within_rate(self, kind: str, peer: str) -> bool:
         """Tell whether one more event of a kind about a peer is to be recorded and logged."""
-        return self._rates.admit(kind, peer)
+        return self._rates.within_rate(kind, peer)
 
     def sum_up_left_out(self, *, all_periods: bool = False) -> None:
         """Record and log how many events were left out, for the periods that are over."""

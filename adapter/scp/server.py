@@ -143,7 +143,7 @@ class Server:
     def _accept(self) -> None:
         """Accept one connection, if one comes in time."""
         assert self._listener is not None
-        self._acceptor.end_unwanted()
+        self._acceptor.end_superfluous()
         try:
             sock, address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # nobody came, or has gone again

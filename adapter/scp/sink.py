@@ -129,7 +129,7 @@ class StoreSink:
         left_out = (
             due
             and not self._number
-            and not self._context.events.admit(events.ASSOCIATION, self._peer_address)
+            and not self._context.events.within_rate(events.ASSOCIATION, self._peer_address)
         )
         if due and not left_out:
             self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
@@ -147,7 +147,7 @@ class StoreSink:
         self._context.events.count("failed")
         if self._failed.total() > _MOST_FAILURES:
             return
-        if not self._context.events.admit(events.STORE_FAILED, self._peer_address):
+        if not self._context.events.within_rate(events.STORE_FAILED, self._peer_address):
             return
         detail = {
             "sopClass": shown_uid(command.sop_class_uid),
