@@ -211,7 +211,7 @@ def test_every_row_of_conformance_is_a_test() -> None:
     tests = [path.read_text(encoding="utf-8") for path in HERE.glob("test_conformance_*.py")]
     rows = re.findall(r"^\| ([UD]\d+) \|", page, re.MULTILINE)
 
-    assert len(rows) == 20 + 13
+    assert len(rows) == 21 + 14
     for row in rows:
         assert re.search(rf'id="{row}["-]|def test_{row.lower()}_', "\n".join(tests)), row
 
