@@ -25,9 +25,9 @@ BEGIN = "<!-- begin: written by `make docs` from values.yaml -->"
 END = "<!-- end -->"
 
 #: Settings that the chart makes: folders, addresses, ports and passwords.
-OWN_SETTINGS = ("data", "storage.temporary", "dicom.scp.host", "dicom.scp.port", "api", "metrics")
+OWN_SETTINGS = ("data", "storage.temporary", "dicom.scp.host", "dicom.scp.port", "metrics")
 OWN_SETTINGS += ("broker", "database", "flower.enabled", "flower.host", "flower.port")
-OWN_SETTINGS += ("flower.passwordFile",)
+OWN_SETTINGS += ("flower.passwordFile", "api.host", "api.port", "api.withoutAuthentication")
 
 Schema = dict[str, Any]
 

@@ -51,6 +51,7 @@ from tests.support_waiting import eventually
 pytestmark = pytest.mark.every_ledger
 
 CANARY = "CANARY^NAME"
+LOCAL = "http://127.0.0.1"
 
 
 class Redis:
@@ -91,7 +92,7 @@ def opening(settings: Settings, redis: Redis) -> AdapterOpening:
 
 @pytest.fixture
 def client(opening: AdapterOpening, adapter: Adapter) -> Iterator[TestClient]:
-    with TestClient(create_app(opening), raise_server_exceptions=False) as client:
+    with TestClient(create_app(opening), LOCAL, raise_server_exceptions=False) as client:
         eventually(lambda: client.get("/health/ready").status_code == 200)
         yield client
 
@@ -239,7 +240,7 @@ def test_a_ledger_that_is_locked_is_red(
     opening = AdapterOpening(settings)
     opening.queues = redis  # type: ignore[assignment]
     locked = r"the ledger has taken no transaction for \d+ s"
-    with TestClient(create_app(opening)) as client:
+    with TestClient(create_app(opening), LOCAL) as client:
         eventually(lambda: client.get("/health/ready").status_code == 200)
 
         with adapter.ledger.write():
@@ -376,7 +377,7 @@ def test_a_full_disk_is_red(settings: Settings, adapter: Adapter, redis: Redis) 
     storage = settings.storage.model_copy(update={"reserve_space_gb": 1e9})
     opening = AdapterOpening(settings.model_copy(update={"storage": storage}))
     opening.queues = redis  # type: ignore[assignment]
-    with TestClient(create_app(opening)) as client:
+    with TestClient(create_app(opening), LOCAL) as client:
         eventually(lambda: client.get("/health/ready").status_code == 200)
 
         status = client.get("/health/status")
@@ -424,7 +425,7 @@ def test_without_a_ledger_the_api_lives_and_says_so(
 
 def test_the_api_starts_without_a_ledger_and_opens_it_when_it_comes(settings: Settings) -> None:
     """An API that starts before its ledger answers 503, and 200 as soon as the ledger is there."""
-    with ExitStack() as away, TestClient(create_app(AdapterOpening(settings))) as client:
+    with ExitStack() as away, TestClient(create_app(AdapterOpening(settings)), LOCAL) as client:
         if settings.database.url is None:
             in_the_way = settings.data / "ledger.sqlite"
             in_the_way.mkdir(parents=True)
@@ -584,6 +585,30 @@ def test_head_answers_as_get_without_a_body(client: TestClient, path: str) -> No
     assert (head.status_code, head.content) == (full.status_code, b"")
     assert head.headers["content-type"] == full.headers["content-type"]
     assert int(head.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:5000", 200),
+        ("[::1]:5000", 200),
+        ("10.1.2.3", 200),
+        ("gateway.hospital.example.", 200),
+        ("rebound.example:5000", 421),
+        ("localhost.rebound.example", 421),
+        ("", 421),
+    ],
+)
+@pytest.mark.every_ledger("sqlite")
+def test_requests_for_another_host_are_refused(settings: Settings, host: str, status: int) -> None:
+    """A page whose name was rebound to our address learns nothing, and nothing is asked."""
+    api = settings.api.model_copy(update={"host_names": ["gateway.hospital.example"]})
+    opening = AdapterOpening(settings.model_copy(update={"api": api}))
+
+    answer = TestClient(create_app(opening)).get("/health/live", headers={"host": host})
+
+    assert answer.status_code == status
+    assert ("live" in answer.text) == (status == 200)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

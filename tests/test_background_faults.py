@@ -278,7 +278,7 @@ def test_the_heart_of_the_scp(adapter: Adapter, monkeypatch: pytest.MonkeyPatch)
 @contextmanager
 def running_api(settings: Settings) -> Iterator[tuple[Role, TestClient]]:
     opening = AdapterOpening(settings)
-    with TestClient(create_app(opening)) as client:
+    with TestClient(create_app(opening), "http://127.0.0.1") as client:
 
         def ask_live() -> tuple[int, str]:
             answer = client.get("/health/live")

@@ -60,6 +60,7 @@ OTHER_VALUES: dict[tuple[str, ...], Any] = {
     ("services", "platform", "metadataDicomSource"): ["00100020"],
     ("services", "resultsService", "endpoint"): "http://results.example",
     ("services", "resultsService", "root"): "/srv/results",
+    ("api", "host"): "127.0.0.2",
     ("metrics", "port"): 9090,
     ("broker", "url"): "redis://redis.example:6379/0",
     ("database", "url"): "postgresql+psycopg://ledger.example/adapter",

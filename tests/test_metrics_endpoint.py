@@ -68,6 +68,14 @@ def test_anything_else_is_refused(served):
     assert ask(served.port, "/live", "HEAD") == (200, "")
 
 
+@pytest.mark.parametrize(("host", "status"), [("[::1]:9", 200), ("rebound.example:9", 421)])
+def test_a_request_for_another_host_is_refused(served, host, status):
+    """A page whose name was rebound to our address reads no metrics; a probe by address does."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+        client.sendall(f"GET /metrics HTTP/1.1\r\nHOST: {host}\r\n\r\n".encode())
+        assert client.makefile("rb").readline().split()[1] == str(status).encode()
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n"], ids=["silent", "half"])
 def test_clients_that_do_not_ask_hold_nothing_up(served, monkeypatch, sent):
     """More silent clients than there is room for, and the next one is answered at once."""

@@ -57,3 +57,20 @@ def test_a_renamed_environment_variable_is_refused_with_its_new_name(
     (problem,) = refused.value.problems
     assert problem.lower().startswith(" > ".join(["DicomAdapter", *section, old]).lower())
     assert problem.endswith(f": removed; use `{new}`")
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "gateway.example"])
+def test_rest_stays_on_loopback_unless_told_otherwise(tmp_path, host):
+    """It asks nobody for a password, so whoever opens it to a network has to say so."""
+    file = tmp_path / "appsettings.json"
+
+    def load(**api):
+        file.write_text(json.dumps({"DicomAdapter": {"api": api}}), encoding="utf-8")
+        return settings_module.load(config=file).api.host
+
+    with pytest.raises(ConfigurationError, match=r"DicomAdapter > api: .*withoutAuthentication"):
+        load(host=host)
+
+    assert load(host=host, withoutAuthentication=True) == host
+    assert [load(host=own) for own in ("::1", "127.0.0.9", "localhost")]
+    assert settings_module.load(data=tmp_path).metrics.host == "127.0.0.1"

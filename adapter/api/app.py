@@ -20,6 +20,7 @@ from adapter.api import health, problems
 from adapter.api.fresh import NotAvailable
 from adapter.api.head import HeadAsGet
 from adapter.api.health import HealthCheck
+from adapter.api.hosts import OwnHostOnly
 from adapter.api.metrics import ApiCollector, ApiMetrics, Scaling
 from adapter.api.opening import ROLE, AdapterOpening
 from adapter.ledger import Ledger, queries
@@ -58,6 +59,7 @@ def create_app(opening: AdapterOpening) -> FastAPI:
     app.state.registry.register(ApiCollector(metrics))
     problems.install(app)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(OwnHostOnly, names=opening.settings.api.host_names)
     app.include_router(_health)
     app.include_router(_machines)
     app.include_router(_api)

@@ -21,13 +21,14 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from http import HTTPStatus
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from adapter.addresses import names_us
 from adapter.background import BackgroundLoop
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
@@ -95,6 +96,8 @@ class Endpoint:
         Returns why the process has to be replaced.
     unready : callable
         Returns why it does not do its work.
+    host_names : collection of str, optional
+        The names by which clients reach it, besides addresses and this host's own.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Endpoint:
         registry: CollectorRegistry,
         unfit: Reasons,
         unready: Reasons,
+        host_names: Collection[str] = (),
     ) -> None:
         self._listener = listener
+        self._host_names = host_names
         self._registry = registry
         self._unfit = unfit
         self._unready = unready
@@ -188,6 +193,8 @@ class Endpoint:
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         if method not in {b"GET", b"HEAD"}:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"only GET\n")
+        if not names_us(_host(head), self._host_names):
+            return _response(HTTPStatus.MISDIRECTED_REQUEST, _TEXT, b"see metrics > hostNames\n")
         path = rest.partition(b" ")[0].partition(b"?")[0]
         if path == b"/metrics":
             body = generate_latest(self._registry)
@@ -199,6 +206,14 @@ class Endpoint:
         else:
             answer = _response(HTTPStatus.NOT_FOUND, _TEXT, b"/metrics, /live or /ready\n")
         return answer if method == b"GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+
+def _host(head: bytes) -> str | None:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"host":
+            return value.decode("latin-1")
+    return None
 
 
 def _judge(what: str, reasons: list[str]) -> bytes:

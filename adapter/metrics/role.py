@@ -100,7 +100,11 @@ def serve_role(
     registry = registry or CollectorRegistry()
     registry.register(RoleCollector(role, lambda: heart.age))
     endpoint = Endpoint(
-        listener, registry, lambda: silent(heart.age) + unrecovered(background.lost()), unready
+        listener,
+        registry,
+        lambda: silent(heart.age) + unrecovered(background.lost()),
+        unready,
+        settings.metrics.host_names,
     )
     endpoint.start()
     return endpoint

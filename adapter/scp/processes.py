@@ -110,6 +110,7 @@ def make_endpoint(
         registry,
         lambda: metrics.silent(counters.silence()) + metrics.unrecovered(counters.lost_loops()),
         lambda: [] if counters.listening() else ["nobody listens"],
+        settings.metrics.host_names,
     )
 
 

@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from adapter import passwords
+from adapter.addresses import is_loopback
 from adapter.settings.section import Port, Seconds, Section
+
+HostNames = list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]]
+_HOST_NAMES = (
+    "Names by which clients reach it, besides addresses, `localhost` and the host's own name; "
+    "requests for others are refused (DNS rebinding)."
+)
 
 
 def _read_password(path: Path) -> str:
@@ -24,6 +31,22 @@ class Api(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(5000, description="TCP port to listen on.")
+    host_names: HostNames = Field(default_factory=list, description=_HOST_NAMES)
+    without_authentication: bool = Field(
+        False,
+        description="Whether REST, which asks nobody for a password, may listen beyond loopback: "
+        "only where the network lets nobody else in.",
+    )
+
+    @model_validator(mode="after")
+    def _stay_on_loopback(self) -> Api:
+        if not is_loopback(self.host) and not self.without_authentication:
+            raise ValueError(
+                f"host: REST asks nobody for a password, so it does not listen on "
+                f"{self.host or 'all addresses'}; if the network lets nobody else in, set "
+                "withoutAuthentication"
+            )
+        return self
 
 
 class Flower(Section):
@@ -68,12 +91,15 @@ class Metrics(Section):
     `/metrics` is for Prometheus; `/live` and `/ready` are for probes.
     """
 
-    host: str = Field("", description="Address to listen on; empty means all, IPv4 and IPv6.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; empty means all, IPv4 and IPv6."
+    )
     port: Port | None = Field(
         None,
         description="TCP port; without one there is no endpoint. With `up` it is the port of the "
         "SCP, and the workers have the next three.",
     )
+    host_names: HostNames = Field(default_factory=list, description=_HOST_NAMES)
 
 
 class ServerWithPassword(Section):

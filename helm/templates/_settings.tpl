@@ -21,11 +21,15 @@ appsettings.json: the settings from the values, overridden by those that the cha
 paths of the password files are not here: each role gets only its own, by its environment.
 */}}
 {{- define "dicom-adapter.settings" -}}
+{{- $api := printf "%s-api" (include "dicom-adapter.fullname" .) -}}
+{{- $service := printf "%s.%s" $api .Release.Namespace -}}
+{{- $names := list $api $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) -}}
+{{- $names = concat $names (default list (default dict .Values.settings.api).hostNames) -}}
 {{- $own := dict
       "data" "/var/lib/dicom-adapter/data"
       "storage" (dict "temporary" "/spool")
       "dicom" (dict "scp" (dict "host" "" "port" 11112))
-      "api" (dict "host" .Values.listen "port" 5000)
+      "api" (dict "host" .Values.listen "port" 5000 "hostNames" $names "withoutAuthentication" true)
       "flower" (dict "host" .Values.listen "port" 5555)
       "metrics" (dict "host" "" "port" 9090)
       "broker" (dict "url" (include "dicom-adapter.redisUrl" .))
