@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import yaml
 
-from adapter.settings import Settings
+from adapter.settings import Pipeline, Settings
 from tests import support_scp
 from tests.support_custom_resources import definitions
 
@@ -446,7 +446,10 @@ def write_credentials(folder: Path, token: str) -> Path:
 
 
 def for_operator(settings: Settings, kubectl: Kubectl, credentials: Path) -> Settings:
-    """Settings of an operator that is quick to try again; a real server has one user for both."""
+    """Settings of an operator that is quick to try again; a real server has one user for both.
+
+    There are the pipelines that the tests' AE titles name.
+    """
     kubernetes = settings.kubernetes.model_copy(
         update={
             "endpoint": kubectl.url,
@@ -456,7 +459,11 @@ def for_operator(settings: Settings, kubectl: Kubectl, credentials: Path) -> Set
             "retry_maximum_seconds": 0.5,
         }
     )
-    return settings.model_copy(update={"kubernetes": kubernetes})
+    pipelines = {
+        key: Pipeline.model_validate({"name": key, "command": ["true"], "export": False})
+        for key in ("lung", "lung-1")
+    }
+    return settings.model_copy(update={"kubernetes": kubernetes, "pipelines": pipelines})
 
 
 def real_cluster(folder: Path) -> Kubectl | None:

@@ -207,12 +207,24 @@ def test_monitors_scrape_ports_that_are_there() -> None:
 
 
 def test_the_rules_are_those_of_the_file() -> None:
-    """The PrometheusRule holds the alerts of files/alerts.yaml, their own templates untouched."""
+    """The PrometheusRule holds the alerts of files/alerts.yaml, their own templates untouched.
+
+    Only the rule for metrics that are missing has to say whose.
+    """
     (rule,) = case("hospital").of("PrometheusRule")
     file = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text(encoding="utf-8"))
+    missing = file["groups"][-1]["rules"][-1]
+    assert missing["expr"] == "absent(dicom_adapter_ledger_up)"
+    missing["expr"] = (
+        'absent(dicom_adapter_ledger_up{namespace="imaging", app_kubernetes_io_instance="pacs-ai"})'
+    )
 
     assert rule["spec"] == file
     assert rule["spec"]["groups"]
+    # The label that rules and dashboard go by is taken from the pods and Services.
+    (pods,), (services,) = (case("hospital").of(kind) for kind in ("PodMonitor", "ServiceMonitor"))
+    assert pods["spec"]["podTargetLabels"] == ["app.kubernetes.io/instance"]
+    assert services["spec"]["targetLabels"] == ["app.kubernetes.io/instance"]
 
 
 def test_the_dashboard_is_the_file() -> None:

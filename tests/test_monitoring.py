@@ -37,7 +37,11 @@ SECTION = PAGE[PAGE.index("\n## Metrics and alerts") :].partition("\n## Metrics 
 SECTION = SECTION.partition("\n## ")[0]
 
 #: Labels that Prometheus gives to what it scrapes.
-TARGET_LABELS = {"namespace", "instance", "job", "pod"}
+TARGET_LABELS = {"namespace", "app_kubernetes_io_instance", "instance", "job", "pod"}
+
+
+#: What chooses an adapter on the dashboard: a namespace may have several releases.
+OF_RELEASE = 'namespace=~"$namespace", app_kubernetes_io_instance=~"$release"'
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def _is_ready(port: int, path: str) -> bool:
 
 def check(expression: str, served: Scrape) -> None:
     """Fail if an expression names a metric, a label or a label's value that no role exposes."""
-    named = names(expression.replace("$namespace", ".*"))
+    named = names(expression.replace("$namespace", ".*").replace("$release", ".*"))
     assert named.metrics, "it names no metric"
     assert named.metrics <= served.names(), "no role exposes such a metric"
     labels = {
@@ -149,6 +153,9 @@ def test_promtool_accepts_the_rules() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+RELEASE = "app_kubernetes_io_instance"
+
+
 def series(name: str, values: str, **labels: str) -> dict[str, str]:
     inside = ", ".join(f'{label}="{value}"' for label, value in labels.items())
     return {"series": f"{name}{{{inside}}}", "values": values}
@@ -162,6 +169,9 @@ CASES: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
             series("dicom_adapter_due", "5x40", stage="export"),
             series("dicom_adapter_workers", "0x40", stage="grouping"),
             series("dicom_adapter_due", "0x40", stage="grouping"),
+            # Another release of the namespace.
+            series("dicom_adapter_workers", "1x40", stage="export", **{RELEASE: "other"}),
+            series("dicom_adapter_due", "0x40", stage="export", **{RELEASE: "other"}),
         ],
         {"severity": "critical", "stage": "export"},
     ),
@@ -244,15 +254,19 @@ def test_a_panel_can_be_read(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         assert target["legendFormat"]
         assert target["datasource"] == source
-        assert 'namespace=~"$namespace"' in target["expr"]
+        assert OF_RELEASE in target["expr"]
         for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
-            assert label in names(target["expr"].replace("$namespace", "")).grouped
+            assert label in names(target["expr"].replace(OF_RELEASE, 'job=""')).grouped
 
 
 def test_the_dashboard_can_be_imported() -> None:
-    """It has a name, variables for source and namespace, groups, and no two panels in one place."""
+    """It has a name, variables for what is shown, groups, and no two panels in one place."""
     assert DASHBOARD["uid"] == "dicom-adapter"
-    assert [one["name"] for one in DASHBOARD["templating"]["list"]] == ["datasource", "namespace"]
+    assert [one["name"] for one in DASHBOARD["templating"]["list"]] == [
+        "datasource",
+        "namespace",
+        "release",
+    ]
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert rows == ["At a glance", "Receiving", "Stages", "Exports", "Storage"]
     ids = [panel["id"] for panel in DASHBOARD["panels"]]

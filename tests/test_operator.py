@@ -187,6 +187,25 @@ def test_what_the_adapter_cannot_use_is_told_to_its_author(
     assert operator.problem == []
 
 
+def test_a_pipeline_that_does_not_exist_is_told(
+    adapter: Adapter, operator: Operator, kubectl: Kubectl
+) -> None:
+    """The AE title is in force, since a refusal would be final for its senders, but not Ready."""
+    kubectl.create("ClaraAeTitle", "ct", aeTitle="CT-AI", processorSettings={"pipeline-a": "liver"})
+
+    message = kubectl.becomes("ClaraAeTitle", "ct", "UnknownPipeline")
+
+    version = entities(adapter, EntityKind.AE_TITLE)["CT-AI"].version
+    assert message == (
+        f"in force as version {version}; the settings have no pipeline 'liver', so its jobs will "
+        "be parked; there are: lung, lung-1"
+    )
+    status = kubectl.get("ClaraAeTitle", "ct")["status"]
+    assert (status["version"], status["conditions"][0]["status"]) == (version, "False")
+    kubectl.edit("ClaraAeTitle", "ct", processorSettings={"pipeline-a": "lung"})
+    kubectl.becomes("ClaraAeTitle", "ct", "Applied")
+
+
 def test_a_bad_edit_leaves_the_last_good_version_in_force(
     adapter: Adapter, operator: Operator, kubectl: Kubectl
 ) -> None:

@@ -147,7 +147,7 @@ def test_the_oldest_resource_always_gets_what_it_asks_for(readings: list[Reading
 )
 def test_what_a_schema_let_through_is_read_with_care(broken: Resource, problem: str) -> None:
     """Also without the chart's definitions, nothing but an entity gets into the ledger."""
-    reading = read(broken)
+    reading = read(broken, ())
 
     assert reading.entity is None
     assert problem in reading.problems

@@ -116,7 +116,8 @@ class Applying:
 
     def _apply(self, collection: ResourceCollection, resources: list[Resource]) -> None:
         kind, ledger = collection.kind.entity, self._adapter.ledger
-        readings = [read(resource) for resource in resources]
+        pipelines = self._adapter.settings.pipelines
+        readings = [read(resource, pipelines) for resource in resources]
         current = configuration.current(ledger, kind)
         plan = make_plan(readings, current, self._namespace)
         if plan.puts or plan.removals:

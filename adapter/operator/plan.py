@@ -8,7 +8,7 @@ conflict, its last valid version stays in force, unless another one has claimed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ from adapter.processors import registry
 LONGEST_NAME = 63
 
 APPLIED, INVALID, CONFLICT = "Applied", "Invalid", "Conflict"
+#: In force, but its jobs will be parked: the settings have none of the pipelines it names.
+UNKNOWN_PIPELINE = "UnknownPipeline"
 
 #: A key of an entity, and its value.
 Claim: TypeAlias = tuple[str, str]
@@ -30,11 +32,18 @@ Claim: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The entity that a resource describes, or the reasons why it describes none."""
+    """The entity that a resource describes, or the reasons why it describes none.
+
+    Attributes
+    ----------
+    doubts : sequence of str
+        Why an entity that can be in force will not do its work.
+    """
 
     resource: Resource
     entity: Entity | None
     problems: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether the resource is in force."""
+        """Whether the resource is in force, and can do its work."""
         return self.reason == APPLIED
 
 
@@ -65,8 +74,17 @@ class Plan:
         return Changes(self.puts, self.removals)
 
 
-def read(resource: Resource) -> Reading:
-    """Return the entity that a resource describes, by the same rules as the command line."""
+def read(resource: Resource, pipelines: Collection[str]) -> Reading:
+    """Return the entity that a resource describes, by the same rules as the command line.
+
+    Parameters
+    ----------
+    resource : Resource
+        The resource.
+    pipelines : collection of str
+        The ids of the settings' pipelines.
+    """
+    doubts = []
     if len(resource.name) > LONGEST_NAME:
         return Reading(resource, None, [f"metadata.name: at most {LONGEST_NAME} characters"])
     if not isinstance(resource.spec, dict):
@@ -75,9 +93,16 @@ def read(resource: Resource) -> Reading:
         entity = configuration.parse(resource.kind.entity, resource.spec)
         if isinstance(entity, AETitle):
             registry.validate(entity)
+            known = ", ".join(sorted(pipelines)) or "none"
+            doubts = [
+                f"the settings have no pipeline {name!r}, so its jobs will be parked; there are: "
+                f"{known}"
+                for name in registry.pipelines_of(entity)
+                if name not in pipelines
+            ]
     except ConfigurationError as error:
         return Reading(resource, None, error.problems)
-    return Reading(resource, entity)
+    return Reading(resource, entity, doubts=doubts)
 
 
 def make_plan(
@@ -129,7 +154,10 @@ def judge(plan: Plan, reading: Reading, current: Sequence[Versioned[Any]]) -> Re
     owner = reading.resource.owner
     version = next((found.version for found in current if found.owner == owner), None)
     if owner not in plan.refusals:
-        return Readiness(APPLIED, f"in force as version {version}", version)
+        message = f"in force as version {version}"
+        if reading.doubts:
+            return Readiness(UNKNOWN_PIPELINE, "; ".join([message, *reading.doubts]), version)
+        return Readiness(APPLIED, message, version)
     reason, message = plan.refusals[owner]
     if version is not None:
         message += f"; its former version {version} stays in force"

@@ -82,6 +82,20 @@ def validate(ae_title: AETitle) -> None:
         raise ConfigurationError([f"processor: {error}"]) from error
 
 
+def pipelines_of(ae_title: AETitle) -> list[str]:
+    """Return the ids of the pipelines that an AE title's groups go to, sorted.
+
+    Raises
+    ------
+    ConfigurationError
+        As `validate`.
+    """
+    try:
+        return sorted({request.pipeline_id for request in create_processor(ae_title).jobs()})
+    except ProcessorError as error:
+        raise ConfigurationError([f"processor: {error}"]) from error
+
+
 def problems_of(ae_titles: Iterable[AETitle]) -> list[str]:
     """Return what is wrong with the job processors of AE titles that are configured already.
 
