@@ -193,10 +193,10 @@ def refuse_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, arrival: str) -
     """Have the disk refuse to read one file's header."""
     read = reader.read
 
-    def unless_it_is(self: Any, path: Path, tags: Any) -> Any:
+    def unless_it_is(self: Any, path: Path, tags: Any, **more: Any) -> Any:
         if path.stem == arrival:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        return read(self, path, tags)
+        return read(self, path, tags, **more)
 
     monkeypatch.setattr(reader, "read", unless_it_is)
 

@@ -7,15 +7,17 @@ that died anywhere is done again from the start: a file leaves incoming/ after i
 a row is written after the observers were told.
 
 A batch that fails is registered one by one, so that an error stays with the arrival that it came
-from; the rule for that arrival stands in `adapter.ledger.attempts`.
+from; the rule for that arrival stands in `adapter.ledger.attempts`.  An arrival whose header takes
+long is left alone: what comes before it is recorded, and what comes after it is given back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Self
 
@@ -66,7 +68,6 @@ def register_batch(work: Work, lease: Lease, rows: Sequence[Any]) -> dict[str, s
     with leases.kept(work.adapter.ledger, lease), work.headers.borrow() as reader:
         batch.decide(rows, Deciding(work, reader))
         batch.record()
-    settle(work.adapter, batch.settled)
     return batch.settled
 
 
@@ -97,9 +98,11 @@ class Batch:
     def decide(self, rows: Sequence[Any], deciding: Deciding) -> None:
         """Decide what becomes of each arrival, and tell the observers of it."""
         observers = create_observers()
-        for row in rows:
+        left = list(reversed(rows))
+        while left:
+            row = left.pop()
             try:
-                decision, instance = deciding.decide(row)
+                decision, instance = deciding.decide(row, slow=partial(self._leave_alone, left))
             except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
                 self._failed(row, error)
                 continue
@@ -107,27 +110,45 @@ class Batch:
             if instance is not None:
                 notify_observers(observers, instance)
 
+    def _leave_alone(self, left: list[Any]) -> None:
+        """Let none of the others wait for the arrival at hand: it takes long."""
+        self.record()
+        if left:
+            arrivals.give_back(self._ledger, self._lease, [row.id for row in left])
+            left.clear()
+            self._work.queues.wake(NOTIFICATION)
+
     def record(self) -> None:
         """Record the decisions in one transaction; if that fails, in one for each arrival."""
+        decided, self._decided = self._decided, []
+        if not decided:
+            return
         try:
-            self._record([decision for _, decision in self._decided])
+            states = self._register([decision for _, decision in decided])
         except Exception as error:
             if attempts.is_nobodys(error):
                 raise
             log.warning("a batch is registered one by one", error=type(error).__name__)
         else:
+            self._settle(states)
             return
-        for row, decision in self._decided:
+        for row, decision in decided:
             try:
-                self._record([decision])
+                states = self._register([decision])
             except Exception as error:  # noqa: BLE001 - the rule is in adapter.ledger.attempts
                 self._failed(row, error)
+            else:
+                self._settle(states)
 
-    def _record(self, decisions: Sequence[Decision]) -> None:
+    def _register(self, decisions: Sequence[Decision]) -> dict[str, str]:
         self._spool.link_instances(
             d.instance.arrival for d in decisions if not isinstance(d, Quarantined)
         )
-        self.settled |= arrivals.register(self._ledger, self._lease, decisions)
+        return arrivals.register(self._ledger, self._lease, decisions)
+
+    def _settle(self, states: dict[str, str]) -> None:
+        self.settled |= states
+        settle(self._work.adapter, states)
 
     def _failed(self, row: Any, error: Exception) -> None:
         """Give an arrival back that could not be registered, counted if it is its own fault."""
@@ -140,7 +161,7 @@ class Batch:
         known = partial_header(self._spool.incoming_path(row.id))
         state = arrivals.defeat(self._ledger, self._lease, row, why, known)
         if state != ArrivalState.RECEIVED:
-            self.settled[row.id] = state
+            self._settle({row.id: state})
 
 
 class Deciding:
@@ -161,8 +182,10 @@ class Deciding:
         self._hash_key = work.adapter.spool.hash_key()
         self._owners: dict[int, _Owner | Defeat] = {}
 
-    def decide(self, row: Any) -> tuple[Decision, Instance | None]:
+    def decide(self, row: Any, *, slow: Callable[[], None]) -> tuple[Decision, Instance | None]:
         """Return what becomes of an arrival, and its header if it could be read.
+
+        `slow` is called if the header takes long, before it is waited for.
 
         What its job processor does wrong is a decision too: the file goes to quarantine at once, so
         that it neither rests while its group waits, nor is read again for the same answer.
@@ -183,7 +206,7 @@ class Deciding:
         instance = None
         try:
             tags = () if isinstance(owner, Defeat) else owner.tags
-            instance = self._reader.read(path, tags)
+            instance = self._reader.read(path, tags, slow=slow)
             if isinstance(owner, Defeat):
                 return self._refused(arrival, owner, PartialHeader.of(instance)), instance
             value = owner.processor.group_value(instance)

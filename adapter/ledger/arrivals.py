@@ -146,12 +146,13 @@ def _insert_received(connection: Connection, waiting: Sequence[ArrivalId]) -> No
     connection.execute(dialect.insert(arrivals).on_conflict_do_nothing(), values)
 
 
-def give_back(ledger: Ledger, lease: Lease) -> None:
-    """Give back the arrivals that are leased still; the attempt does not count."""
+def give_back(ledger: Ledger, lease: Lease, ids: Collection[str] | None = None) -> None:
+    """Give back arrivals that are leased still, by default all; the attempt does not count."""
+    mine = arrivals.c.lease_token == lease.token
     with ledger.write() as connection:
         connection.execute(
             update(arrivals)
-            .where(arrivals.c.lease_token == lease.token)
+            .where(mine if ids is None else and_(mine, arrivals.c.id.in_(ids)))
             .values(lease_token=None, lease_until=None, attempts=arrivals.c.attempts - 1)
         )
 

@@ -189,7 +189,9 @@ class Notification(Section):
     """Limits for reading the headers of acknowledged files."""
 
     batch_size: int = Field(100, ge=1, le=1000, description="Files registered in one transaction.")
-    header_seconds: Seconds = Field(5.0, description="Seconds that one header may take.")
+    header_seconds: Seconds = Field(
+        5.0, description="Seconds of processor time that one header may take."
+    )
     header_elements: PositiveInt = Field(
         100_000, description="Elements and items that are walked through to find what is needed."
     )

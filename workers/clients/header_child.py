@@ -37,10 +37,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounds = HeaderLimits(**limits)
+    _say("ready")
     for line in sys.stdin.buffer:
-        answer = json.dumps(_answer(line, bounds))
-        sys.stdout.buffer.write(answer.encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _say(_answer(line, bounds))
+
+
+def _say(what: object) -> None:
+    sys.stdout.buffer.write(json.dumps(what).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
