@@ -67,6 +67,7 @@ OTHER_VALUES: dict[tuple[str, ...], Any] = {
     ("kubernetes", "endpoint"): "https://api.example:6443",
     ("kubernetes", "credentials"): "/srv/credentials",
     ("kubernetes", "namespace"): "imaging",
+    ("dicom", "scu", "export", "permanentStatuses"): ["C000", "A9xx"],
 }
 
 

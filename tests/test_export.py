@@ -127,7 +127,7 @@ def test_every_status_class(quick, pacs):
     answers = {
         0x0000: "stored", 0xB000: "stored", 0xB006: "stored", 0xB007: "stored", 0x0001: "stored",
         0x0107: "stored", 0x0116: "stored", 0x0111: "retry", 0xA700: "retry", 0x0110: "retry",
-        0x0122: "refused", 0x0124: "refused", 0xA900: "refused", 0xC000: "refused",
+        0x0122: "refused", 0x0124: "refused", 0xA900: "retry", 0xC000: "retry",
     }  # fmt: skip
     slow = hasten(quick, export={"retry_delay_seconds": 1000})
     uids = add_task(slow, len(answers))
@@ -199,16 +199,17 @@ def test_rest_within_the_threshold_gets_its_tries(quick, pacs):
     assert {pacs.sent[uid] for uid in uids[1:]} == {1}
 
 
-def test_retry_ladder(quick, pacs):
-    """A task that fails gets 1 + 3 tries, then it is parked; each try is an event."""
+@pytest.mark.parametrize("status", [0xA700, 0xA900, 0xC123])
+def test_retry_ladder(quick, pacs, status):
+    """A task that fails gets 1 + 3 tries whatever the status, then parked; each is an event."""
     [uid] = add_task(quick, 1)
-    pacs.answer = lambda _: 0xA700
+    pacs.answer = lambda _: status
     run_until(quick, lambda: state(quick) == PARKED)
     run(quick)
     assert pacs.sent[uid] == 4
     row = one_export(quick)
     assert (row.tries, row.reason) == (4, "too-many-failed")
-    assert "status A700" in row.message
+    assert f"status {status:04X}" in row.message
     assert kinds(quick) == ["export-started", "export-failed-try"] * 3 + [
         "export-started",
         "export-parked",
@@ -216,7 +217,12 @@ def test_retry_ladder(quick, pacs):
 
 
 def test_refused_for_good_is_not_tried_again(quick, pacs):
-    """What will not pass is parked after its first try, or is what remains of a partial one."""
+    """What will not pass is parked after its first try, or is what remains of a partial one.
+
+    By default that is no status of what the destination says of the data set: an operator names
+    those.
+    """
+    quick = hasten(quick, export={"permanent_statuses": ["Cxxx", "A900"]})
     refused = add_task(quick, 1)
     pacs.answer = lambda _: 0xC123
     run(quick)
@@ -720,7 +726,7 @@ def test_bound_to_fail_sends_nothing(quick, pacs):
 def test_refused_by_the_peer_is_not_unfit(quick, pacs):
     """What its destination refused does not keep the rest of a failed task from being tried."""
     uids = add_task(quick, 10)
-    pacs.answer = lambda uid: 0xC000 if uid in uids[:6] else 0xA700
+    pacs.answer = lambda uid: 0x0122 if uid in uids[:6] else 0xA700
     run_until(quick, lambda: state(quick) == PARKED)
     assert one_export(quick).reason == "too-many-failed"
     assert pacs.sent == {uid: 1 if uid in uids[:6] else 4 for uid in uids}

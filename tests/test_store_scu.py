@@ -111,15 +111,31 @@ def send(files, port, scu=QUICK):
         (0xA800, Outcome.RETRY),
         (0x0122, Outcome.REFUSED),
         (0x0124, Outcome.REFUSED),
-        (0xA900, Outcome.REFUSED),
-        (0xA9FF, Outcome.REFUSED),
-        (0xC000, Outcome.REFUSED),
-        (0xCFFF, Outcome.REFUSED),
+        (0xA900, Outcome.RETRY),
+        (0xA9FF, Outcome.RETRY),
+        (0xC000, Outcome.RETRY),
+        (0xCFFF, Outcome.RETRY),
     ],
 )
 def test_status_classes(status, outcome):
     """Every class of status means stored, may pass, or will not (PS3.4 Table B.2-1)."""
     assert judge(status, repeat=False) is outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (0xC000, Outcome.REFUSED),
+        (0xCFFF, Outcome.REFUSED),
+        (0xA900, Outcome.REFUSED),
+        (0xA9FF, Outcome.RETRY),
+        (0xB000, Outcome.STORED),
+        (0x0122, Outcome.REFUSED),
+    ],
+)
+def test_statuses_may_be_named_as_permanent(status, outcome):
+    """A setting names what is not worth another try, one by one or by its first digits."""
+    assert judge(status, repeat=False, permanent=["Cxxx", "a900", "Bxxx"]) is outcome
 
 
 def test_duplicate_of_ours_is_stored():

@@ -16,13 +16,14 @@ status       meaning                                our SCP says    to our SCU i
 0211         unrecognized operation                 yes             may pass
 0212         mistyped argument                      yes             may pass
 A7xx         out of resources                       A700            may pass
-A9xx         data set does not match SOP class      A900            refused
+A9xx         data set does not match SOP class      A900            may pass
 Bxxx         warning: stored, perhaps coerced                       stored (warning)
-Cxxx         cannot understand                      C000            refused
+Cxxx         cannot understand                      C000            may pass
 others                                                              may pass
 ===========  =====================================  ==============  ===========================
 
-What makes our SCP say a status is in ``adapter.scp.store`` and ``adapter.scp.dimse``; what the SCU
+What may pass is tried again, unless ``dicom > scu > export > permanentStatuses`` names it.  What
+makes our SCP say a status is in ``adapter.scp.store`` and ``adapter.scp.dimse``; what the SCU
 does about one is in ``adapter.scu.store``.
 
 References
@@ -31,6 +32,8 @@ PS3.7 Annex C (0xxx); PS3.4 Table B.2-1 (Axxx, Bxxx, Cxxx).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
@@ -74,10 +77,18 @@ def is_stored(status: int, *, repeat: bool) -> bool:
     return status == SUCCESS or status in _WARNINGS or status >> 12 == 0xB
 
 
-def is_refused(status: int) -> bool:
-    """Tell whether the peer will never take the instance; another failure may pass."""
-    return (
-        status >> 8 == 0xA9
-        or status >> 12 == 0xC
-        or status in {SOP_CLASS_NOT_SUPPORTED, NOT_AUTHORISED}
+def is_refused(status: int, permanent: Collection[str] = ()) -> bool:
+    """Tell whether the peer will never take the instance; another failure may pass.
+
+    Parameters
+    ----------
+    status : int
+        The status of a C-STORE response.
+    permanent : collection of str, optional
+        Further statuses that are not worth another try, as four hexadecimal digits, of which the
+        last may be ``x`` for any: ``"A900"``, ``"Cxxx"``.
+    """
+    digits = f"{status:04X}"
+    return status in {SOP_CLASS_NOT_SUPPORTED, NOT_AUTHORISED} or any(
+        digits.startswith(one.rstrip("xX").upper()) for one in permanent
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class StoreResult:
         return self.sent and self.status is None and self.outcome is Outcome.RETRY
 
 
-def judge(status: int, *, repeat: bool) -> Outcome:
+def judge(status: int, *, repeat: bool, permanent: Collection[str] = ()) -> Outcome:
     """Return what the status of a C-STORE means for the file (``adapter.dicom.statuses``).
 
     Parameters
@@ -71,10 +71,12 @@ def judge(status: int, *, repeat: bool) -> Outcome:
         The status (0000,0900) of the answer.
     repeat : bool
         Whether the file may have been sent there before, so that a duplicate is our own.
+    permanent : collection of str, optional
+        Statuses that are not worth another try (``permanentStatuses``).
     """
     if statuses.is_stored(status, repeat=repeat):
         return Outcome.STORED
-    return Outcome.REFUSED if statuses.is_refused(status) else Outcome.RETRY
+    return Outcome.REFUSED if statuses.is_refused(status, permanent) else Outcome.RETRY
 
 
 def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]]:
@@ -136,10 +138,12 @@ def store(
                 RequestorAssociation(destination, scu, contexts) as association,
             ):
                 answered()
-                yield from _store_each(association, left)
+                yield from _store_each(association, left, scu.export.permanent_statuses)
 
 
-def _store_each(association: RequestorAssociation, left: list[Outgoing]) -> Iterator[StoreResult]:
+def _store_each(
+    association: RequestorAssociation, left: list[Outgoing], permanent: Collection[str]
+) -> Iterator[StoreResult]:
     """Send files, each taken off the list's end, until none is left or the association is lost."""
     while left:
         file = left.pop()
@@ -163,7 +167,7 @@ def _store_each(association: RequestorAssociation, left: list[Outgoing]) -> Iter
         except PermanentError as failure:
             yield StoreResult(file, Outcome.REFUSED, reason=str(failure), sent=False)
         else:
-            outcome = judge(status, repeat=file.repeat)
+            outcome = judge(status, repeat=file.repeat, permanent=permanent)
             failed = outcome is not Outcome.STORED
             words = f"the destination answered with status {status:04X}"
             yield StoreResult(file, outcome, status, words if failed else None)

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, PositiveInt
 
 from adapter.models import AETitleText, UIDText
 from adapter.settings.section import Port, Seconds, Section
+
+#: A status of DIMSE, or all that begin alike.
+_STATUS = r"^([0-9A-Fa-f]{4}|[0-9A-Fa-f]{3}x|[0-9A-Fa-f]{2}xx|[0-9A-Fa-f]xxx)$"
 
 
 class Verification(Section):
@@ -99,6 +104,12 @@ class ScuExport(Section):
     )
     failure_threshold: float = Field(
         0.5, ge=0, le=1, description="A task fails when more than this share of its files fails."
+    )
+    permanent_statuses: list[Annotated[str, Field(pattern=_STATUS)]] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Statuses of a C-STORE that are not worth another try, beside 0122 and 0124: "
+        "four hexadecimal digits, of which the last may be `x` for any (`A900`, `Cxxx`).",
     )
     retry_delay_seconds: Seconds = Field(30.0, description="Seconds between a task's tries.")
     poll_frequency_ms: int = Field(
