@@ -175,6 +175,7 @@ class AETitle(Entity):
     overwrite_same_instance: bool = False
     ignored_sop_classes: list[UIDText] = Field(default_factory=list, max_length=200)
     resend: Literal["ignore", "rerun"] = "ignore"
+    on_patient_conflict: Literal["warn", "hold"] = "warn"
 
     @model_validator(mode="before")
     @classmethod

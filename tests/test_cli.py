@@ -224,6 +224,7 @@ def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
     code, out, _ = cli(
         *("aet", "add", "CT-AI", "--set", "pipeline-ct=lung", "--set", "timeout=7"),
         *("--overwrite-same-instance", "--ignored-sop-class", sop_class, "--resend", "rerun"),
+        *("--on-patient-conflict", "hold"),
     )
     assert code == 0
     assert "'CT-AI' is in force as version 1" in out
@@ -241,6 +242,7 @@ def test_an_ae_title_is_added_changed_and_removed(cli, adapter):
         "overwriteSameInstance": False,
         "ignoredSopClasses": [sop_class],
         "resend": "rerun",
+        "onPatientConflict": "hold",
         "version": 2,
         "owner": "operator",
     }

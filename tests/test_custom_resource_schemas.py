@@ -160,6 +160,8 @@ def values(key: str, base: Any) -> st.SearchStrategy[Any]:
             likely = st.one_of(st.lists(TEXTS, max_size=2), st.just(["1.2"] * 201))
         case "port":
             likely = st.sampled_from([0, 1, 65535, 65536])
+        case "onPatientConflict":
+            likely = st.sampled_from(["warn", "hold", "stop"])
         case "resend":
             likely = st.sampled_from(["ignore", "rerun", "again"])
         case "hostIp" if isinstance(base, list):

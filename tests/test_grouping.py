@@ -13,9 +13,9 @@ from adapter.core import Adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import configuration
 from adapter.ledger import groups as groups_verbs
-from adapter.ledger.groups import job_name
+from adapter.ledger.groups import Closing, job_name
 from adapter.ledger.schema import arrivals, groups, jobs
-from adapter.models import AETitle, EntityKind
+from adapter.models import AETitle, EntityKind, GroupState
 from adapter.processors.base import JobProcessor
 from tests.support_stages import (
     IncomingAssociation,
@@ -260,7 +260,7 @@ def test_an_instance_between_look_and_close_is_not_left_out(adapter: Adapter, wo
     IncomingAssociation(adapter, version).store(ds)
     notification.run(work)
 
-    assert grouping.close_or_hold(adapter, *claimed) == []
+    assert grouping.close_or_hold(adapter, *claimed) == Closing(GroupState.OPEN)
     assert rows(adapter, jobs) == []
     assert rows(adapter, groups)[0].instances == 2
 

@@ -89,6 +89,7 @@ def test_a_study_is_summed_up_by_instances_series_bytes_and_states(
         "groups": {"submitted": 1},
         "jobs": {"succeeded": 1, "parked": 1},
         "exports": {"partial": 1},
+        "patient_conflict": False,
     }
     assert study.first_received_at.timestamp() == pytest.approx(LONG_AGO + 1, abs=0.001)
     assert study.last_received_at.timestamp() == pytest.approx(LONG_AGO + 5, abs=0.001)

@@ -21,13 +21,22 @@ from typing import Any
 from adapter.core import Adapter
 from adapter.ledger import arrivals, attempts, groups
 from adapter.ledger.configuration import ae_title_version, versions_of_same_title
-from adapter.ledger.groups import MAXIMUM_WAIT, QUIET
+from adapter.ledger.groups import MAXIMUM_WAIT, QUIET, Closing
 from adapter.ledger.leases import Lease
+from adapter.log import get_logger
 from adapter.models import ArrivalState, GroupState
 from adapter.processors.registry import create_processor
 from adapter.stages import GROUPING, SUBMISSION
 from workers import defeats
 from workers.stage import Parked, TaskResult, Work
+
+log = get_logger(__name__)
+
+_OUTCOMES = {
+    GroupState.OPEN: "waits",
+    GroupState.CLOSED: "closed",
+    GroupState.PARKED: "parked",
+}
 
 #: Arrivals that one look into the ledger asks for.
 _LOOK = 500
@@ -44,19 +53,26 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
     if why := attempts.killed(group.lease_expiries, workers.maximum_lease_expiries):
         defeats.log_and_count(work, GROUPING, group.id, why)
         return TaskResult(group.id, groups.park(ledger, lease, group, why), Parked(why.text))
-    created: list[str] = []
+    closing = Closing(GroupState.OPEN)
     count = partial(groups.defeat, ledger, lease, group, maximum=workers.maximum_lease_expiries)
     with defeats.counted(work, GROUPING, lease, group.id, count) as attempt:
-        created = close_or_hold(adapter, lease, group)
-        attempt.outcome = "closed" if created else "waits"
-    if not created:
+        closing = close_or_hold(adapter, lease, group)
+        attempt.outcome = _OUTCOMES[closing.state]
+    more = {groups.PATIENT_CONFLICT: 1} if closing.patient_conflict else {}
+    if closing.patient_conflict:
+        log.warning("a study has instances of several patients", group=group.id)
+    if closing.state == GroupState.PARKED:
+        return TaskResult(group.id, attempt.outcome, Parked(groups.PATIENT_CONFLICT), more=more)
+    if closing.state != GroupState.CLOSED:
         return TaskResult(group.id, attempt.outcome, attempt.failure)
-    work.queues.wake(SUBMISSION, *created)
-    return TaskResult(group.id, "closed", facts={"jobs": created}, more={"jobs": len(created)})
+    work.queues.wake(SUBMISSION, *closing.jobs)
+    created = list(closing.jobs)
+    more["jobs"] = len(created)
+    return TaskResult(group.id, "closed", facts={"jobs": created}, more=more)
 
 
-def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
-    """Close a leased group if nothing holds it open, and return the jobs that it became.
+def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> Closing:
+    """Close a leased group if nothing holds it open or up, and return what came of it.
 
     Raises
     ------
@@ -76,15 +92,16 @@ def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> list[str]:
         unseen = max(group.due_at, group.opened_at) + lag - now
         if 0 < unseen <= lag:
             groups.hold_open(ledger, lease, group.id, unseen)
-            return []
+            return Closing(GroupState.OPEN)
         if _older_wait(adapter, same_title, group.due_at):
             groups.hold_open(ledger, lease, group.id)
-            return []
+            return Closing(GroupState.OPEN)
     requests = [
         (request.pipeline, request.pipeline_id, request.priority, request.retry_delay)
         for request in create_processor(ae_title).jobs()
     ]
-    return groups.close(ledger, lease, group.id, requests, reason=reason)
+    hold = ae_title.on_patient_conflict == "hold"
+    return groups.close(ledger, lease, group.id, requests, reason=reason, hold_conflict=hold)
 
 
 def _older_wait(adapter: Adapter, versions: set[int], moment: float) -> bool:

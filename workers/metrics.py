@@ -20,7 +20,7 @@ OTHER = "other"
 #: What a stage's run may say that it did; another word counts as `OTHER`.
 OUTCOMES: dict[str, tuple[str, ...]] = {
     NOTIFICATION: tuple(ArrivalState),
-    GROUPING: ("closed", "jobs", "waits", "failed", "parked", "lost"),
+    GROUPING: ("closed", "jobs", "waits", "failed", "parked", "patient-conflict", "lost"),
     SUBMISSION: (
         JobState.STARTED,
         JobState.HANDED_OVER,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Self
@@ -36,7 +36,7 @@ from adapter.ledger.arrivals import Decision, Discarded, Grouped, Quarantined
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS, Defeat
 from adapter.ledger.configuration import ae_title_version, first_version
 from adapter.ledger.engines import AWAY
-from adapter.ledger.hashes import group_key
+from adapter.ledger.hashes import group_key, patient_mark
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import AETitle, ArrivalId, ArrivalState
@@ -207,6 +207,8 @@ class Deciding:
         try:
             tags = () if isinstance(owner, Defeat) else owner.tags
             instance = self._reader.read(path, tags, slow=slow)
+            mark = patient_mark(instance, self._hash_key)
+            instance = replace(instance, patient=None)  # nobody else is told
             if isinstance(owner, Defeat):
                 return self._refused(arrival, owner, PartialHeader.of(instance)), instance
             value = owner.processor.group_value(instance)
@@ -227,6 +229,7 @@ class Deciding:
             maximum_wait=owner.maximum_wait,
             overwrite=owner.ae_title.overwrite_same_instance,
             rerun=owner.ae_title.resend == "rerun",
+            patient=mark,
         ), instance
 
     def _refused(self, arrival: str, why: Defeat, known: PartialHeader) -> Quarantined:

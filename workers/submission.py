@@ -234,6 +234,8 @@ def describe(work: Work, job: Job) -> dict[str, str]:
     }
     if origin.earlier_jobs:
         metadata["EarlierJobs"] = ",".join(origin.earlier_jobs)
+    if origin.patient_conflict:
+        metadata["PatientConflict"] = "true"
     if origin.in_quarantine:
         metadata["InQuarantine"] = str(origin.in_quarantine)
     settings = adapter.settings.services.platform

@@ -50,6 +50,10 @@ Ignored = Annotated[
 Resend = Annotated[
     str | None, typer.Option(help="What the same instance sent again does: ignore or rerun.")
 ]
+OnPatientConflict = Annotated[
+    str | None,
+    typer.Option(help="What becomes of a study with several patients: warn or hold."),
+]
 Addresses = Annotated[list[str], typer.Argument(metavar="HOST_IP...", help="Addresses, networks.")]
 
 
@@ -159,6 +163,7 @@ def add_ae_title(
     ignored: Ignored = None,
     resend: Resend = None,
     as_json: AsJson = False,
+    on_patient_conflict: OnPatientConflict = None,
 ) -> None:
     """Add an AE title, e.g. `aet add CT-AI --set pipeline-ct=lung --set timeout=30`."""
     body = _given(
@@ -167,6 +172,7 @@ def add_ae_title(
         overwriteSameInstance=overwrite,
         ignoredSopClasses=ignored,
         resend=resend,
+        onPatientConflict=on_patient_conflict,
     )
     with opened(ctx, new=True) as adapter:
         body = {"aeTitle": ae_title, "processorSettings": _pairs(settings), **body}
@@ -186,6 +192,7 @@ def set_ae_title(
     ignored: Ignored = None,
     resend: Resend = None,
     as_json: AsJson = False,
+    on_patient_conflict: OnPatientConflict = None,
 ) -> None:
     """Change an AE title; options that are not given leave their values."""
     change = _given(
@@ -194,6 +201,7 @@ def set_ae_title(
         overwriteSameInstance=overwrite,
         ignoredSopClasses=ignored,
         resend=resend,
+        onPatientConflict=on_patient_conflict,
     )
     with opened(ctx) as adapter:
         body = _find(adapter, EntityKind.AE_TITLE, name).entity.model_dump(

@@ -34,10 +34,13 @@ def list_(
             study.groups,
             study.jobs,
             study.exports,
+            "several" if study.patient_conflict else "",
         )
         for study in page.items
     ]
-    print_page(page, (*columns, "exports"), rows, "no study was received yet", as_json=as_json)
+    print_page(
+        page, (*columns, "exports", "patients"), rows, "no study was received yet", as_json=as_json
+    )
 
 
 @studies.command("show")
@@ -59,6 +62,8 @@ def show(
         f"{timeline.size} bytes; in quarantine: {sum(timeline.quarantined.values())}, "
         f"discarded: {sum(timeline.discarded.values())}"
     )
+    if timeline.patient_conflict:
+        say("instances of several patients have this Study Instance UID")
     print_table(HEADINGS, timeline_lines(timeline), "nothing happened yet")
     for job in timeline.jobs:
         say(job_line(job))

@@ -26,6 +26,8 @@ from adapter.dicom.elements import Form
 from adapter.dicom.instance import Instance
 from adapter.dicom.part10 import digest_data_set, read_file_meta
 from adapter.dicom.tags import (
+    ISSUER_OF_PATIENT_ID,
+    PATIENT_ID,
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
@@ -77,7 +79,8 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
 
     Notes
     -----
-    Patient data is neither required nor looked at: an empty Patient ID is legal (type 2).
+    Patient data is not required, and taken only if it is on the way: an empty Patient ID is legal
+    (type 2).
     """
     with path.open("rb") as file:
         meta = read_file_meta(file)
@@ -87,6 +90,7 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
         digest = digest_data_set(file, syntax)
         file.seek(start)
         values = _read_values(file, syntax, {*_UIDS, *tags}, limits)
+    patient = values.get(PATIENT_ID, "")
     sop_class = values.get(SOP_CLASS_UID) or meta.get(0x0002, "")
     sop_instance = values.get(SOP_INSTANCE_UID) or meta.get(0x0003, "")
     for name, uid in (
@@ -111,6 +115,7 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
         size=size,
         digest=digest,
         values={tag: values[tag] for tag in tags if tag in values},
+        patient=(patient, values.get(ISSUER_OF_PATIENT_ID, "")) if patient else None,
     )
 
 
@@ -127,6 +132,7 @@ _BROKEN_BYTES = (
 )
 
 _UIDS = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
+_PATIENT = (PATIENT_ID, ISSUER_OF_PATIENT_ID)
 
 
 def _read_values(
@@ -136,7 +142,8 @@ def _read_values(
     try:
         source = _inflate(file, limits.inflated_bytes) if syntax in DEFLATED else file
         form = form_at(source, syntax)
-        found = find_elements(source, form, tags, limits, also=(SPECIFIC_CHARACTER_SET,))
+        also = (SPECIFIC_CHARACTER_SET, *_PATIENT)
+        found = find_elements(source, form, tags, limits, also=also)
     except MemoryError:
         raise UnreadableInstance("reading the header takes too much memory", "too-large") from None
     character_set = found.pop(SPECIFIC_CHARACTER_SET, None)
@@ -157,10 +164,15 @@ def _encodings(character_set: FoundElement | None, form: Form) -> list[str] | No
 
 
 def _text(element: FoundElement, form: Form, encodings: list[str] | None) -> str:
-    """Return an element's first value as text, empty if it has none, or is a sequence."""
+    """Return an element's first value as text, empty if it has none, or is a sequence.
+
+    So it is if a patient cannot be read: nothing depends on that.
+    """
     try:
         value = _value(element, form, encodings)
     except _BROKEN_BYTES:
+        if element.tag in _PATIENT:
+            return ""
         raise UnreadableInstance(
             f"the value of {Tag(element.tag)} cannot be read", "not-parseable"
         ) from None

@@ -26,6 +26,9 @@ class Instance:
     values : dict of int to str
         The values of the tags that were asked for, by tag.  They may be PHI: they are never logged
         or stored.
+    patient : tuple of (str, str), or None
+        Patient ID and Issuer of Patient ID, as far as they are there and can be read.  They are
+        PHI: compared by their hash, and otherwise used nowhere.
     """
 
     arrival: str
@@ -39,6 +42,7 @@ class Instance:
     size: int
     digest: str
     values: dict[int, str] = field(default_factory=dict, repr=False)
+    patient: tuple[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Grouped:
         Seconds, as the AE title's version says: for a group that the instance opens.
     overwrite, rerun : bool
         The AE title's `overwriteSameInstance`, and whether `resend` is "rerun".
+    patient : str or None
+        What tells its patient from others of its study (`adapter.ledger.hashes`).
     """
 
     instance: Instance
@@ -62,6 +64,7 @@ class Grouped:
     maximum_wait: float
     overwrite: bool
     rerun: bool
+    patient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +297,14 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
         timeout=decision.timeout,
         maximum_wait=decision.maximum_wait,
     )
-    return _finish(connection, lease, instance, ArrivalState.REGISTERED, group=group)
+    return _finish(
+        connection,
+        lease,
+        instance,
+        ArrivalState.REGISTERED,
+        group=group,
+        patient=decision.patient,
+    )
 
 
 def _conflict(
@@ -327,11 +337,13 @@ def _finish(
     state: ArrivalState,
     *,
     group: str | None = None,
+    patient: str | None = None,
     reason: str | None = None,
     message: str | None = None,
 ) -> str:
     values = {name: getattr(instance, name) for name in _HEADER}
-    facts = {"state": state, "group": group, "reason": reason, "message": message}
+    facts = {"state": state, "group": group, "patient": patient}
+    facts |= {"reason": reason, "message": message}
     names = {"id": instance.arrival, "token": lease.token}
     if connection.execute(_FINISH, _prefixed(names | facts | values)).rowcount != 1:
         raise LeaseLost(f"another worker holds arrival {instance.arrival}")
@@ -374,7 +386,10 @@ _FINISH = (
         lease_token=None,
         lease_until=None,
         lease_expiries=0,
-        **{name: bindparam(f"b_{name}") for name in (*_HEADER, "state", "reason", "message")},
+        **{
+            name: bindparam(f"b_{name}")
+            for name in (*_HEADER, "state", "patient", "reason", "message")
+        },
         group_id=bindparam("b_group"),
     )
 )

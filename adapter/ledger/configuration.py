@@ -299,6 +299,8 @@ def _put(
     body = entity.model_dump(mode="json", by_alias=True)
     if isinstance(entity, Destination) and entity.kind == DICOM:
         del body["kind"]  # the release before, which may work beside this one, knows no kinds
+    if isinstance(entity, AETitle) and entity.on_patient_conflict == "warn":
+        del body["onPatientConflict"]  # nor that
     if known is not None and (known.body, known.owner) == (body, owner):
         return int(known.version)
     version = _write(connection, kind, entity.key, known, body=body, owner=owner, deleted=False)

@@ -7,14 +7,16 @@
     open -> parked -> closing -> closed | parked
             parked -> reclaiming               given up
 
-Registration opens and pushes them (`adapter.ledger.arrivals`).  A group that defeats grouping too
-often is parked; what comes after that opens the next generation.
+Registration opens and pushes them (`adapter.ledger.open_groups`).  A group is parked if it defeats
+grouping too often, or if its AE title has it held since a study of it has several patients; what
+comes after that opens the next generation.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +27,7 @@ from adapter.ledger import attempts, events, leases
 from adapter.ledger.arrivals import BY_OPERATOR
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
+from adapter.ledger.hashes import several_patients
 from adapter.ledger.leases import Lease, due, free
 from adapter.ledger.schema import arrivals, groups, jobs, now
 from adapter.models import ArrivalState, GroupState, JobState, Priority, job_id
@@ -35,11 +38,42 @@ ORDER = (groups.c.look_at,)
 #: Why a group was closed.
 QUIET, MAXIMUM_WAIT = "quiet", "maximum-wait"
 
+#: Why a group is parked: its AE title has it held if a study of it has several patients.
+PATIENT_CONFLICT = "patient-conflict"
+
+_SEVERAL_PATIENTS = Defeat(
+    PATIENT_CONFLICT,
+    "instances of several patients have the same Study Instance UID; "
+    "`groups retry` submits them, `groups discard` gives them up",
+)
+
+#: Most studies that an event names.
+_MOST_STUDIES = 20
+
 #: Seconds between looks at a group that waits for older instances to be registered.
 GUARD_SECONDS = 1.0
 
 #: The states of a group that grouping has to close.
 TO_CLOSE = (GroupState.OPEN, GroupState.CLOSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What came of closing a group.
+
+    Attributes
+    ----------
+    state : GroupState
+        ``closed``; ``parked`` if it is held; ``open`` if an instance came in the meantime.
+    jobs : tuple of str
+        The ids of its jobs.
+    patient_conflict : bool
+        Whether it was found that a study of it has instances of several patients.
+    """
+
+    state: GroupState
+    jobs: tuple[str, ...] = ()
+    patient_conflict: bool = False
 
 
 def close_due(lease_seconds: float) -> ColumnElement[bool]:
@@ -85,8 +119,11 @@ def close(
     requests: Sequence[tuple[str, str, Priority, float]],
     *,
     reason: str,
-) -> list[str]:
+    hold_conflict: bool = False,
+) -> Closing:
     """Close a group and create its jobs, in one transaction.
+
+    A group with a study of several patients is marked, which its jobs tell.
 
     Parameters
     ----------
@@ -94,11 +131,8 @@ def close(
         Pipeline name, pipeline id, priority and retry delay (seconds) of each job.
     reason : str
         ``QUIET`` if the quiet time has passed, ``MAXIMUM_WAIT`` if the maximum wait has.
-
-    Returns
-    -------
-    list of str
-        The jobs' ids; empty if an instance came in the meantime and the group stays open.
+    hold_conflict : bool, optional
+        Whether to park a group with a study of several patients, until an operator decides.
     """
     time_has_come = due(groups.c.due_at)
     if reason == MAXIMUM_WAIT:
@@ -126,7 +160,11 @@ def close(
         ).first()
         if closed is None:
             leases.finish(connection, lease, group)
-            return []
+            return Closing(GroupState.OPEN)
+        conflict = not closed.patient_conflict and _mark_conflict(connection, group)
+        if conflict and hold_conflict:
+            _hold(connection, group)
+            return Closing(GroupState.PARKED, patient_conflict=True)
         created = []
         for pipeline, pipeline_id, priority, retry_delay in requests:
             job = job_id(group, pipeline)
@@ -154,7 +192,39 @@ def close(
             instances=closed.instances,
             jobs=len(created),
         )
-    return created
+    return Closing(GroupState.CLOSED, tuple(created), conflict)
+
+
+def _mark_conflict(connection: Connection, group: str) -> bool:
+    """Mark a group if a study of it has instances of several patients, and tell whether it has."""
+    mine = and_(arrivals.c.group_id == group, arrivals.c.state == ArrivalState.REGISTERED)
+    study = arrivals.c.study_instance_uid
+    studies = list(
+        connection.execute(
+            select(study)
+            .where(
+                study.in_(select(study).where(mine)), arrivals.c.state == ArrivalState.REGISTERED
+            )
+            .group_by(study)
+            .having(several_patients())
+            .order_by(study)
+        ).scalars()
+    )
+    if studies:
+        connection.execute(update(groups).where(groups.c.id == group).values(patient_conflict=True))
+        events.record(connection, PATIENT_CONFLICT, group=group, studies=studies[:_MOST_STUDIES])
+    return bool(studies)
+
+
+def _hold(connection: Connection, group: str) -> None:
+    connection.execute(
+        update(groups)
+        .where(groups.c.id == group)
+        .values(
+            state=GroupState.PARKED, closed_at=None, close_reason=None, **_SEVERAL_PATIENTS.facts
+        )
+    )
+    events.record(connection, "group-parked", group=group, **_SEVERAL_PATIENTS.facts)
 
 
 def defeat(ledger: Ledger, lease: Lease, group: Any, why: Defeat, maximum: int) -> str:

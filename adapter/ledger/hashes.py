@@ -11,7 +11,19 @@ import hmac
 import re
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    case,
+    delete,
+    distinct,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.dicom.instance import Instance
@@ -33,6 +45,9 @@ LEFT_OVER = "keys-left-over"
 #: Seconds after that, in which workers of the earlier release may still write such keys.
 _UPGRADE_SECONDS = 86_400
 
+#: Hexadecimal digits of each part of a patient's mark: enough to tell a study's patients apart.
+PART = 16
+
 #: A key in plain text: an earlier release took every number for a UID.  No hash looks like this.
 _PLAIN = re.compile(r"[0-9.]+")
 #: The same, of a group whose instances are unknown: a UID has dots.
@@ -51,6 +66,35 @@ def group_key(instance: Instance, value: str, hash_key: bytes) -> str:
     """
     uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
     return value if value in uids else keyed(hash_key, value)
+
+
+def patient_mark(instance: Instance, hash_key: bytes) -> str | None:
+    """Return what tells the patient of an instance from others of its study; None if unknown.
+
+    A hash of the Patient ID, and behind it one of its issuer if that is given.  The hashed text
+    names the study too, so that marks do not connect the studies of a patient.
+    """
+    if instance.patient is None or instance.study_instance_uid is None:
+        return None
+    texts = [
+        f"{name}\0{instance.study_instance_uid}\0{value}"
+        for name, value in zip(("patient", "issuer"), instance.patient, strict=True)
+        if value
+    ]
+    return "".join(keyed(hash_key, text)[:PART] for text in texts)
+
+
+def several_patients(where: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
+    """Return the condition, on those arrivals of one study, that they are of more than one patient.
+
+    Two marks with the same Patient ID differ only if both name an issuer.
+    """
+    mark: ColumnElement[Any] = arrivals.c.patient
+    if where is not None:
+        mark = case((where, mark))
+    patient = func.substr(mark, 1, PART)
+    with_issuer = case((func.length(mark) > PART, mark))
+    return or_(func.count(distinct(patient)) > 1, func.count(distinct(with_issuer)) > 1)
 
 
 def are_keys_to_be_hashed(ledger: Ledger) -> bool:

@@ -40,6 +40,8 @@ class Origin:
         The jobs of the same pipeline for earlier generations.
     in_quarantine : int
         How many instances it lacks, as `in_quarantine` counts them.
+    patient_conflict : bool
+        Whether a study of it has instances of several patients.
     """
 
     called_ae_title: str
@@ -47,6 +49,7 @@ class Origin:
     generation: int
     earlier_jobs: tuple[str, ...]
     in_quarantine: int
+    patient_conflict: bool
 
 
 def files_of(ledger: Ledger, job: Job) -> list[GroupFile]:
@@ -81,6 +84,7 @@ def origin_of(ledger: Ledger, job: Job) -> Origin:
             group.generation,
             tuple(earlier),
             in_quarantine(connection, [group.id]).get(group.id, 0),
+            group.patient_conflict,
         )
 
 

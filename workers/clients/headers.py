@@ -222,4 +222,6 @@ def _instance(answer: bytes) -> Instance:
         raise UnreadableInstance(message, code)
     fields = document["instance"]
     fields["values"] = {int(tag): value for tag, value in fields["values"].items()}
+    if fields["patient"] is not None:
+        fields["patient"] = tuple(fields["patient"])
     return Instance(**fields)

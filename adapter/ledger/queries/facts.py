@@ -42,6 +42,9 @@ class Page(Facts, Generic[F]):
     next: str | None = None
 
 
+_PATIENT_CONFLICT = "Whether its instances in groups are of several patients."
+
+
 class Study(Facts):
     """A study, as far as it was received."""
 
@@ -56,6 +59,7 @@ class Study(Facts):
     groups: dict[str, int] = Field(description="Groups, by state.")
     jobs: dict[str, int] = Field(description="Jobs, by state.")
     exports: dict[str, int] = Field(description="Exports, by state.")
+    patient_conflict: bool = Field(description=_PATIENT_CONFLICT)
 
 
 class ReceivedAssociation(Facts):
@@ -89,6 +93,9 @@ class Group(Facts):
     reason: str | None = Field(description="Why it is parked, or cannot be reclaimed: a code.")
     message: str | None = Field(description="The same as a sentence.")
     instances: int
+    patient_conflict: bool = Field(
+        description="Whether a study of it had instances of several patients when it closed."
+    )
     reclaimed_at: AwareDatetime | None
 
 
@@ -208,6 +215,7 @@ class Timeline(Facts):
     received: int = Field(description="Acknowledged files that are being registered again.")
     discarded: dict[str, int] = Field(description="Files that no group took, by reason.")
     quarantined: dict[str, int] = Field(description="Files in quarantine, by reason.")
+    patient_conflict: bool = Field(description=_PATIENT_CONFLICT)
     associations: list[ReceivedAssociation]
     groups: list[Group]
     jobs: list[JobFacts]

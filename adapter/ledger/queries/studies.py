@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, case, distinct, exists, func, select
 
 from adapter.ledger.database import Ledger
+from adapter.ledger.hashes import several_patients
 from adapter.ledger.queries.exports import of_job
 from adapter.ledger.queries.facts import Page, Study
 from adapter.ledger.queries.ids import arrival_before
@@ -51,6 +52,7 @@ def summary(uids: Collection[str]) -> Select[Any]:
             func.coalesce(func.sum(case((in_group, arrivals.c.size))), 0).label("size"),
             func.min(arrivals.c.received_at).label("first_received_at"),
             func.max(arrivals.c.received_at).label("last_received_at"),
+            several_patients(in_group).label("patient_conflict"),
         )
         .where(arrivals.c.study_instance_uid.in_(uids))
         .group_by(arrivals.c.study_instance_uid)
