@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -19,6 +20,8 @@ from adapter.dicom.part10 import part10_header
 from adapter.ledger import configuration
 from adapter.ledger.schema import groups
 from adapter.models import AETitle, ArrivalId, EntityKind
+from adapter.settings import Notification
+from workers.clients.headers import HeaderReaders
 from workers.stage import Work
 
 
@@ -34,9 +37,24 @@ class CountingQueues:
         return True
 
 
+class KeptReaders(HeaderReaders):
+    """Readers whose children are kept from test to test: each takes half a second to start."""
+
+    def close(self) -> None:
+        """Leave the children to the next test; they end with this process."""
+
+
+@cache
+def _kept_readers(limits: str) -> KeptReaders:
+    return KeptReaders(Notification.model_validate_json(limits))
+
+
 def make_work(adapter: Adapter) -> Work:
     """Return what a stage works with, without a broker."""
-    return Work(adapter, CountingQueues())  # type: ignore[arg-type]
+    work = Work(adapter, CountingQueues())  # type: ignore[arg-type]
+    limits = adapter.settings.notification.model_dump_json(by_alias=True)
+    object.__setattr__(work, "headers", _kept_readers(limits))
+    return work
 
 
 def add_ae_title(adapter: Adapter, title: str = "BRAIN", **changes: Any) -> int:
