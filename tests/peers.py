@@ -68,7 +68,7 @@ PEERS = {
     "orthanc": Peer("a PACS", ("Orthanc",), service="orthanc"),
     "postgresql": Peer(
         "the ledger of several hosts",
-        ("postgres", "initdb", "pg_dump", "pg_restore"),
+        ("postgres", "initdb"),
         service="postgresql",
     ),
     "prometheus": Peer("reads and plays the alerts", ("promtool",), service="prometheus"),
