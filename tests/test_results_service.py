@@ -69,8 +69,9 @@ def remote(adapter, service, tmp_path):
             "request_seconds": 2.0,
             "report_minimum_seconds": 0.1,
             "report_maximum_seconds": 0.4,
+            "visibility_seconds": 0.01,
         },
-        workers={"visibility_seconds": 0.01, "due_work_poll_seconds": 0.02},
+        workers={"due_work_poll_seconds": 0.02},
     )
 
 
@@ -173,7 +174,7 @@ def test_uris(uri, fine):
 )  # fmt: skip
 def test_task_without_an_id(raw):
     """What has not even an id cannot be answered for."""
-    assert read_task(raw, {"pacs"}) is None
+    assert read_task(raw, {"pacs"}, 0.5) is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_task_without_an_id(raw):
 def test_malformed_task_has_trouble(changes):
     """A task with an id that makes no sense otherwise is one to report."""
     task = make_task(["a.dcm"]) | changes
-    delivery = read_task(task, {"pacs"})
+    delivery = read_task(task, {"pacs"}, 0.5)
     assert delivery.id == task["taskId"]
     assert delivery.problem
 
@@ -382,6 +383,17 @@ def test_uris_that_lead_elsewhere(remote, service, pacs, tmp_path):
     assert [report[0] for report in service.reports] == ["success"]
     assert pacs.sent == dict.fromkeys(uids, 1)
     assert one_export(remote).state == "partial"
+
+
+def test_a_task_whose_uris_lead_elsewhere_is_refused_for_good(remote, service):
+    """More than half of its uris can be no files: the first answer is the last, before any try."""
+    [task] = service.add(make_task(["../secret.dcm", "a/../../b.dcm", "fine.dcm"]))
+    poll(remote)
+    row = one_export(remote)
+    assert (row.state, row.reason, row.tries) == ("parked", "unfit-files", 0)
+    assert row.message == "2 of 3 uris name no file below the root: the path leaves the root"
+    run_until(remote, lambda: service.reports)
+    assert service.reports == [("failure", task, False)]
 
 
 @pytest.mark.parametrize("retries", [0, 3])

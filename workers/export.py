@@ -83,8 +83,8 @@ def _export(work: Work, export: Export) -> tuple[ExportState, TryFailed | Parked
     except Stopped:
         return exports.give_back(ledger, export), None
     except NotYetVisible:
-        workers = work.adapter.settings.workers
-        delay = max(workers.due_work_poll_seconds, workers.visibility_seconds / _LOOKS)
+        pause = work.adapter.settings.workers.due_work_poll_seconds
+        delay = max(pause, _visibility_seconds(work.adapter, export) / _LOOKS)
         return exports.give_back(ledger, export, delay=delay), None
     except Refused as refused:
         failure = FailureReason(refused.code, str(refused))
@@ -132,7 +132,7 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
         If so many cannot be sent that the task is bound to fail; it then sends nothing.
     """
     anchor, root = _folders(adapter, export)
-    young = export.task_age < adapter.settings.workers.visibility_seconds
+    young = export.task_age < _visibility_seconds(adapter, export)
     files, unfit = [], []
     for file in exports.files_to_send(adapter.ledger, export):
         try:
@@ -160,6 +160,17 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
             f"{lost} of {count.files} files cannot be sent: {first}", "unfit-files"
         )
     return files
+
+
+def _visibility_seconds(adapter: Adapter, export: Export) -> float:
+    """Return how long a file of a task may be missing before it counts as failed (seconds).
+
+    A remote Results Service can offer its task again, and has to be told soon that it should.
+    """
+    settings = adapter.settings
+    if export.remote:
+        return settings.services.results_service.visibility_seconds
+    return settings.workers.visibility_seconds
 
 
 def _uids(file: Outgoing) -> tuple[int, str, str, str]:

@@ -89,6 +89,9 @@ class ResultsServiceSettings(Section):
     root: Path | None = Field(
         None, description="Folder under which a remote Results Service's uris are files."
     )
+    visibility_seconds: Seconds = Field(
+        10.0, description="Seconds that a file of a task may be missing before it counts as failed."
+    )
     request_seconds: Seconds = Field(300.0, description="Seconds that a request may take.")
     report_minimum_seconds: Seconds = Field(
         2.5, description="Seconds after which a failed report is first repeated."

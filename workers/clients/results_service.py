@@ -188,7 +188,8 @@ def _take_in(adapter: Adapter, answer: list[Any]) -> int:
         found.entity.name.casefold()
         for found in configuration.current(adapter.ledger, EntityKind.DESTINATION)
     }
-    deliveries = [read_task(raw, known) for raw in answer]
+    policy = settings.dicom.scu.export
+    deliveries = [read_task(raw, known, policy.failure_threshold) for raw in answer]
     if None in deliveries:
         _complain("tasks without a valid id are ignored", amount=deliveries.count(None))
     return remote_tasks.deliver(
@@ -196,7 +197,7 @@ def _take_in(adapter: Adapter, answer: list[Any]) -> int:
         [delivery for delivery in deliveries if delivery is not None],
         agent=settings.dicom.scu.ae_title,
         service=settings.services.results_service,
-        policy=settings.dicom.scu.export,
+        policy=policy,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from adapter.ledger.export_policy import over_threshold
 from adapter.ledger.remote_tasks import Delivery
 from adapter.models import Name
 
@@ -58,7 +59,7 @@ def destination_names(parameters: Any) -> list[str]:
     return list({name.casefold(): name for name in reversed(names)}.values())[::-1]
 
 
-def read_task(raw: Any, known: set[str]) -> Delivery | None:
+def read_task(raw: Any, known: set[str], failure_threshold: float) -> Delivery | None:
     """Return a task as the ledger takes it, its problem included; None if it has not even an id.
 
     Parameters
@@ -67,33 +68,35 @@ def read_task(raw: Any, known: set[str]) -> Delivery | None:
         One element of the answer.
     known : set of str
         Names of the configured destinations, case-folded.
+    failure_threshold : float
+        The share of its files that may fail.
     """
     try:
         task = Task.model_validate(raw)
     except ValidationError as error:
-        wrong = ", ".join(sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]}))
+        fields = ", ".join(sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]}))
         try:
             task = Task.model_validate({"taskId": raw["taskId"]})
         except (ValidationError, TypeError, KeyError):
             return None
-        return Delivery(task.task_id, problem=f"the task cannot be read: {wrong}")
+        return Delivery(task.task_id, problem=f"the task cannot be read: {fields}")
     files = tuple((_printable(uri), path_problem(uri)) for uri in task.uris)
     try:
         names = destination_names(task.parameters)
     except ValueError:
         problem = "the task's parameters name no destination"
         return Delivery(task.task_id, task.job_id, task.retries, (), files, problem)
+    wrong = [why for _, why in files if why is not None]
     unknown = [name for name in names if name.casefold() not in known]
-    missing = f"unknown destinations: {', '.join(unknown)}" if unknown else None
-    return Delivery(
-        task.task_id,
-        task.job_id,
-        task.retries,
-        tuple(names),
-        files,
-        missing,
-        "unknown-destination",
-    )
+    refusal: dict[str, str] = {}
+    if over_threshold(len(wrong), len(files), failure_threshold):
+        # However often it is offered again, these paths stay what they are.
+        problem = f"{len(wrong)} of {len(files)} uris name no file below the root: {wrong[0]}"
+        refusal = {"problem": problem, "reason": "unfit-files"}
+    elif unknown:
+        problem = f"unknown destinations: {', '.join(unknown)}"
+        refusal = {"problem": problem, "reason": "unknown-destination"}
+    return Delivery(task.task_id, task.job_id, task.retries, tuple(names), files, **refusal)
 
 
 def path_problem(uri: str) -> str | None:
