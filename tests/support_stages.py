@@ -83,11 +83,11 @@ def make_instance(**changes: Any) -> Dataset:
     return ds
 
 
-def encode(ds: Dataset) -> bytes:
-    """Return a data set's bytes in Explicit VR Little Endian."""
+def encode(ds: Dataset, *, implicit: bool = False) -> bytes:
+    """Return a data set's bytes in Explicit or Implicit VR Little Endian."""
     buffer = BytesIO()
     file = DicomFileLike(buffer)
-    file.is_little_endian, file.is_implicit_VR = True, False
+    file.is_little_endian, file.is_implicit_VR = True, implicit
     write_dataset(file, ds)
     return buffer.getvalue()
 

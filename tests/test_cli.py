@@ -430,11 +430,18 @@ def test_send_says_why_files_were_refused(cli, scp, tmp_path):
 
 
 def test_send_says_that_nobody_knows_us(cli, scp):
-    """A rejected association ends the command with the reason in words."""
+    """A rejected association ends the command with the reason in words, and what to do."""
     code, _, err = cli("send", "CT-AI", CT_SERIES[0], "--port", scp.port, "--calling", "STRANGER")
 
     assert code == 1
-    assert "the calling AE title is not recognised" in err
+    text = " ".join(err.split())
+    assert "the calling AE title is not recognised" in text
+    assert "`--calling`" in text
+    assert "dicom-adapter source add STRANGER" in text
+
+    code, _, err = cli("send", "NOBODY", CT_SERIES[0], "--port", scp.port, "--calling", "CT1")
+    assert code == 1
+    assert "`dicom-adapter aet list`" in " ".join(err.split())
 
 
 def test_destination_echo_tells_what_is_wrong(cli, adapter, scp, settings):

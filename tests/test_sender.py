@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import CTImageStorage
 
@@ -21,6 +21,7 @@ from adapter.scu.files import find_files
 from adapter.scu.sender import send
 from adapter.settings import Scu
 from tests.support_stack import free_port
+from tests.support_stages import encode, make_instance
 
 STORED = Outcome.STORED, 0, None
 SCU = Scu(ae_title="MODALITY", connect_seconds=2, association_seconds=5, response_seconds=5)
@@ -37,7 +38,7 @@ def peer(store, *, contexts=(str(CTImageStorage),), called=None):
     ae.require_called_aet = called is not None
     ae.ae_title = called or "PACS"
     for uid in contexts:
-        ae.add_supported_context(uid, ExplicitVRLittleEndian)
+        ae.add_supported_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
     try:
         yield server.socket.getsockname()[1], ae
@@ -260,7 +261,7 @@ def test_what_is_not_meant_to_be_sent_is_counted(tmp_path):
     assert found.files == []
     assert found.skipped == {
         "not DICOM": 2,
-        "incomplete file meta information": 1,
+        "no SOP Class or SOP Instance UID": 1,
         "DICOMDIR": 1,
     }
     assert not found.unfit
@@ -272,7 +273,7 @@ def test_files_that_cannot_be_sent_are_counted_apart(tmp_path):
     """A DICOM file that is cut short, or has an invalid UID, is counted apart from the skipped."""
     write(tmp_path / "short", b"")
     write(tmp_path / "odd", b"odd")
-    write(tmp_path / "uid", b"even", sop_instance_uid="1.02")
+    write(tmp_path / "uid", b"even", sop_instance_uid="1.a2")
 
     found = find_files([tmp_path])
 
@@ -280,8 +281,44 @@ def test_files_that_cannot_be_sent_are_counted_apart(tmp_path):
     assert not found.skipped
     assert found.unfit == {
         "the data set is missing, or cut short": 2,
-        "the file meta information has an invalid UID": 1,
+        "the file has an invalid UID": 1,
     }
+
+
+def test_files_that_lack_something_are_sent(tmp_path, settled):
+    """Without preamble, group length or file meta information, or named wrongly, a file is sent."""
+    found = {}
+    for name, start in {
+        "no preamble": lambda whole, _: whole[132:],
+        "no file meta information": lambda _, data: data,
+        "no group length": lambda whole, _: whole[:132] + whole[144:],
+        "another name": lambda whole, _: whole,
+        "a text": lambda _, __: b"no DICOM file".ljust(500),
+        "a text behind a good start": lambda _, __: b"\x08\0no DICOM file".ljust(500),
+    }.items():
+        ds = make_instance()
+        named = "1.2.3" if name == "another name" else ds.SOPInstanceUID
+        write(tmp_path / name, encode(ds), sop_instance_uid=named)
+        (tmp_path / name).write_bytes(start((tmp_path / name).read_bytes(), encode(ds)))
+        if "text" not in name:
+            found[name] = str(ds.SOPInstanceUID), encode(ds)
+    implicit = make_instance()
+    (tmp_path / "z").write_bytes(encode(implicit, implicit=True))
+    found["z"] = str(implicit.SOPInstanceUID), encode(implicit, implicit=True)
+    taken = {}
+
+    def keep(event):
+        taken[event.request.AffectedSOPInstanceUID] = event.encoded_dataset(include_meta=False)
+        return 0x0000
+
+    with peer(keep) as (port, _):
+        looked = find_files([tmp_path])
+        send(looked.files, destination(port), SCU, settled)
+
+    assert taken == dict(found.values())
+    assert looked.skipped == {"not DICOM": 2}
+    syntaxes = {file.path: file.transfer_syntax_uid for file in looked.files}
+    assert syntaxes == dict.fromkeys(found, ExplicitVRLittleEndian) | {"z": ImplicitVRLittleEndian}
 
 
 def test_links_are_followed_to_the_files(tmp_path, settled):

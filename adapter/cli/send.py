@@ -13,6 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapter.cli.which import AsJson, settings_of
 from adapter.dicom.ae_titles import check_ae_title
+from adapter.dicom.rejections import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+)
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError, ConfigurationError
 from adapter.ledger import configuration
@@ -22,6 +26,7 @@ from adapter.terminal import complain, errors, print_json, print_table, say
 from adapter.timeline import count
 
 if TYPE_CHECKING:
+    from adapter.scu.association import AssociationRejected
     from adapter.scu.echo import EchoResult
     from adapter.scu.files import Outgoing
     from adapter.scu.store import StoreResult
@@ -50,7 +55,12 @@ def send(
     found = find_files(paths)
     if not found.files:
         raise AdapterError(f"no DICOM file to send ({_skipped(found.skipped + found.unfit)})")
-    stored, failures = _send(found.files, peer, scu)
+    from adapter.scu.association import AssociationRejected  # noqa: PLC0415 - the same
+
+    try:
+        stored, failures = _send(found.files, peer, scu)
+    except AssociationRejected as rejected:
+        raise AdapterError(f"{peer.ae_title} {rejected}{_advice(rejected, peer, scu)}") from None
     failures += found.unfit
     total = len(found.files) + found.unfit.total()
     if as_json:
@@ -109,6 +119,18 @@ def _peer(ae_title: str, host: str, port: int) -> DicomDestination:
     peer = configuration.parse(EntityKind.DESTINATION, body)
     assert isinstance(peer, DicomDestination)
     return peer
+
+
+def _advice(rejected: AssociationRejected, peer: DicomDestination, scu: Scu) -> str:
+    """Return what to do about a rejected association, whether the peer is this adapter or not."""
+    if rejected.code == CALLING_AE_TITLE_NOT_RECOGNIZED:
+        return (
+            f"; call as somebody whom it knows (`--calling`), or let it know {scu.ae_title}: "
+            f"`dicom-adapter source add {scu.ae_title} ADDRESS` if it is this adapter"
+        )
+    if rejected.code == CALLED_AE_TITLE_NOT_RECOGNIZED:
+        return f"; {peer.ae_title} is none of its AE titles (`dicom-adapter aet list` names ours)"
+    return ""
 
 
 def _calling_as(scu: Scu, calling: str | None) -> Scu:

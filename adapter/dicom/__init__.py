@@ -11,6 +11,7 @@
     command_sets  statuses           DIMSE's command sets and what a status means
     part10                           file meta information, written and read
     elements  element_search         the headers of data elements, found under limits
+    file_start  partial_header       what must be known of a file to send it, or can of a bad one
     instance  header  leading_uids   what is read of a data set, under limits
 
 The SCP, the SCU, the workers and the demo stand on it; it imports nothing of the adapter but its

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import zlib
-from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 
-from adapter.dicom.element_search import HeaderLimits, elements_found, form_at
+from adapter.dicom.file_start import data_set_uids
 from adapter.dicom.instance import PartialHeader
 from adapter.dicom.part10 import read_file_meta
 from adapter.dicom.tags import (
@@ -17,14 +14,9 @@ from adapter.dicom.tags import (
     SOP_INSTANCE_UID,
     STUDY_INSTANCE_UID,
 )
-from adapter.dicom.transfer_syntaxes import DEFLATED
-from adapter.dicom.uids import trimmed
 from adapter.errors import UnreadableInstance
 
 _UIDS = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
-
-#: Bytes of a data set that are looked at.
-_START_BYTES = 65536
 
 
 def partial_header(path: Path) -> PartialHeader:
@@ -40,15 +32,10 @@ def partial_header(path: Path) -> PartialHeader:
                 meta = read_file_meta(file)
             except UnreadableInstance:
                 return PartialHeader.checked(size=size)
-            head = file.read(_START_BYTES)
+            syntax = meta.get(0x0010, "")
+            found = data_set_uids(file, syntax, _UIDS)
     except OSError:
         return PartialHeader()
-    syntax = meta.get(0x0010, "")
-    if syntax in DEFLATED:
-        head = _inflated(head)
-    data_set = BytesIO(head)
-    elements = elements_found(data_set, form_at(data_set, syntax), _UIDS, HeaderLimits())
-    found = {tag: trimmed(element.value) for tag, element in elements.items()}
     return PartialHeader.checked(
         calling_ae_title=meta.get(0x0017),
         called_ae_title=meta.get(0x0018),
@@ -59,9 +46,3 @@ def partial_header(path: Path) -> PartialHeader:
         transfer_syntax_uid=syntax,
         size=size,
     )
-
-
-def _inflated(start: bytes) -> bytes:
-    with suppress(zlib.error):
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, _START_BYTES)
-    return b""

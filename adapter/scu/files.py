@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that can be sent, and what must be known of each before it is.
 
-Of a file only its file meta information is read.  Its data set is sent as the bytes that are there.
+Of a file only the start is read.  Its data set is sent as the bytes that are there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapter.dicom.part10 import read_file_meta
+from adapter.dicom.file_start import read_file_start
 from adapter.dicom.transfer_syntaxes import DEFLATED
 from adapter.dicom.uids import MEDIA_STORAGE_DIRECTORY, is_uid
 from adapter.errors import PermanentError, UnreadableInstance
@@ -20,7 +20,7 @@ from adapter.files import open_beneath
 from adapter.scu.association import Context
 
 #: Why a file that is found is skipped: the code of the error, and words for people.
-_SKIPPED = {"not-dicom": "not DICOM", "missing-uid": "incomplete file meta information"}
+_SKIPPED = {"not-dicom": "not DICOM", "missing-uid": "no SOP Class or SOP Instance UID"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +70,14 @@ def examine(
         If it is not a regular file reached without links, not a DICOM file, or not a whole one.
     """
     with os.fdopen(open_beneath(root, path), "rb") as file:
-        meta = read_file_meta(file)
-        start = file.tell()
-        size = os.fstat(file.fileno()).st_size - start
-    uids = sop_class, sop_instance, syntax = [meta.get(n, "") for n in (0x0002, 0x0003, 0x0010)]
-    if not all(uids):
-        raise UnreadableInstance("the file meta information lacks a UID", "missing-uid")
+        start = read_file_start(file)
+        size = os.fstat(file.fileno()).st_size - start.data_set
+    uids = start.sop_class_uid, start.sop_instance_uid, start.transfer_syntax_uid
     if not all(map(is_uid, uids)):
-        raise UnreadableInstance("the file meta information has an invalid UID", "invalid-uid")
-    if size <= 0 or (size % 2 and syntax not in DEFLATED):
+        raise UnreadableInstance("the file has an invalid UID", "invalid-uid")
+    if size <= 0 or (size % 2 and start.transfer_syntax_uid not in DEFLATED):
         raise UnreadableInstance("the data set is missing, or cut short", "incomplete")
-    return Outgoing(
-        number, root, path, sop_class, sop_instance, syntax, start, tries, repeat or tries > 0
-    )
+    return Outgoing(number, root, path, *uids, start.data_set, tries, repeat or tries > 0)
 
 
 @dataclass
