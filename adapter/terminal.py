@@ -68,12 +68,17 @@ def plain(value: Any) -> str:
         return ", ".join(plain(item) for item in value) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{key}={plain(item)}" for key, item in value.items()) or "-"
-    return escape("".join(c if c.isprintable() else " " for c in str(value)))
+    return escape(printable(str(value), kept=""))
+
+
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Return a text without what would control the terminal: a peer may have sent it."""
+    return "".join(c if c.isprintable() or c in kept else " " for c in text)
 
 
 def say(text: str) -> None:
     """Print a line."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def warn(*lines: str, as_json: bool = False) -> None:
@@ -91,4 +96,4 @@ def _print_errors(what: str, colour: str, lines: Sequence[str], *, as_json: bool
         errors.file.write(json.dumps({f"{what}s": lines}) + "\n")
         return
     for line in lines:
-        errors.print(f"[{colour}]{what}:[/] {escape(line)}")
+        errors.print(f"[{colour}]{what}:[/] {escape(printable(line))}")

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter.core import open_adapter
+from adapter.dicom import pdus as pdus_module
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.association import AcceptorAssociation
 from adapter.scp.configuration import LiveConfiguration
@@ -113,6 +114,26 @@ def test_user_information_may_be_missing(receiver, user_information, window):
 
     assert pdus(said) == [2]
     assert (wire.item(0x53, b"\0\1\0\1") in said) is window
+
+
+def test_a_stranger_costs_nothing(receiver, monkeypatch):
+    """Nothing but the fixed part of a stranger's request is read; 20 of 50 are recorded."""
+    monkeypatch.setattr(
+        pdus_module, "decode_request", lambda _: pytest.fail("a stranger's request was decoded")
+    )
+    events = receiver.acceptor._events
+    before = len(events._queue)
+    request = wire.request(calling=b"STRANGER", extra_items=wire.item(0x99, b"") * 50_000)
+
+    for _ in range(50):
+        association = receiver.call()
+        assert converse(association, request, 10**6) == wire.reject(1, 1, 3)
+        assert len(association.layer._body) == 74
+
+    assert len(events._queue) - before == 20
+    detail = events._queue[-1][3]
+    assert (detail["calling"], detail["called"]) == ("STRANGER", "ADAPTER")
+    assert detail["message"] == "the calling AE title is no known source"
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+from adapter.scp import association_limiter
 from adapter.scp.acceptance import CAUSES
 from tests import peers
 from tests import support_wire as wire
@@ -240,6 +241,34 @@ def test_u15_too_many_associations(settings, limit):
                 assert four.associate()[:1] == b"\2"
         eventually(lambda: associations() == 0)
         scp.check_at_rest()
+
+
+def accepted(caller, **changes):
+    """Ask for an association; return the caller, or None if it is rejected."""
+    if caller.associate(**changes)[:1] == b"\2":
+        return caller
+    caller.socket.close()
+    return None
+
+
+def test_u15_a_gateway_with_a_stuck_sender(settings, monkeypatch):
+    """U15: idle associations of a sender with more than its share make room for another's."""
+    monkeypatch.setattr(association_limiter, "IDLE_SECONDS", 0.0)
+    limits = {"maximum_associations_per_peer": 2, "idle_seconds": 30.0}
+    with receiver(settings, **limits, reject_unknown_sources=False) as scp:
+        with scp.call() as busy, scp.call() as stuck:
+            assert busy.associate()[:1] == b"\2"
+            busy.send(STORE[:-10])
+            eventually(busy.delivered)
+            assert stuck.associate()[:1] == b"\2"
+            other = eventually(lambda: accepted(scp.call(), calling=b"OTHER"))
+            with other:
+                assert other.echo()
+                assert stuck.rest() == wire.abort(0, 0)
+            busy.send(STORE[-10:] + wire.data(wire.pdv(wire.CT, 2, wire.data_set())))
+            assert busy.status() == 0x0000
+        (path,) = scp.stored()
+        path.unlink()
 
 
 def test_u15_low_storage(settings):

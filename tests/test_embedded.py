@@ -365,6 +365,25 @@ def test_only_warnings_reach_the_terminal(tmp_path):
     assert list(log.follow()) == []
 
 
+def test_one_message_does_not_flood_the_terminal(tmp_path, monkeypatch):
+    """Of one message only some lines are shown in a period, then how many more there were."""
+    log = RoleLog(tmp_path / "scp.log")
+    with log.open() as file:
+        for number in range(15):
+            file.write(json.dumps({"level": "warning", "event": "no", "n": number}).encode())
+            file.write(b"\n")
+        file.write(b'{"level": "error", "event": "another"}\n')
+
+    assert list(log.follow()) == [
+        *(f"warning: no n={number}" for number in range(logs.MOST_ALIKE)),
+        "error: another",
+    ]
+
+    monkeypatch.setattr(logs, "PERIOD_SECONDS", 0.0)
+    assert list(log.follow()) == [f"warning: no: 5 more in {log.path}"]
+    assert list(log.follow()) == []
+
+
 def test_a_terminal_that_has_gone_ends_nothing(start, tmp_path):
     """When the supervisor's terminal is closed, it goes on supervising."""
     one = start(make_role("api", tmp_path))

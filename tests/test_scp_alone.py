@@ -218,6 +218,34 @@ def test_the_queue_of_events_is_bounded(adapter: Adapter, monkeypatch):
     assert queue.counts()["events_waiting"] == 0
 
 
+def test_events_of_one_peer_are_limited(monkeypatch):
+    """A peer gets 20 events of a kind in a period; what was left out is counted and told once."""
+    queue = ScpEvents()
+
+    def due(kind, peer, times):
+        return sum(queue.within_rate(kind, peer) for _ in range(times))
+
+    assert due("a", "192.0.2.1", 50) == 20
+    assert due("a", "192.0.2.2", 3) == 3  # another peer
+    assert due("b", "192.0.2.1", 3) == 3  # another kind
+    queue.sum_up_left_out()
+    assert not queue._queue  # the period is not over
+
+    monkeypatch.setattr(events, "PERIOD_SECONDS", 0.0)
+    queue.sum_up_left_out()
+    ((kind, _, _, detail),) = queue._queue
+    assert kind == "events-left-out"
+    assert detail == {"of": "a", "peer": "192.0.2.1", "number": 30}
+    assert due("a", "192.0.2.1", 50) == 20  # a new period
+
+
+def test_no_number_of_peers_takes_memory():
+    """Beyond a number of peers all others share one limit."""
+    queue = ScpEvents()
+    assert sum(queue.within_rate("a", str(peer)) for peer in range(5000)) == 1000 + 20
+    assert len(queue._rates._periods) == 1001
+
+
 @pytest.mark.parametrize(
     ("sent", "shown"),
     [

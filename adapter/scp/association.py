@@ -107,8 +107,10 @@ class AcceptorAssociation:
         self._hand_on()
 
     def answered(self) -> None:
-        """Note that the answer is sent: from now on the association waits for its peer."""
-        if self._place is not None:
+        """Note that the answer is sent: between two messages the association is idle now."""
+        if self._place is None or self._reader is None:
+            return
+        if not (self.layer.in_pdu or self._reader.in_message):
             self._place.idle()
 
     def abort(self, cause: str, *, source: int = SERVICE_USER) -> None:
