@@ -80,6 +80,13 @@ class Rendered:
         (found,) = [pod for pod in self.pods() if pod.component == component]
         return found
 
+    def created_passwords(self) -> dict[str, list[str]]:
+        """Return the Secrets that a job of the release creates, and their keys."""
+        jobs = [pod.main["args"] for pod in self.pods() if pod.component == "passwords"]
+        for command, *_ in jobs:
+            assert command == "create-passwords"
+        return {secret: keys for _, secret, *keys in jobs}
+
     def replicas(self, component: str) -> int | None:
         """Return the replicas that a Deployment asks for; None if something else owns them."""
         replicas: int | None = self.pod(component).owner["spec"].get("replicas")

@@ -6,7 +6,6 @@ The server keeps objects and runs nothing: no pod starts in these tests.
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import time
 from collections.abc import Set as AbstractSet
@@ -18,7 +17,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from adapter.embedded.broker import find_server
-from tests.support_chart import STAGES, Rendered, case, render, values_of
+from tests.support_chart import CASES, STAGES, Rendered, case, render, values_of
 from tests.support_helm_server import HelmServer, plural
 from tests.support_stack import free_port
 from tests.test_chart_manifests import GIVEN, references
@@ -37,11 +36,6 @@ def server():
     server = HelmServer()
     yield server
     server.close()
-
-
-def password(server: HelmServer, name: str) -> str:
-    secret = server.find("Secret", "-passwords")
-    return base64.b64decode(secret["data"][f"{name}-password"]).decode()
 
 
 def first(server: HelmServer, kind: str) -> int:
@@ -73,11 +67,13 @@ def test_a_first_install_waits_for_nothing_that_is_not_there_yet(server: HelmSer
     assert not any(name.endswith("-migrate") for _, _, name in server.changes)
 
     server.changes.clear()
+    server.before_jobs.clear()
     server.upgrade({**HOOKS, "settings": {"workers": {"dueWorkPollSeconds": 2}}})
 
     assert first(server, "Job") < first(server, "Deployment")
-    (there,) = server.before_jobs
-    assert needs(render(HOOKS)) <= there
+    there = server.before_jobs[0]
+    made = {("Secret", name) for name in render(HOOKS).created_passwords()}
+    assert needs(render(HOOKS), made) <= there
 
 
 def test_without_being_asked_the_chart_has_no_hooks() -> None:
@@ -133,29 +129,13 @@ def test_nothing_runs_after_an_install_that_pods_would_wait_for() -> None:
 # -- what stays --------------------------------------------------------------------------------
 
 
-def test_passwords_are_made_once(server: HelmServer) -> None:
-    """An upgrade keeps every password; one that is asked for later is made then."""
-    server.install({"flower": {"enabled": False}})
-    redis, database = password(server, "redis"), password(server, "postgresql")
-    assert len({redis, database}) == 2
-    assert min(len(redis), len(database)) >= 32
-    with pytest.raises(KeyError):
-        password(server, "flower")
-
-    server.upgrade({"flower": {"enabled": True}})
-    flower = password(server, "flower")
-    server.upgrade({"flower": {"enabled": False}})
-
-    assert (password(server, "redis"), password(server, "postgresql")) == (redis, database)
-    assert password(server, "flower") == flower
-
-
 def test_an_uninstall_keeps_what_was_promised_and_a_new_install_takes_it_up(
     server: HelmServer,
 ) -> None:
     """The spool, the passwords and the custom resources outlive the release; all else goes."""
     server.install({})
-    before = password(server, "postgresql")
+    (secret,) = render({}).created_passwords()
+    server.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}})
 
     server.uninstall()
 
@@ -165,14 +145,22 @@ def test_an_uninstall_keeps_what_was_promised_and_a_new_install_takes_it_up(
         "customresourcedefinitions",
     }
     server.install({})
-    assert password(server, "postgresql") == before
+    assert server.find("Secret", secret)["metadata"]["name"] == secret
 
 
-def test_other_passwords_are_other_adapters() -> None:
-    """Without a server to look at, each rendering has passwords of its own: none is built in."""
-    secrets = [render({}).find("Secret", "-passwords")["data"] for _ in range(2)]
+@pytest.mark.parametrize("name", CASES)
+def test_two_renders_of_the_same_values_are_the_same(name: str) -> None:
+    """What is made anew each time would be a difference for ever to GitOps tools."""
+    assert render(values_of(name)) == case(name)
 
-    assert not set(secrets[0].values()) & set(secrets[1].values())
+
+def test_a_changed_job_has_another_name() -> None:
+    """Kubernetes does not let the pod of a job be changed."""
+    names = {
+        render(values).pod("passwords").owner["metadata"]["name"]
+        for values in ({}, {"image": {"tag": "2"}}, {"flower": {"enabled": False}})
+    }
+    assert len(names) == 3
 
 
 def test_a_claim_that_cannot_do_it_is_refused(server: HelmServer) -> None:

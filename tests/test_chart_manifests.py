@@ -227,15 +227,19 @@ def test_what_is_referred_to_is_there(name: str) -> None:
     for pod in rendered.pods():
         used |= set(references(pod))
     assert used
+    created = {("Secret", name): keys for name, keys in rendered.created_passwords().items()}
     for kind, referred, key in used:
         if (kind, referred) in given:
+            continue
+        if (kind, referred) in created:
+            assert key in created[kind, referred]
             continue
         assert (kind, referred) in there
         if key is not None:
             assert key in there[kind, referred]["data"]
     # And no object is unused.
     names = {(kind, referred) for kind, referred, _ in used}
-    assert given <= names
+    assert given | created.keys() <= names
     for kind in ("Secret", "ServiceAccount", "PersistentVolumeClaim"):
         for item in rendered.of(kind):
             assert (kind, item["metadata"]["name"]) in names
@@ -321,7 +325,7 @@ def test_what_is_addressed_answers(name: str) -> None:
 def test_probes_ask_the_process_itself(name: str) -> None:
     """Liveness is an HTTP question to the role's own port and never leaves the pod."""
     for pod in case(name).pods():
-        if pod.component in {"migrate", "echo"}:
+        if pod.component in {"passwords", "migrate", "echo"}:
             assert pod.spec["restartPolicy"] == "Never"
             continue
         main = pod.main

@@ -93,12 +93,14 @@ def test_the_root_file_system_is_read_only(name: str) -> None:
 
 
 @every_case
-def test_only_the_operator_speaks_to_kubernetes(name: str) -> None:
-    """Each component has a service account of its own; a token is only given to the operator."""
+def test_only_two_speak_to_kubernetes(name: str) -> None:
+    """Each component has an account of its own; operator and the passwords' job get a token."""
     accounts = [pod.spec["serviceAccountName"] for pod in case(name).pods()]
     assert len(accounts) == len(set(accounts))
     for pod in case(name).pods():
-        assert pod.spec["automountServiceAccountToken"] is (pod.component == "operator")
+        assert pod.spec["automountServiceAccountToken"] is (
+            pod.component in {"operator", "passwords"}
+        )
     for account in case(name).of("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -106,8 +108,8 @@ def test_only_the_operator_speaks_to_kubernetes(name: str) -> None:
 def test_the_operator_has_exactly_the_rights_it_uses() -> None:
     """It lists, watches and patches what tests/test_operator_faults.py sees it do, nothing else."""
     rendered = case("default")
-    (role,) = rendered.of("Role")
-    (binding,) = rendered.of("RoleBinding")
+    role = rendered.find("Role", "-operator")
+    binding = rendered.find("RoleBinding", "-operator")
     granted, used = (
         {
             (group, resource, verb)
@@ -126,13 +128,25 @@ def test_the_operator_has_exactly_the_rights_it_uses() -> None:
     assert not case("bare").of("Role")
 
 
+def test_the_passwords_job_can_read_no_other_secret() -> None:
+    """It may create a Secret, and read and extend the one that the pods mount."""
+    rendered = case("default")
+    create, own = rendered.find("Role", "-passwords")["rules"]
+    (secret,) = rendered.created_passwords()
+
+    assert (create["resources"], create["verbs"]) == (["secrets"], ["create"])
+    assert (own["resources"], own["verbs"]) == (["secrets"], ["get", "patch"])
+    assert own["resourceNames"] == [secret]
+    assert not case("declared").created_passwords()  # it names Secrets for all of them
+
+
 @every_case
 def test_each_role_is_given_its_own_passwords_only(name: str) -> None:
     """Passwords are files, and only of the servers that a role talks to."""
     servers = {"redis", "postgresql"} if name != "bare" else set()
     wanted = dict.fromkeys(("scp", *STAGES, "api"), servers)
     wanted |= {"flower": {"redis", "flower"}, "operator": {"postgresql"}, "migrate": {"postgresql"}}
-    wanted |= {"echo": set(), "redis": {"redis"}, "postgresql": {"postgresql"}}
+    wanted |= {"passwords": set(), "echo": set(), "redis": {"redis"}, "postgresql": {"postgresql"}}
     for pod in case(name).pods():
         given = re.findall(r"'path': '(\w+)-password'", str(pod.spec["volumes"]))
         expected = wanted[pod.component]
@@ -146,10 +160,9 @@ def test_each_role_is_given_its_own_passwords_only(name: str) -> None:
 def test_no_password_stands_outside_a_secret(name: str) -> None:
     """Neither settings nor environment nor arguments hold a password."""
     for item in case(name).objects:
-        if item["kind"] not in {"Secret", "CustomResourceDefinition", "PrometheusRule"}:
+        assert item["kind"] != "Secret"
+        if item["kind"] not in {"CustomResourceDefinition", "PrometheusRule"}:
             assert not re.search(r"://[^/@\s]*:[^/@\s]+@", str(item))
-    for secret in case(name).of("Secret"):
-        assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 # -- flows -----------------------------------------------------------------------------------------
@@ -197,6 +210,7 @@ def wanted_egress(to_servers: bool) -> set[Flow]:
     if to_servers:
         found |= {(role, "redis", 6379) for role in (*ROLES, "flower")}
         found |= {(role, "postgresql", 5432) for role in (*ROLES, "operator")}
+        found |= {("passwords", "anyone", port) for port in (53, 443, 6443)}
     else:
         found |= {(role, "anyone", 6380) for role in (*ROLES, "flower")}
         found |= {(role, "anyone", 5433) for role in (*ROLES, "operator", "migrate")}

@@ -184,6 +184,22 @@ def operator(
     raise typer.Exit(package.serve(settings))
 
 
+def create_passwords(
+    ctx: typer.Context,
+    secret: Annotated[str, typer.Argument(metavar="SECRET", help="Its name.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The keys it should have.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a Secret of Kubernetes a random password under each key that it lacks."""
+    from adapter import operator as package  # noqa: PLC0415 - see the package's docstring
+
+    added = package.create_passwords(settings_of(ctx), secret, keys)
+    if as_json:
+        print_json({"secret": secret, "added": added})
+    else:
+        say(f"Secret {secret}: {', '.join(added) or 'nothing'} added")
+
+
 def flower(ctx: typer.Context) -> None:
     """Run Flower alone, read-only unless the settings say otherwise; it requires the password."""
     settings = _role_settings(ctx)

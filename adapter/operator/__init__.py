@@ -15,10 +15,12 @@ status       writes the outcome into the resources' status
 metrics      metrics for Prometheus
 main         the process
 releasing    hands everything over to people
+passwords    gives a Secret the passwords that it lacks
 ===========  ====================================================================================
 """
 
 from adapter.operator.main import Operator, serve
+from adapter.operator.passwords import create_passwords
 from adapter.operator.releasing import release
 
-__all__ = ["Operator", "release", "serve"]
+__all__ = ["Operator", "create_passwords", "release", "serve"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server: list, watch, and patch the status of custom resources, and nothing else.
+"""The API server: list, watch, and patch the status of custom resources; read and write a Secret.
 
 The service account's token is read again for each request, because Kubernetes replaces it hourly.
 Everything that a server may send is bounded: lists come in pages, lines have a maximum length.
@@ -99,6 +99,7 @@ class KubernetesClient:
             raise ConfigurationError(problems)
         self.namespace = namespace
         self._base = f"{url.rstrip('/')}/apis/{GROUP}/{VERSION}/namespaces/{namespace}"
+        self._secrets = f"{url.rstrip('/')}/api/v1/namespaces/{namespace}/secrets"
         self._http = httpx.Client(
             timeout=self._seconds,
             trust_env=False,
@@ -188,6 +189,48 @@ class KubernetesClient:
         what = f"patch the status of {kind.plural}"
         return self._exchange("PATCH", path, {}, what, {"status": status})
 
+    def get_secret(self, name: str) -> Any:
+        """Return a Secret.
+
+        Raises
+        ------
+        Missing
+            If there is none.
+        TemporaryError
+            If it cannot be read now; the text says why.
+        """
+        return self._exchange("GET", f"{self._secrets}/{quote(name, safe='')}", {}, "get a secret")
+
+    def create_secret(self, name: str, data: dict[str, str]) -> None:
+        """Create a Secret; values are Base64.
+
+        Raises
+        ------
+        TemporaryError
+            If it cannot be created, e.g. since it exists.
+        """
+        labels = {"app.kubernetes.io/part-of": "dicom-adapter"}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "Opaque",
+            "metadata": {"name": name, "labels": labels},
+            "data": data,
+        }
+        self._exchange("POST", self._secrets, {}, "create a secret", body)
+
+    def add_to_secret(self, name: str, data: dict[str, str], version: str) -> None:
+        """Add values to a Secret, if it still is of the version that was read.
+
+        Raises
+        ------
+        TemporaryError
+            If it has changed meanwhile, or cannot be written.
+        """
+        body = {"metadata": {"resourceVersion": version}, "data": data}
+        path = f"{self._secrets}/{quote(name, safe='')}"
+        self._exchange("PATCH", path, {}, "patch a secret", body)
+
     def _exchange(
         self, method: str, path: str, query: dict[str, Any], what: str, body: Any | None = None
     ) -> Any:
@@ -221,13 +264,14 @@ class KubernetesClient:
             headers["Authorization"] = f"Bearer {token}"
         content = None
         if body is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
+            patch = method == "PATCH"
+            headers["Content-Type"] = f"application/{'merge-patch+json' if patch else 'json'}"
             content = json.dumps(body).encode()
         try:
             with (
                 self._http.stream(
                     method,
-                    f"{self._base}/{path}",
+                    path if path.startswith(("http:", "https:")) else f"{self._base}/{path}",
                     params=query,
                     headers=headers,
                     content=content,

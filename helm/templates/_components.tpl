@@ -12,7 +12,7 @@ Templates take a component as the map that this returns.
              The receiver never waits: it keeps its promise while the ledger is down.
   replicas   their number, or nothing if an autoscaler sets it
 
-In addition to the deployed components there are two that run once: migrate and echo.
+In addition to the deployed components there are three that run once: passwords, migrate and echo.
 */}}
 
 {{- define "dicom-adapter.stages" -}}
@@ -70,6 +70,10 @@ notification grouping submission pipeline export reclamation
   {{- $args = list "ledger" "upgrade" -}}
   {{- $ports = list -}}
   {{- $secrets = list "postgresql" -}}
+{{- else if eq $name "passwords" -}}
+  {{- $args = concat (list "create-passwords" (include "dicom-adapter.ownSecret" $root)) (splitList " " (include "dicom-adapter.ownPasswords" $root)) -}}
+  {{- $ports = list -}}
+  {{- $secrets = list -}}
 {{- else if eq $name "echo" -}}
   {{- $args = concat (list "echo" "--calling" $root.Values.echoTest.callingAETitle) ($root.Values.echoTest.strict | ternary list (list "--accept-rejection")) (list $root.Values.echoTest.calledAETitle (printf "%s-dicom" (include "dicom-adapter.fullname" $root)) (toString $root.Values.scp.service.port)) -}}
   {{- $ports = list -}}

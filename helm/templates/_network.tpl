@@ -53,6 +53,8 @@ values means all, for which Kubernetes leaves out `from` or `to`.
 {{- else if eq $name "operator" -}}
   {{- $ingress = $metrics -}}
   {{- $egress = list $dns $database (dict "ports" $policy.kubernetesPorts "peers" $to.kubernetes "key" "to") -}}
+{{- else if eq $name "passwords" -}}
+  {{- $egress = list $dns (dict "ports" $policy.kubernetesPorts "peers" $to.kubernetes "key" "to") -}}
 {{- else if eq $name "migrate" -}}
   {{- $egress = list $dns $database -}}
 {{- else if eq $name "echo" -}}

@@ -26,7 +26,7 @@ spec:
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $values := $component.values -}}
-{{- $once := has $component.name (list "migrate" "echo") -}}
+{{- $once := has $component.name (list "passwords" "migrate" "echo") -}}
 {{- $env := include "dicom-adapter.env" . | fromYamlArray -}}
 {{- $volumes := include "dicom-adapter.volumes" . | fromYamlArray -}}
 {{- include "dicom-adapter.refuseTaken" (list $component.name "extraEnv" $env $values.extraEnv) -}}
@@ -35,7 +35,7 @@ spec:
 restartPolicy: Never
 {{- end }}
 serviceAccountName: {{ include "dicom-adapter.fullname" $root }}-{{ $component.name }}
-automountServiceAccountToken: {{ eq $component.name "operator" }}
+automountServiceAccountToken: {{ has $component.name (list "operator" "passwords") }}
 enableServiceLinks: false
 {{- with $root.Values.imagePullSecrets }}
 imagePullSecrets:

@@ -38,7 +38,17 @@ paths of the password files are not here: each role gets only its own, by its en
 {{- dict "DicomAdapter" (mergeOverwrite (deepCopy .Values.settings) $own) | toPrettyJson -}}
 {{- end -}}
 
-{{/* The Secret that the chart creates. */}}
+{{/* The passwords that the values name no Secret for, as a list of words. */}}
+{{- define "dicom-adapter.ownPasswords" -}}
+{{- $own := list -}}
+{{- range $name := list "redis" "postgresql" "flower" -}}
+{{- $values := get $.Values $name -}}
+{{- if and $values.enabled (not $values.existingSecret) }}{{ $own = append $own (printf "%s-password" $name) }}{{ end -}}
+{{- end -}}
+{{- join " " $own -}}
+{{- end -}}
+
+{{/* The Secret that a job of the chart creates. */}}
 {{- define "dicom-adapter.ownSecret" -}}
 {{ include "dicom-adapter.fullname" . }}-passwords
 {{- end -}}
