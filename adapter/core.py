@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from adapter import heartbeat
@@ -70,6 +71,23 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
 def open_ledger(settings: Settings) -> Ledger:
     """Return the ledger alone; nothing is created, and no connection is opened yet."""
     return Ledger(settings.database_url, settings.database.connections)
+
+
+def find_id(settings: Settings) -> str | None:
+    """Return the id that the adapter's spool and ledger share; None if it has neither.
+
+    Raises
+    ------
+    SQLAlchemyError
+        If the spool is not seen from here, and the ledger does not answer.
+    """
+    with suppress(SpoolError, OSError):
+        return Spool(settings.spool_path).id
+    ledger = open_ledger(settings)
+    try:
+        return ledger.spool_id if ledger.exists() and ledger.revision is not None else None
+    finally:
+        ledger.close()
 
 
 def upgrade_ledger(settings: Settings) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import structlog
@@ -180,6 +182,46 @@ def test_a_mistyped_folder_is_an_error_and_not_a_new_adapter(cli, tmp_path):
     assert (code, out) == (1, "")
     assert f"no adapter in {elsewhere}" in err
     assert not elsewhere.exists()
+
+
+def test_status_is_this_adapters_or_nobodys(cli, settings, adapter, tmp_path, write_settings):
+    """What another adapter answers on the same port is not shown, nor is there a new folder."""
+
+    class Other(BaseHTTPRequestHandler):
+        spool = "another"
+
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            known = {"status": "green", "reasons": [], "services": {}, "spool": Other.spool}
+            known |= {"queues": None, "unfinished": None, "disk": None}
+            self.wfile.write(json.dumps({**known, "activeDimseConnections": 0}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        write_settings({"api": {"port": server.server_port}})
+
+        code, out, err = cli("status")
+        assert (code, out) == (1, "")
+        assert f"another adapter than the one in {settings.data}" in err
+
+        nowhere = tmp_path / "nowhere"
+        nowhere.mkdir()
+        shutil.copy(settings.data / "appsettings.json", nowhere)
+        for command in ("status", "rebuild"):
+            code, out, err = cli(command, data=nowhere)
+            assert (code, out) == (1, "")
+            assert "there is no" in err
+        assert [path.name for path in nowhere.iterdir()] == ["appsettings.json"]
+
+        Other.spool = adapter.spool.id
+        assert "health is green" in cli("status")[1]
+        (adapter.spool.root / "id").rename(tmp_path / "id")  # its volume is away
+        assert "health is green" in cli("status")[1]
+        server.shutdown()
 
 
 def test_an_unreachable_ledger_is_told_in_words(cli, write_settings, adapter):

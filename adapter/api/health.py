@@ -90,6 +90,7 @@ class Health(Facts):
 
     status: Colour
     reasons: list[str] = Field(description="Why it is not green.")
+    spool: str | None = Field(description="The id of the adapter's spool.")
     services: dict[str, list[Process]] = Field(description="Processes, by role.")
     active_dimse_connections: int = Field(description="Associations that the receivers serve.")
     ledger: bool
@@ -173,6 +174,7 @@ class HealthCheck:
         return Health(
             status="red" if report.red else "yellow" if report.yellow else "green",
             reasons=list(dict.fromkeys(report.red + report.yellow)),
+            spool=self._opening.spool_id,
             services=services,
             active_dimse_connections=sum(
                 int(process.facts.get("active_associations", 0))

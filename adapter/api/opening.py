@@ -38,6 +38,8 @@ class AdapterOpening:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.queues = StageQueues(make_app(settings))
+        #: the id that spool and ledger share, once the adapter is open
+        self.spool_id: str | None = None
         self._adapter: Adapter | None = None
         self._due_work_poll: DueWorkPoll | None = None
         self._loop = BackgroundLoop("opening", self._open)
@@ -94,6 +96,7 @@ class AdapterOpening:
 
     def _open(self) -> None:
         adapter = self._adapter = self._adapter or open_adapter(self.settings)
+        self.spool_id = adapter.ledger.spool_id
         self.heart.beat()  # the spool is there now
         poll = DueWorkPoll(adapter, self.queues)
         poll.start()

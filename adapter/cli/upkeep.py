@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.cli.which import AsJson, opened, settings_of
+from adapter.core import find_id
 from adapter.embedded.roles import local
 from adapter.errors import AdapterError
 from adapter.rebuild import rebuild as rebuild_ledger
+from adapter.settings import Settings
 from adapter.terminal import print_json, print_table, say
 from adapter.timeline import count
 from adapter.verify import verify as find_differences
+
+#: Seconds that `status` looks for the adapter's id.
+_LOOK_SECONDS = 0.5
 
 
 def verify(
@@ -41,7 +49,10 @@ def verify(
 
 def rebuild(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Fill an empty ledger from a spool whose ledger is lost; no role may run meanwhile."""
-    rebuilt = rebuild_ledger(settings_of(ctx))
+    settings = settings_of(ctx)
+    if not settings.spool_path.exists():
+        raise AdapterError(f"there is no spool in {settings.spool_path}: nothing to rebuild from")
+    rebuilt = rebuild_ledger(settings)
     if as_json:
         print_json(asdict(rebuilt))
         return
@@ -65,7 +76,9 @@ def status(ctx: typer.Context, as_json: AsJson = False) -> None:
 def _ask_health(ctx: typer.Context) -> dict[str, Any]:
     import httpx  # noqa: PLC0415 - see the package's docstring
 
-    api = settings_of(ctx).api
+    settings = settings_of(ctx)
+    own_id = _find_id(settings)
+    api = settings.api
     host = f"[{local(api.host)}]" if ":" in local(api.host) else local(api.host)
     url = f"http://{host}:{api.port}/health/status"
     try:
@@ -73,8 +86,36 @@ def _ask_health(ctx: typer.Context) -> dict[str, Any]:
     except (httpx.HTTPError, ValueError):
         raise AdapterError(f"no answer from {url}: is the adapter running?") from None
     if "status" not in health or "reasons" not in health:
-        raise AdapterError(f"the answer from {url} is not this adapter's")
+        raise AdapterError(f"the answer from {url} is no adapter's")
+    if None not in {own_id, health.get("spool")} and own_id != health["spool"]:
+        raise AdapterError(
+            f"at {url} answers another adapter than the one in {settings.data}, which does not run "
+            "or has another api > port"
+        )
     return health
+
+
+def _find_id(settings: Settings) -> str | None:
+    """Return the adapter's own id; None if neither spool nor ledger tells it in time.
+
+    Raises
+    ------
+    AdapterError
+        If there is no adapter.
+    """
+    found: list[str | None] = []
+
+    def look() -> None:
+        with suppress(SQLAlchemyError):
+            found.append(find_id(settings))
+
+    # A volume or a server that hangs must not keep an operator from what the API knows.
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_LOOK_SECONDS)
+    if found == [None]:
+        raise AdapterError(f"there is no adapter in {settings.data}; --data or --config select one")
+    return found[0] if found else None
 
 
 def _whole(seconds: float | None) -> int | None:
