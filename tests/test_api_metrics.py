@@ -59,7 +59,7 @@ def scaling(client: TestClient, stage: str) -> tuple[int, float]:
     answer = client.get(f"/scaling/{stage}")
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    assert list(body) == ["stage", "unfinished", "oldestSeconds"]
+    assert list(body) == ["stage", "unit", "unfinished", "oldestSeconds"]
     assert body["stage"] == stage
     return body["unfinished"], body["oldestSeconds"]
 
