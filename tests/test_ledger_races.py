@@ -28,9 +28,9 @@ from adapter.ledger import (
     configuration,
     exports,
     groups,
+    housekeeping,
     jobs,
     leases,
-    reclamation,
     remote_tasks,
     runs,
     schema,
@@ -411,7 +411,7 @@ def test_a_sweep_is_taken_once(adapter: Adapter) -> None:
     found = meet(
         adapter,
         "UPDATE meta",
-        *[lambda: reclamation.claim_housekeeping(adapter.ledger, 3600)] * 4,
+        *[lambda: housekeeping.claim_housekeeping(adapter.ledger, 3600)] * 4,
     )
 
     assert sorted(found) == [False, False, False, True]

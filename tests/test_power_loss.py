@@ -42,7 +42,7 @@ from adapter.ledger import Ledger, quarantine, schema
 from adapter.models import AETitle, ArrivalId, JobState, Versioned
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents
-from adapter.scp.store import Answer, Receive, StoreCommand, StoreContext
+from adapter.scp.store import Receive, StoreCommand, StoreContext
 from adapter.settings import Pipeline, Settings
 from adapter.spool import Spool
 from tests import support_jobs
@@ -648,10 +648,6 @@ def store(world: World, sent: list[tuple[str, bytes]], version: int) -> list[str
         stored.append(str(ArrivalId(at, association, len(stored) + 1, version)))
         return ArrivalId.parse(stored[-1])
 
-    def settle(_command: object, answer: Answer, _size: object) -> None:
-        if answer.status != 0:
-            raise AssertionError(answer)
-
     for uid, body in sent:
         receive = Receive(
             around,
@@ -659,10 +655,11 @@ def store(world: World, sent: list[tuple[str, bytes]], version: int) -> list[str
             StoreCommand(CTImageStorage, uid, context),
             association=association,
             next_arrival=arrive,
-            settled=settle,
+            settled=lambda *_: None,
         )
         receive.data(memoryview(body))
-        receive.finish()
+        answer = receive.finish()
+        assert answer.status == 0, answer
         world.promise(("stored", stored[-1], body))
     return stored
 

@@ -11,9 +11,19 @@ from typing import Any
 import pytest
 
 from adapter.core import Adapter
-from adapter.ledger import reclamation as reclamation_verbs
-from adapter.ledger.schema import arrivals, exports, groups, jobs, meta, tasks
+from adapter.ledger import housekeeping
+from adapter.ledger.schema import (
+    arrivals,
+    exports,
+    groups,
+    jobs,
+    meta,
+    receipts,
+    task_files,
+    tasks,
+)
 from adapter.settings import Settings
+from tests.support_ledger import add_row
 from tests.support_stages import (
     IncomingAssociation,
     add_ae_title,
@@ -249,7 +259,7 @@ def test_all_old_rows_are_forgotten_however_many(
     adapter: Adapter, work: Work, arrival: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sweep forgets more than fits into one transaction: rows never outgrow the sweeps."""
-    monkeypatch.setattr(reclamation_verbs, "_BATCH", 2)
+    monkeypatch.setattr(housekeeping, "_BATCH", 2)
     reclamation.run(work)
     (group,) = rows(adapter, groups)
     with adapter.ledger.write() as connection:
@@ -262,6 +272,37 @@ def test_all_old_rows_are_forgotten_however_many(
     reclamation.run(work)
 
     assert rows(adapter, groups) == []
+
+
+def test_tasks_of_a_remote_results_service_are_forgotten(adapter: Adapter, work: Work) -> None:
+    """So long after their last report they go; what is not reported or decided stays."""
+    long_ago = adapter.ledger.now() - 91 * 86400
+    cases: dict[str, dict[str, Any]] = {
+        "reported": {},
+        "reported, its time kept": {"report_due_at": long_ago},
+        "told again": {"report_due_at": long_ago + 5 * 86400},
+        "owed": {"report": "due"},
+        "parked": {},
+        "ours": {"remote": False},
+    }
+    usual = {"agent": "SCU", "remote": True, "report": "reported", "created_at": long_ago}
+    times = {"due_at": 0.0, "created_at": 0.0, "updated_at": 0.0, "failed": False, "priority": 2}
+    for name, values in cases.items():
+        add_row(adapter, tasks, id=name, **{**usual, **values})
+        add_row(adapter, task_files, task_id=name, number=1, path="1.dcm")
+        state = "parked" if name == "parked" else "succeeded"
+        row = {"id": name, "task_id": name, "destination": "PACS", "state": state, **times}
+        add_row(adapter, exports, **row)
+        receipt = {"outcome": "stored", "tries": 1, "updated_at": 0.0}
+        add_row(adapter, receipts, export_id=name, number=1, **receipt)
+    with adapter.ledger.write() as connection:
+        connection.execute(sweep_again())
+
+    assert reclamation.run(work)["forgotten"] == 2
+
+    for table, column in ((tasks, "id"), (task_files, "task_id"), (exports, "id")):
+        kept = {getattr(row, column) for row in rows(adapter, table)}
+        assert kept == {"told again", "owed", "parked", "ours"}
 
 
 def sweep_again() -> Any:

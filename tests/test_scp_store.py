@@ -99,6 +99,28 @@ def test_stored_file(adapter: Adapter, bench: Bench):
     assert leftovers(adapter) == []
 
 
+def test_what_cannot_be_counted_costs_no_answer_and_no_place(
+    adapter: Adapter, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    """Counters and events that fail change neither the answer for an instance nor what is kept."""
+
+    def fail(*_, **__):
+        raise RuntimeError("unforeseen")
+
+    ended = []
+    bench.sink._ended = lambda: ended.append(True)
+    monkeypatch.setattr(bench.scp_events.metrics.counters, "add", fail)
+    monkeypatch.setattr(bench.scp_events, "record", fail)
+
+    assert bench.store().status == 0x0000
+    assert bench.store(data=b"").status == 0xC000
+    bench.sink.close("released")
+
+    assert len(incoming(adapter)) == 1
+    assert bench.pokes == 1
+    assert ended == [True]
+
+
 def test_numbers_count_what_was_stored(adapter: Adapter, bench: Bench):
     """Stored instances are numbered without gaps, even if others were refused between them."""
     bench.store()

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from adapter.errors import NotYetVisible
-from adapter.ledger import attempts, hashes, leases, reclamation
+from adapter.ledger import attempts, hashes, housekeeping, leases, reclamation
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.leases import Lease
 from adapter.stages import NOTIFICATION, RECLAMATION
@@ -32,7 +32,7 @@ def run(work: Work) -> dict[str, Any]:
     _retried(work, counts)
     _discarded(work, counts)
     _groups(work, counts)
-    if reclamation.claim_housekeeping(
+    if housekeeping.claim_housekeeping(
         work.adapter.ledger, work.adapter.settings.workers.housekeeping_seconds
     ):
         counts.update(_housekeeping(work))
@@ -150,7 +150,7 @@ def _housekeeping(work: Work) -> dict[str, int]:
     storage = adapter.settings.storage
     now = adapter.ledger.now()
     stale = adapter.spool.delete_stale(now - storage.stale_seconds)
-    known = reclamation.without_row(
+    known = housekeeping.without_row(
         adapter.ledger,
         (str(a) for a in adapter.spool.list_instances() if a.received_at < now - 600),
     )
@@ -162,7 +162,7 @@ def _housekeeping(work: Work) -> dict[str, int]:
                 with _sweeping(work, arrival, arrival):
                     adapter.spool.link_incoming([arrival])
     # A run that was just beginning when its job was discarded may make its folder too late.
-    for batch in reclamation.left_behind(adapter.ledger, adapter.spool.list_jobs()):
+    for batch in housekeeping.left_behind(adapter.ledger, adapter.spool.list_jobs()):
         for job in batch:
             with _sweeping(work, job):
                 adapter.spool.delete_job(job)
@@ -170,7 +170,7 @@ def _housekeeping(work: Work) -> dict[str, int]:
         hashes.hash_plain_keys(adapter.ledger, adapter.spool.hash_key())
     rows = 0
     while not work.stopping.is_set():
-        forgotten = reclamation.forget(adapter.ledger, storage.history_days * 86400)
+        forgotten = housekeeping.forget(adapter.ledger, storage.history_days * 86400)
         if not forgotten:
             break
         rows += forgotten

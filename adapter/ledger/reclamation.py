@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reclamation: which files nothing needs any more, and the rows that outlived their use.
+"""Reclamation: which files nothing needs any more.
 
 It also moves a quarantined file that an operator retries back to incoming/: the command that asks
 for it may run where the spool is not seen.
@@ -7,19 +7,13 @@ for it may run where the spool is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Double,
-    String,
     Table,
     and_,
-    case,
-    cast,
-    delete,
     exists,
     or_,
     select,
@@ -31,6 +25,7 @@ from adapter.ledger import attempts, events, leases
 from adapter.ledger.arrivals import RETRIED
 from adapter.ledger.attempts import Defeat
 from adapter.ledger.database import Ledger
+from adapter.ledger.housekeeping import housekeeping_due
 from adapter.ledger.leases import Lease, free
 from adapter.ledger.schema import (
     arrivals,
@@ -40,18 +35,13 @@ from adapter.ledger.schema import (
     jobs,
     meta,
     now,
-    receipts,
-    task_files,
     tasks,
 )
-from adapter.ledger.schema import events as happened
 from adapter.models import ArrivalState, ExportState, GroupState, JobState, ReportState
 from adapter.settings import Settings
 
 #: Files deleted between two transactions, and rows looked up in one.
 _BATCH = 200
-#: The fact in `meta` that says when the last sweep was.
-HOUSEKEPT = "housekept"
 
 
 #: What the state is called here, and by a worker of the release before during an upgrade.
@@ -128,13 +118,6 @@ def group_due(retention_seconds: float, lease_seconds: float) -> ColumnElement[b
         or_(groups.c.reason.is_(None), groups.c.reason != attempts.KILLS),
     )
     return and_(or_(ready, begun), free(groups, lease_seconds))
-
-
-def housekeeping_due(every_seconds: float) -> ColumnElement[bool]:
-    """Return the condition, on `meta`, that the last sweep is long enough ago (or never was)."""
-    # Only that fact is a number, and a database asks its questions in any order.
-    at = case((meta.c.name == HOUSEKEPT, cast(meta.c.value, Double)))
-    return at < now() - every_seconds
 
 
 def due_questions(settings: Settings) -> list[tuple[Table, ColumnElement[bool]]]:
@@ -367,75 +350,3 @@ def finish_group(ledger: Ledger, lease: Lease, group: str) -> None:
             message=None,
         )
         events.record(connection, "group-reclaimed", group=group)
-
-
-def claim_housekeeping(ledger: Ledger, every_seconds: float) -> bool:
-    """Take the sweep if it is due; False if it is not, or another worker took it."""
-    with ledger.write() as connection:
-        return (
-            connection.execute(
-                update(meta)
-                .where(housekeeping_due(every_seconds))
-                .values(value=cast(now(), String))
-            ).rowcount
-            == 1
-        )
-
-
-def without_row(ledger: Ledger, ids: Iterable[str]) -> Iterator[list[str]]:
-    """Yield batches of those arrivals that the ledger knows nothing of."""
-    remaining = iter(ids)
-    while batch := list(islice(remaining, _BATCH)):
-        with ledger.read() as connection:
-            known = set(
-                connection.execute(select(arrivals.c.id).where(arrivals.c.id.in_(batch))).scalars()
-            )
-        if lost := [arrival for arrival in batch if arrival not in known]:
-            yield lost
-
-
-def left_behind(ledger: Ledger, ids: Iterable[str]) -> Iterator[list[str]]:
-    """Yield batches of those jobs whose group is reclaimed: nothing owns their folders."""
-    reclaimed = select(jobs.c.id).join(groups, jobs.c.group_id == groups.c.id)
-    remaining = iter(ids)
-    while batch := list(islice(remaining, _BATCH)):
-        condition = and_(jobs.c.id.in_(batch), groups.c.state == GroupState.RECLAIMED)
-        with ledger.read() as connection:
-            yield list(connection.execute(reclaimed.where(condition)).scalars())
-
-
-def forget(ledger: Ledger, older_than_seconds: float) -> int:
-    """Delete rows that outlived their use: of reclaimed groups, old events, deleted arrivals.
-
-    Returns
-    -------
-    int
-        How many arrivals and groups there were.
-    """
-    old = now() - older_than_seconds
-    with ledger.write() as connection:
-        gone = list(
-            connection.execute(
-                select(groups.c.id)
-                .where(groups.c.state == GroupState.RECLAIMED, groups.c.reclaimed_at < old)
-                .limit(_BATCH)
-            ).scalars()
-        )
-        job_ids = select(jobs.c.id).where(jobs.c.group_id.in_(gone))
-        task_ids = select(tasks.c.id).where(tasks.c.job_id.in_(job_ids))
-        export_ids = select(exports.c.id).where(exports.c.task_id.in_(task_ids))
-        for table, condition in (
-            (receipts, receipts.c.export_id.in_(export_ids)),
-            (exports, exports.c.task_id.in_(task_ids)),
-            (task_files, task_files.c.task_id.in_(task_ids)),
-            (tasks, tasks.c.job_id.in_(job_ids)),
-            (jobs, jobs.c.group_id.in_(gone)),
-            (arrivals, arrivals.c.group_id.in_(gone)),
-            (groups, groups.c.id.in_(gone)),
-            (happened, happened.c.at < old),
-        ):
-            connection.execute(delete(table).where(condition))
-        rows = connection.execute(
-            delete(arrivals).where(arrivals.c.group_id.is_(None), arrivals.c.deleted_at < old)
-        ).rowcount
-    return len(gone) + rows

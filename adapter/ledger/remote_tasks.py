@@ -346,7 +346,8 @@ def taken(ledger: Ledger, report: Report) -> None:
         done = connection.execute(
             update(tasks)
             .where(_still(report))
-            .values(report=ReportState.REPORTED, report_due_at=None, report_failures=0)
+            # The time is kept: a task is forgotten so long after its last report.
+            .values(report=ReportState.REPORTED, report_due_at=now(), report_failures=0)
         )
         if done.rowcount:
             events.record(

@@ -17,7 +17,7 @@ from adapter.scp import acceptance, events
 from adapter.scp.acceptance import Caller, Parties, Rejection
 from adapter.scp.association_limiter import AssociationLimiter, Place
 from adapter.scp.configuration import LiveConfiguration
-from adapter.scp.events import ScpEvents, printable
+from adapter.scp.events import ScpEvents, note, printable
 from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.sink import StoreSink
 from adapter.scp.store import StoreContext
@@ -144,8 +144,8 @@ class AssociationAcceptor:
         if isinstance(decision, Rejection):
             place.release()
             return decision
-        self._events.count("accepted")
-        self._events.metrics.accepted(decision.called_ae)
+        note(self._events.count, "accepted")
+        note(self._events.metrics.accepted, decision.called_ae)
         sink = StoreSink(self._context, decision, caller.peer_address, place.release)
         return AcceptedAssociation(sink, place, items)
 

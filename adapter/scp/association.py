@@ -29,6 +29,7 @@ from adapter.scp.dimse import (
     StoreRequest,
     encode_response,
 )
+from adapter.scp.events import note
 from adapter.scp.sink import StoreSink
 from adapter.scp.store import Answer, Receive, StoreCommand
 from adapter.scp.upper_layer import (
@@ -161,7 +162,7 @@ class AcceptorAssociation:
             decision = self._acceptor.decide(caller, parties, pdu, self._end_idle)
         except pdus.MalformedPDU as problem:
             self.layer.abort(SERVICE_USER, NO_REASON)
-            self._acceptor.refuse(caller, problem.cause)
+            note(self._acceptor.refuse, caller, problem.cause)
             return
         if isinstance(decision, Rejection):
             self._reject(caller, decision)
@@ -181,7 +182,7 @@ class AcceptorAssociation:
 
     def _reject(self, caller: Caller, rejection: Rejection) -> None:
         self.layer.reject(rejection.result, rejection.source, rejection.reason)
-        self._acceptor.reject(caller, rejection)
+        note(self._acceptor.reject, caller, rejection)
 
     def _aborted(self, indication: Aborted) -> None:
         whose = "by the peer" if indication.by_peer else "protocol violation"
@@ -189,7 +190,7 @@ class AcceptorAssociation:
             # Only the length of a request can be wrong here; too long is known when it has begun.
             caller = self._caller or Caller("", "", self._peer_address)
             cause = "malformed-request" if self._caller is None else "request-too-long"
-            self._acceptor.refuse(caller, cause)
+            note(self._acceptor.refuse, caller, cause)
         else:
             self._end("aborted", f"{whose}, {indication.source}/{indication.reason}")
 
@@ -251,9 +252,9 @@ class AcceptorAssociation:
             answer = receive.finish()
         elif isinstance(request, RefusedRequest):
             answer = Answer(request.status, request.cause)
-            sink.settle(self._command(sink, request), answer, None)
+            note(sink.settle, self._command(sink, request), answer, None)
         self.layer.send(request.context_id, encode_response(request, answer.status, answer.comment))
-        self._acceptor.metrics.took(time.monotonic() - self._began)
+        note(self._acceptor.metrics.took, time.monotonic() - self._began)
 
     @staticmethod
     def _command(sink: StoreSink, request: StoreRequest | RefusedRequest) -> StoreCommand:

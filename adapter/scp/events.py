@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from adapter.dicom.uids import is_uid
@@ -45,6 +46,14 @@ _BATCH = 200
 def printable(text: str, limit: int = 64) -> str:
     """Return a peer's text in a form fit to show: escaped, and cut short."""
     return text[:limit].encode("ascii", "backslashreplace").decode("ascii").translate(_CONTROLS)
+
+
+def note(step: Callable[..., object], *arguments: object) -> None:
+    """Take a step of counting or recording; an error in it costs no answer and no place."""
+    try:
+        step(*arguments)
+    except Exception as error:  # noqa: BLE001 - what is told of an instance never decides about it
+        log.error("not noted", step=step.__name__, error=type(error).__name__)
 
 
 def shown_uid(text: str) -> str:

@@ -27,7 +27,7 @@ from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp import events
 from adapter.scp.acceptance import Accepted
-from adapter.scp.events import shown_uid
+from adapter.scp.events import note, shown_uid
 from adapter.scp.store import Answer, Receive, StoreCommand, StoreContext
 
 log = get_logger(__name__)
@@ -93,7 +93,7 @@ class StoreSink:
         self._receive = None
         stored = stored_bytes if answer.status == SUCCESS else None
         called = self.accepted.called_ae
-        self._context.events.metrics.answered(called, answer.status, stored)
+        note(self._context.events.metrics.answered, called, answer.status, stored)
         if answer.status != SUCCESS:
             self._settle_failed(command, answer)
         elif stored_bytes is None:
@@ -118,11 +118,17 @@ class StoreSink:
         if self._closed:
             return
         self._closed = True
-        if self._receive is not None:
-            self._receive.discard()
-            cause = cause or "ended within an instance"
+        try:
+            if self._receive is not None:
+                self._receive.discard()
+                cause = cause or "ended within an instance"
+            note(self._sum_up, how, cause)
+        finally:
+            self._ended()
+
+    def _sum_up(self, how: str, cause: str) -> None:
         summary = self._summary(how) | ({"cause": cause} if cause else {})
-        self._context.events.metrics.ended(how)
+        note(self._context.events.metrics.ended, how)
         # Monitoring sends a C-ECHO every few seconds, for years: that is not worth an event.
         due = bool(self._number or self._ignored or self._failed or cause)
         # One that brought instances belongs to a study's timeline; of others there may be too many.
@@ -135,7 +141,6 @@ class StoreSink:
             self._context.events.record(events.ASSOCIATION, association=self.association, **summary)
         if not left_out:
             log.info("association ended", association=self.association, **summary)
-        self._ended()
 
     def _next_arrival(self, received_at: float) -> ArrivalId:
         self._number += 1

@@ -33,7 +33,7 @@ from adapter.dicom.uids import is_uid
 from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp.acceptance import Accepted, ContextResult
-from adapter.scp.events import ScpEvents
+from adapter.scp.events import ScpEvents, note
 from adapter.spool import IncomingFile, Spool
 
 log = get_logger(__name__)
@@ -158,7 +158,7 @@ class Receive:
         if self._answer is None:
             self._attempt(self._publish)
         answer = self._answer or Answer(SUCCESS)
-        self._settled(self._command, answer, None if self._ignored else self._size)
+        note(self._settled, self._command, answer, None if self._ignored else self._size)
         return answer
 
     def discard(self) -> None:
@@ -267,7 +267,7 @@ class Receive:
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "error")
             self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")
-            self._context.events.spool_failed(name)
+            note(self._context.events.spool_failed, name)
         except Exception as error:  # the protocol boundary: the peer gets an answer
             log.exception("store failed", association=self._association)
             self._answer = Answer(PROCESSING_FAILURE, f"internal error ({type(error).__name__})")

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from adapter.core import Adapter
 from adapter.ledger.arrivals import RETRIED
-from adapter.ledger.reclamation import without_row
+from adapter.ledger.housekeeping import without_row
 from adapter.ledger.schema import arrivals, groups, now
 from adapter.models import ArrivalState, GroupState
 from adapter.verify.difference import Difference

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, and_, select
 
 from adapter.core import Adapter
-from adapter.ledger.reclamation import without_row
+from adapter.ledger.housekeeping import without_row
 from adapter.ledger.schema import groups, jobs, now, task_files, tasks
 from adapter.models import GroupState, JobState
 from adapter.verify.difference import Difference
