@@ -9,6 +9,7 @@
     +-- PermanentError              will not pass: park it, where an operator sees it
     |   +-- UnreadableInstance      the bytes are not a DICOM data set that can be registered
     +-- ConfigurationError          invalid settings or configuration: every problem with its path
+    +-- ChildKilled                 a child process of ours, which did the work, was killed
     +-- ProcessorError              a job processor failed, or returned something unusable
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
     +-- Stopped                     the worker is told to stop: give back what is held
@@ -118,6 +119,10 @@ def validation_problems(
 
 class LeaseLost(AdapterError):
     """The lease on a row ran out, and another worker may have claimed the row."""
+
+
+class ChildKilled(AdapterError):
+    """A child process of ours, which did the work on a row, was killed."""
 
 
 class ProcessorError(AdapterError):

@@ -510,7 +510,10 @@ def launcher_of(worker):
 
 
 def test_a_run_whose_launcher_is_killed_is_gone_and_tried_again(adapter, hanging_worker):
-    """SIGKILL of the program that watches over a run leaves nothing of the run either."""
+    """SIGKILL of the program that watches over a run leaves nothing of the run either.
+
+    That is no try of the pipeline's, as little as the death of its worker.
+    """
     worker, job, pids = hanging_worker
 
     os.kill(launcher_of(worker.pid), signal.SIGKILL)
@@ -518,7 +521,8 @@ def test_a_run_whose_launcher_is_killed_is_gone_and_tried_again(adapter, hanging
     worker.wait(10)
 
     failed = row(adapter, job)
-    assert (failed.state, failed.outcome, failed.tries) == ("started", "killed", 1)
+    assert (failed.state, failed.outcome) == ("started", "kills-its-worker")
+    assert (failed.tries, failed.lease_expiries) == (0, 1)
 
 
 def test_a_command_dies_with_its_launcher_even_if_nobody_can_kill_it(adapter, hanging_worker):

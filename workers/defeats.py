@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from adapter.errors import LeaseLost
 from adapter.ledger import attempts, leases
 from adapter.ledger.attempts import Defeat
-from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import ArrivalId
@@ -76,12 +76,13 @@ def counted(
             yield attempt
     except LeaseLost:
         log.warning("a row was lost to another worker", stage=stage, row=row)
+        if lease.excused.is_set():
+            work.owe(partial(leases.excuse, ledger, lease, row))
     except Exception as error:  # noqa: BLE001 - the one base of the work on a row
         try:
             why = blame(work, stage, row, error)
         except Exception:
-            with suppress(*AWAY):
-                leases.give_back(ledger, lease)
+            work.owe(partial(leases.excuse, ledger, lease, row))
             raise
         with suppress(LeaseLost):
             attempt.outcome = record(why)

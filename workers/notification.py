@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,7 +34,6 @@ from adapter.ledger import arrivals, attempts, leases
 from adapter.ledger.arrivals import Decision, Discarded, Grouped, Quarantined
 from adapter.ledger.attempts import ARRIVAL_ATTEMPTS, Defeat
 from adapter.ledger.configuration import ae_title_version, first_version
-from adapter.ledger.engines import AWAY
 from adapter.ledger.hashes import group_key, patient_mark
 from adapter.ledger.leases import Lease
 from adapter.log import get_logger
@@ -344,12 +342,11 @@ def run(work: Work) -> dict[str, Any]:
     for lease, rows in claimed_batches(work):
         try:
             settled = register_batch(work, lease, rows)
-        except LeaseLost:
-            raise
-        except Exception:
+        except Exception as error:
             # No arrival's fault: none of them is counted, and the stage pauses.
-            with suppress(*AWAY):
-                arrivals.give_back(work.adapter.ledger, lease)
+            if not isinstance(error, LeaseLost) or lease.excused.is_set():
+                ids = [row.id for row in rows]
+                work.owe(partial(arrivals.excuse, work.adapter.ledger, lease, ids))
             raise
         counts.update(settled.values())
     if counts[ArrivalState.DISCARDED]:

@@ -27,7 +27,7 @@ import sys
 import time
 from functools import partial
 
-from adapter.errors import LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.errors import ChildKilled, LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.ledger import jobs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
@@ -121,6 +121,8 @@ class Run(ClaimedJob):
             command_of(pipeline, job, self._attempt), CancellationCheck(self._work, self._lease)
         )
         self._exit_code = ending.code
+        if ending.how == How.LAUNCHER_DIED:  # as with its worker, no failure of the pipeline's
+            raise ChildKilled("the program that watched over the run was killed")
         if self._lease.lost.is_set():
             raise LeaseLost(f"job {job.id} was lost while it ran")
         failure = judge(ending, pipeline)

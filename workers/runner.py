@@ -165,6 +165,7 @@ class StageRunner:
         ended = False
         try:
             with self.shutdown.at_work():
+                self._work().settle_owed()
                 yield done
             ended = True
         except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapter.core import Adapter
+from adapter.ledger.engines import AWAY
 from adapter.models import JobState
 from adapter.stages import StageQueues
 from workers.clients.headers import HeaderReaders
@@ -66,6 +67,8 @@ class Work:
         Child processes that read headers which a peer or a pipeline wrote.
     platforms : Platforms
         Where pipelines run.
+    owed : list of callable
+        What is to be given back to the ledger when it answers again.
     reports : Turn
         Whose turn it is to report to the Results Service.
     """
@@ -75,6 +78,7 @@ class Work:
     stopping: threading.Event = field(default_factory=threading.Event)
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     reports: Turn = field(default_factory=Turn)
+    owed: list[Callable[[], None]] = field(default_factory=list)
     headers: HeaderReaders = field(init=False)
     platforms: Platforms = field(init=False)
 
@@ -86,6 +90,28 @@ class Work:
             "headers",
             HeaderReaders(settings.notification, strict_uids=settings.dicom.scp.strict_uids),
         )
+
+    def owe(self, settle: Callable[[], None]) -> None:
+        """Give something back to the ledger, now or as soon as that answers."""
+        self.owed.append(settle)
+        with suppress(*AWAY):
+            self.settle_owed()
+
+    def settle_owed(self) -> None:
+        """Give back what is owed to the ledger.
+
+        Raises
+        ------
+        sqlalchemy.exc.SQLAlchemyError
+            If the ledger is away; what could not be given back is owed still.
+        """
+        while self.owed:
+            settle = self.owed.pop()
+            try:
+                settle()
+            except AWAY:
+                self.owed.append(settle)
+                raise
 
 
 class TryFailed(Exception):

@@ -16,6 +16,8 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
+    case,
+    null,
     select,
     update,
 )
@@ -149,14 +151,37 @@ def _insert_received(connection: Connection, waiting: Sequence[ArrivalId]) -> No
     connection.execute(dialect.insert(arrivals).on_conflict_do_nothing(), values)
 
 
-def give_back(ledger: Ledger, lease: Lease, ids: Collection[str] | None = None) -> None:
-    """Give back arrivals that are leased still, by default all; the attempt does not count."""
+def give_back(ledger: Ledger, lease: Lease, ids: Collection[str]) -> None:
+    """Give back arrivals that are leased still; the attempt does not count."""
     mine = arrivals.c.lease_token == lease.token
     with ledger.write() as connection:
         connection.execute(
             update(arrivals)
-            .where(mine if ids is None else and_(mine, arrivals.c.id.in_(ids)))
+            .where(mine, arrivals.c.id.in_(ids))
             .values(lease_token=None, lease_until=None, attempts=arrivals.c.attempts - 1)
+        )
+
+
+def excuse(ledger: Ledger, lease: Lease, ids: Collection[str]) -> None:
+    """Give back the arrivals of a lease that are not settled; the attempt does not count.
+
+    Nor does it if another worker holds one by now: its own attempt does.
+    """
+    ours = arrivals.c.lease_token == lease.token
+    with ledger.write() as connection:
+        connection.execute(
+            update(arrivals)
+            .where(
+                arrivals.c.id.in_(ids),
+                arrivals.c.state == ArrivalState.RECEIVED,
+                arrivals.c.lease_token.is_not(None),
+                arrivals.c.attempts > 0,
+            )
+            .values(
+                lease_token=case((ours, null()), else_=arrivals.c.lease_token),
+                lease_until=case((ours, null()), else_=arrivals.c.lease_until),
+                attempts=arrivals.c.attempts - 1,
+            )
         )
 
 

@@ -6,8 +6,9 @@ if an error that nobody foresaw ends the work on it: one that has no place of it
 failed tries of a job or an export.  Both count against the row, in the same counter:
 
 ==========================  =======================================================================
-the ledger is away, the     counts against no row: the rows are given back, and the stage pauses
-spool's disk fails
+the ledger is away, the     counts against no row: the rows are given back, and the stage pauses;
+spool's disk fails, the     a lease that ran out meanwhile is taken back (`leases.excuse`)
+worker is suspended
 a row defeats its worker    that row is separated from its batch, counted, and rests, longer each
                             time; the others go on
 a row kills its worker      its lease runs out, which counts; it is due at once
@@ -41,6 +42,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapter.errors import (
     AdapterError,
+    ChildKilled,
     ConfigurationError,
     LeaseLost,
     NotYetVisible,
@@ -132,7 +134,7 @@ def why(error: Exception) -> Defeat:
         case NotYetVisible():
             return Defeat(NOT_VISIBLE, str(error))
         case AdapterError():
-            return Defeat(UNFORESEEN, str(error))
+            return Defeat(KILLS if isinstance(error, ChildKilled) else UNFORESEEN, str(error))
         case OSError():
             name = errno.errorcode.get(error.errno or 0, "no errno")
             return Defeat(FILE_SYSTEM, f"{type(error).__name__} ({name})")
@@ -153,7 +155,8 @@ def killed(expiries: int, maximum: int) -> Defeat | None:
     """Return why a row whose leases keep running out has to be parked; None if it has not."""
     if expiries < maximum:
         return None
-    return Defeat(KILLS, f"{expiries} attempts on it ended without a result")
+    words = "attempts on it ended without a result: its worker died, or an error came up"
+    return Defeat(KILLS, f"{expiries} {words}")
 
 
 def rest(connection: Connection, lease: Lease, row: str, count: int, **values: Any) -> None:

@@ -12,6 +12,7 @@ set back by hours holds nothing up.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from adapter.background import BackgroundLoop
 from adapter.errors import LeaseLost
 from adapter.ledger.database import Ledger
 from adapter.ledger.delays import LONGEST_WAIT
+from adapter.ledger.engines import AWAY
 from adapter.ledger.schema import now
 
 #: The name of the loops that renew leases.
@@ -43,12 +45,16 @@ class Lease:
         How long it holds without being renewed.
     lost : threading.Event
         Set when a renewal found that the lease is gone: stop.
+    excused : threading.Event
+        Set when the ledger was away, or this process stood still, so that it could not be renewed:
+        that it runs out is no fault of its rows then.
     """
 
     table: Table
     token: str
     seconds: float
     lost: threading.Event = field(default_factory=threading.Event)
+    excused: threading.Event = field(default_factory=threading.Event)
 
 
 def free(table: FromClause, seconds: float) -> ColumnElement[bool]:
@@ -198,6 +204,27 @@ def give_back(ledger: Ledger, lease: Lease) -> None:
         )
 
 
+def excuse(ledger: Ledger, lease: Lease, row: str) -> None:
+    """Take back what a lease counts against its row, whoever holds that by now.
+
+    For a worker that lives, and could not renew the lease or give it back in time: a row whose
+    leases keep running out is parked as one that kills its workers.
+    """
+    table = lease.table
+    with ledger.write() as connection:
+        given_back = connection.execute(
+            update(table)
+            .where(table.c.id == row, table.c.lease_token == lease.token)
+            .values(lease_token=None, lease_until=None)
+        )
+        if given_back.rowcount == 0:
+            connection.execute(
+                update(table)
+                .where(table.c.id == row, table.c.lease_expiries > 0)
+                .values(lease_expiries=table.c.lease_expiries - 1)
+            )
+
+
 def rest(connection: Connection, lease: Lease, row: str, seconds: float, **values: Any) -> None:
     """Write to a leased row and give it back, to be claimed again after a rest.
 
@@ -223,10 +250,22 @@ def kept(ledger: Ledger, lease: Lease) -> Iterator[Lease]:
     A renewal that fails is tried again at once and then more slowly, but never more slowly than
     that: the lease is still held when the ledger is back in time.
     """
+    clocks = _clocks()
+
+    def look_back() -> None:
+        nonlocal clocks
+        before, clocks = clocks, _clocks()
+        if stood_still(before, clocks, lease.seconds):
+            lease.excused.set()
 
     def renew_once() -> None:
-        with ledger.write() as connection:
-            held = renew(connection, lease)
+        look_back()
+        try:
+            with ledger.write() as connection:
+                held = renew(connection, lease)
+        except AWAY:
+            lease.excused.set()
+            raise
         if held == 0:
             lease.lost.set()
             loop.finish()
@@ -240,3 +279,20 @@ def kept(ledger: Ledger, lease: Lease) -> Iterator[Lease]:
         yield lease
     finally:
         loop.stop()
+        look_back()
+
+
+def _clocks() -> tuple[float, float]:
+    """Return the time, and the processor time that this process has used, in seconds."""
+    return time.monotonic(), time.process_time()
+
+
+def stood_still(
+    before: tuple[float, float], after: tuple[float, float], lease_seconds: float
+) -> bool:
+    """Tell whether the process was suspended between two renewals for longer than a lease.
+
+    A process that a row keeps busy uses the processor meanwhile.
+    """
+    passed, used = after[0] - before[0], after[1] - before[1]
+    return passed > lease_seconds and used < passed / 10
