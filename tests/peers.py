@@ -80,9 +80,11 @@ class Lack(StrEnum):
 
     EXT4 = "this is not ext4"
     HISTORY = "the code before it is in the history, which is not here"
+    ISOLATION = "pipelines cannot be isolated here"
     IPV6 = "this machine has no IPv6"
     MOUNTING = "no file system may be mounted here"
     NETWORKS = "no network may be made here"
+    OTHER_USERS = "no other user may run a Python here"
 
 
 def find(program: str) -> Path | None:

@@ -181,6 +181,9 @@ def execute(folder: Path, run: Path) -> None:
             },
             seconds=60.0,
             memory=4_000_000_000,
+            disk=1_000_000_000,
+            files=1000,
+            floor=0,
             stdout=run / "stdout.txt",
             stderr=run / "stderr.txt",
         )

@@ -65,6 +65,10 @@ def write_metadata(adapter, job):
     (folder / "metadata.json").write_text('{"Instances": "4"}')
 
 
+def printed(adapter, job):
+    return (adapter.spool.work_folder(job) / "stdout.txt").read_text()
+
+
 def attempts(adapter, job):
     return [path for path in adapter.spool.work_folder(job).iterdir() if path.is_dir()]
 
@@ -136,23 +140,21 @@ def test_output_is_taken_from_folders_below(adapter):
     assert [path.stat().st_mode & 0o777 for path in results] == [0o600] * 4
 
 
-def test_a_run_sees_its_input_under_uids_and_its_metadata(adapter, tmp_path):
+def test_a_run_sees_its_input_under_uids_and_its_metadata(adapter):
     """The input holds <SOP Instance UID>.dcm for every instance; the metadata is beside it."""
-    work, _job = started(
+    work, job = started(
         adapter,
-        shell(
-            f"ls {{input}} > {tmp_path}/ls; pwd > {tmp_path}/pwd;"
-            f"cat $DICOM_ADAPTER_METADATA > {tmp_path}/metadata; cp {{input}}/* {{output}}"
-        ),
+        shell("ls {input}; echo /; pwd; echo /; cat $DICOM_ADAPTER_METADATA"),
     )
 
     take_all(work, pipeline.take)
 
     arrivals = rows(adapter, schema.arrivals)
     names = sorted(f"{a.sop_instance_uid}.dcm" for a in arrivals)
-    assert names == sorted((tmp_path / "ls").read_text().split())
-    assert (tmp_path / "metadata").read_text() == '{"Instances": "4"}'
-    assert str(adapter.spool.work) in (tmp_path / "pwd").read_text()
+    listed, folder, metadata = printed(adapter, job).split("\n/\n")
+    assert names == sorted(listed.split())
+    assert metadata == '{"Instances": "4"}'
+    assert str(adapter.spool.work) in folder
 
 
 # --- every other end ------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ BAD_OUTPUT = {
     "no DICOM beside DICOM": "cp {input}/* {output}; echo hello > {output}/readme.txt",
     "cut short": f"head -c 200 {CT_SERIES[0]} > {{output}}/a.dcm",
     "a symbolic link": "ln -s {input}/* {output}",
-    "a hard link": "ln {input}/* {output}",
+    "a hard link": "cp {input}/* {output}; set -- {output}/*; ln $1 {output}/x",
     "a pipe": "mkfifo {output}/pipe",
     "a link for the folder": "rmdir {output}; ln -s {input} {output}",
     "one instance twice": f"cp {CT_SERIES[0]} {{output}}/a; cp {CT_SERIES[0]} {{output}}/b",
@@ -326,6 +328,7 @@ def test_the_spool_keeps_its_bytes_whatever_a_run_does_to_its_input(adapter):
     work, _job = started(
         adapter,
         shell("set -- {input}/*; cp $1 {output}; echo x > $1; echo x >> $2; rm $3; chmod 0 $4"),
+        isolation="none",
     )
     spool = {path: digest(path) for path in adapter.spool.instances.rglob("*.dcm")}
 
@@ -340,30 +343,29 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mode
 
 
-def test_a_run_gets_no_secrets(adapter, tmp_path, monkeypatch):
+def test_a_run_gets_no_secrets(adapter, monkeypatch):
     """Its environment is what is documented and what its pipeline adds; no descriptor is open."""
     monkeypatch.setenv("DICOMADAPTER__BROKER__URL", "redis://:hush@host")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    work, _job = started(
+    work, job = started(
         adapter,
-        shell(f"env -0 > {tmp_path}/env; ls -l /proc/self/fd > {tmp_path}/fd"),
+        shell("env -0; echo; ls -l /proc/self/fd"),
         environment={"MODEL": "v1", "DICOM_ADAPTER_JOB_ID": "forged"},
     )
 
     take_all(work, pipeline.take)
 
-    pairs = (tmp_path / "env").read_text().strip("\0").split("\0")
+    text, handles = printed(adapter, job).split("\0\n")
+    pairs = text.split("\0")
     found = dict(pair.split("=", 1) for pair in pairs)
     ours = {
         f"DICOM_ADAPTER_{name}" for name in ("JOB_ID", "INPUT", "OUTPUT", "METADATA", "PIPELINE")
     }
     of_the_shell = {"PWD", "OLDPWD", "SHLVL", "_"}
     assert {"PATH", "LANG", "HOME", "TMPDIR", "MODEL", *ours} == set(found) - of_the_shell
-    assert ("v1", _job) == (found["MODEL"], found["DICOM_ADAPTER_JOB_ID"])
-    assert "hush" not in (tmp_path / "env").read_text()
-    descriptors = {
-        line.split()[8] for line in (tmp_path / "fd").read_text().splitlines() if "->" in line
-    }
+    assert ("v1", job) == (found["MODEL"], found["DICOM_ADAPTER_JOB_ID"])
+    assert "hush" not in text
+    descriptors = {line.split()[8] for line in handles.splitlines() if "->" in line}
     assert {"0", "1", "2", "3"} == descriptors  # 3 is the folder that ls lists
 
 
@@ -396,21 +398,21 @@ def test_nothing_of_a_run_that_has_ended_lives_on(adapter, tmp_path):
         f"while not pathlib.Path({str(pids)!r}).exists(): time.sleep(0.01)\n"
         "import shutil; shutil.copytree('input', 'output', dirs_exist_ok=True)"
     )
-    work, _job = started(adapter, code(text))
+    work, _job = started(adapter, code(text), isolation="none")
 
     assert take_all(work, pipeline.take) == {"succeeded": 1}
 
     assert [gone(pid) for pid in pids.read_text().split()] == [True]
 
 
-def test_arguments_are_not_seen_by_a_shell(adapter, tmp_path):
+def test_arguments_are_not_seen_by_a_shell(adapter):
     """Placeholders are filled within an argument; nothing else in it has a meaning."""
     work, job = started(
         adapter,
         [
             "{python}",
             "-c",
-            f"import sys; open({str(tmp_path / 'out')!r}, 'w').write('\\n'.join(sys.argv[1:]))",
+            "import sys; print('\\n'.join(sys.argv[1:]))",
             *("--job={job}", "$HOME", "{unknown}", "a b", "*"),
         ],
     )
@@ -418,7 +420,7 @@ def test_arguments_are_not_seen_by_a_shell(adapter, tmp_path):
     take_all(work, pipeline.take)
 
     assert [f"--job={job}", "$HOME", "{unknown}", "a b", "*"] == (
-        (tmp_path / "out").read_text().split("\n")
+        printed(adapter, job).splitlines()
     )
 
 
@@ -448,7 +450,7 @@ WORKER = (
     "from workers.stage import take_all\n"
     "adapter = open_adapter(settings.load(data=Path(sys.argv[1])))\n"
     "command = ['{python}', '-c', sys.argv[2], sys.argv[3]]\n"
-    "pipelines = {'one': {'command': command}}\n"
+    "pipelines = {'one': {'command': command, 'isolation': 'none'}}\n"
     "work = make_work(adapter, pipelines=pipelines, workers={'lease_seconds': 1.0})\n"
     "take_all(work, pipeline.take)\n"
 )
@@ -485,7 +487,9 @@ def test_a_run_dies_with_its_worker_and_is_done_again(adapter, tmp_path, hanging
     worker, job, pids = hanging_worker
     command = ["{python}", "-c", HANGS_ONCE, str(tmp_path / "pids")]
     work = make_work(
-        adapter, pipelines={"one": {"command": command}}, workers={"lease_seconds": 1.0}
+        adapter,
+        pipelines={"one": {"command": command, "isolation": "none"}},
+        workers={"lease_seconds": 1.0},
     )
 
     worker.kill()
@@ -597,7 +601,8 @@ def running(adapter, tmp_path, **sections):
     """Return work, a job, and the thread that runs it; its command hangs, its pid is known."""
     pid = tmp_path / "pid"
     command = shell(f"echo $$ > {pid}; cp {{input}}/* {{output}}; exec sleep 600")
-    work = make_work(adapter, pipelines={"one": {"command": command}}, **sections)
+    definition = {"command": command, "isolation": "none"}
+    work = make_work(adapter, pipelines={"one": definition}, **sections)
     (job,) = add_group(adapter, state=JobState.STARTED)
     write_metadata(adapter, job)
     outcome = []

@@ -6,7 +6,8 @@ loop                  does
 ====================  ============================================================================
 heartbeat             beats; needs neither ledger nor Redis
 metrics               answers for metrics and probes, if a port is set; needs neither of them
-opening               opens the adapter when its ledger answers, starts the next two, and ends
+opening               opens the adapter when its ledger answers, starts the next two, and ends;
+                      tries before whether pipelines can be isolated, if the worker runs any
 due-work-poll         wakes stages that have due work; begins runs of the worker's own stages
                       where no wake-up comes
 results-service-poll  asks a remote Results Service for tasks, if the worker exports
@@ -21,13 +22,17 @@ from typing import Any
 from adapter import metrics as role_metrics
 from adapter.background import BackgroundLoop
 from adapter.heartbeat import Heart
+from adapter.log import get_logger
 from adapter.settings import Settings
 from adapter.spool import Spool
-from adapter.stages import EXPORT, DueWorkPoll
+from adapter.stages import EXPORT, PIPELINE, DueWorkPoll
+from workers.clients import isolation
 from workers.clients.results_service import Poller
 from workers.metrics import WorkerMetrics
 from workers.runner import OwnDueWork
 from workers.stage import Work
+
+log = get_logger(__name__)
 
 ROLE = "worker"
 
@@ -63,7 +68,7 @@ class WorkerBackgroundTasks:
         self._settings = settings
         self._work = work
         self._metrics = metrics
-        self._facts = {"worker": name, "stages": own_work.stages}
+        self._facts: dict[str, Any] = {"worker": name, "stages": own_work.stages}
         self._stages = own_work.stages
         self._own_work = own_work
         self._consumer: Any = None
@@ -116,6 +121,10 @@ class WorkerBackgroundTasks:
         return reasons
 
     def _open(self) -> None:
+        if PIPELINE in self._stages and "problem" not in self._facts:
+            self._facts["problem"] = isolation.complaints(self._settings)
+            for complaint in self._facts["problem"]:
+                log.warning(complaint)
         work = self._work()
         found = self._own_work.found
         kinds: list[Callable[[], DueWorkPoll | Poller]] = [

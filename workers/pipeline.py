@@ -12,9 +12,11 @@ succeeded           left valid DICOM files                                      
 exit-code           ended with another exit code than 0                         tried again
 timed-out           took longer than the pipeline's `timeoutSeconds`            tried again
 killed              was killed by a signal                                      tried again
+disk-full           was stopped since the disk was nearly full                  tried again
+over-limit          took more of the disk than its pipeline may                 parked
 no-output           ended well and left nothing                                 parked
 invalid-output      left something that is no DICOM file                        parked
-could-not-start     did not begin: there is no such program                     parked
+could-not-start     did not begin: there is no such program, or no isolation    parked
 ==================  ==========================================================  ===================
 """
 
@@ -22,10 +24,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from functools import partial
+from typing import Any
 
 from adapter.errors import ChildKilled, LeaseLost, NotYetVisible, PermanentError, TemporaryError
 from adapter.ledger import jobs
@@ -38,6 +42,7 @@ from adapter.settings import Pipeline
 from adapter.stages import PIPELINE
 from workers import defeats, publication
 from workers.claimed_job import ClaimedJob
+from workers.clients import isolation
 from workers.clients.attempt import Attempt
 from workers.clients.embedded_platform import metadata_path
 from workers.clients.headers import HeaderReader
@@ -55,7 +60,7 @@ ROOM_PAUSE = 5.0
 SPARE_ROOM = 100_000_000
 
 #: Outcomes that another run may not have.
-MAY_PASS = frozenset({"exit-code", "timed-out", "killed"})
+MAY_PASS = frozenset({"exit-code", "timed-out", "killed", "disk-full"})
 
 
 def take(work: Work, first: str | None = None) -> TaskResult | None:
@@ -115,17 +120,19 @@ class Run(ClaimedJob):
         files = payload_files(self._adapter, job)
         if not self._has_room(files):
             return self._give_back(ROOM_PAUSE)
+        sandbox = isolation.sandbox_of(self._adapter.settings, pipeline)
         self._attempt.prepare(files, metadata_path(spool, job.id))
         jobs.begin_run(self._adapter.ledger, self._lease, job)
         ending = run_command(
-            command_of(pipeline, job, self._attempt), CancellationCheck(self._work, self._lease)
+            command_of(pipeline, job, self._attempt, sandbox),
+            CancellationCheck(self._work, self._lease),
         )
         self._exit_code = ending.code
         if ending.how == How.LAUNCHER_DIED:  # as with its worker, no failure of the pipeline's
             raise ChildKilled("the program that watched over the run was killed")
         if self._lease.lost.is_set():
             raise LeaseLost(f"job {job.id} was lost while it ran")
-        failure = judge(ending, pipeline)
+        failure = judge(ending, pipeline, isolated=sandbox is not None)
         if failure is None:
             return self._succeed(
                 pipeline,
@@ -205,7 +212,9 @@ class CancellationCheck:
         return time.monotonic() >= self._until
 
 
-def command_of(pipeline: Pipeline, job: Job, attempt: Attempt) -> Command:
+def command_of(
+    pipeline: Pipeline, job: Job, attempt: Attempt, sandbox: dict[str, Any] | None
+) -> Command:
     """Return the command of a run: its placeholders filled, and an environment without secrets."""
     values = {
         "input": str(attempt.input),
@@ -233,24 +242,36 @@ def command_of(pipeline: Pipeline, job: Job, attempt: Attempt) -> Command:
         },
         seconds=pipeline.timeout_seconds,
         memory=pipeline.memory_mb * 1_000_000,
+        disk=pipeline.disk_mb * 1_000_000,
+        files=pipeline.maximum_files,
+        floor=SPARE_ROOM // 2,
         stdout=attempt.job_folder / "stdout.txt",
         stderr=attempt.job_folder / "stderr.txt",
+        sandbox=sandbox,
     )
 
 
-def judge(ending: Ending, pipeline: Pipeline) -> Failure | None:
+def judge(ending: Ending, pipeline: Pipeline, *, isolated: bool) -> Failure | None:
     """Return what is wrong with how a command ended; None if nothing is."""
     code = ending.code
+    if ending.how == How.ENDED and code is not None:
+        return _judge_code(code)
     if ending.how == How.COULD_NOT_START:
-        program = pipeline.command[0]
-        return Failure("could-not-start", f"{program!r} could not be started: {ending.problem}")
+        program, problem = pipeline.command[0], ending.problem
+        if isolated and shutil.which(program):
+            problem += "; an isolated run sees what its pipeline's `readable` names"
+        return Failure("could-not-start", f"{program!r} could not be started: {problem}")
     if ending.how == How.TIMED_OUT:
         return Failure("timed-out", f"killed after {pipeline.timeout_seconds:g} s (timeoutSeconds)")
-    if ending.how != How.ENDED or code is None:
-        return Failure("killed", f"killed together with what watched over it ({ending.how})")
+    if ending.how in {How.OVER_LIMIT, How.DISK_FULL}:
+        return Failure(str(ending.how), ending.problem)
+    return Failure("killed", f"killed together with what watched over it ({ending.how})")
+
+
+def _judge_code(code: int) -> Failure | None:
     if code < 0:
         name = signal.strsignal(-code)
         return Failure("killed", f"killed by signal {-code} ({name}); out of memory?", code)
     if code > 0:
-        return Failure("exit-code", f"exit code {code}; stderr.txt of the job says more", code)
+        return Failure("exit-code", f"exit code {code}; `jobs logs JOB --stderr` says more", code)
     return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from adapter.models import EMBEDDED, Name
@@ -121,7 +121,17 @@ class Services(Section):
 
 
 #: What only the embedded platform asks of a pipeline.
-_OF_EMBEDDED = {"command", "memory_mb", "environment"}
+_OF_EMBEDDED = {
+    "command",
+    "memory_mb",
+    "disk_mb",
+    "maximum_files",
+    "maximum_processes",
+    "isolation",
+    "network",
+    "readable",
+    "environment",
+}
 
 
 class Pipeline(Section):
@@ -151,6 +161,30 @@ class Pipeline(Section):
     memory_mb: PositiveInt = Field(
         4096, alias="memoryMB", description="Address space of a run's processes, in 1e6 bytes."
     )
+    disk_mb: PositiveInt = Field(
+        20000, alias="diskMB", description="What a run may write to the disk, in 1e6 bytes."
+    )
+    maximum_files: PositiveInt = Field(
+        100_000, description="Files and folders that a run may leave or need."
+    )
+    maximum_processes: int = Field(
+        1024, ge=8, description="Processes and threads that an isolated run may have at a time."
+    )
+    isolation: Literal["required", "preferred", "none"] = Field(
+        "preferred",
+        description="`required`: a run is isolated or parked; `preferred`: it is isolated if the "
+        "machine allows it; `none`: it may do whatever the worker's user may.",
+    )
+    network: bool = Field(
+        False,
+        description="Whether an isolated run has the machine's network, and not only its own.",
+    )
+    readable: list[Path] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Folders and files that an isolated run may read in addition to the system's "
+        "and those that its command names.",
+    )
     maximum_retries: int = Field(
         2,
         ge=0,
@@ -165,6 +199,14 @@ class Pipeline(Section):
         default_factory=list, max_length=50, description="Names of the results' destinations."
     )
     export: bool = Field(True, description="False: the results are not exported.")
+
+    @field_validator("readable")
+    @classmethod
+    def _are_places(cls, paths: list[Path]) -> list[Path]:
+        for path in paths:
+            if not path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
+                raise ValueError(f"{path}: name a folder or a file by its absolute path")
+        return paths
 
     @model_validator(mode="after")
     def _says_what_its_platform_asks(self) -> Pipeline:

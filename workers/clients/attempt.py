@@ -24,7 +24,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from adapter.dicom.uids import check_uid
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
 from adapter.files import FILE_SYSTEM, delete_tree
 from adapter.ledger.tasks import TaskFile
+from workers.clients.disk_use import DEEPEST
 from workers.clients.headers import HeaderReader
 from workers.clients.platform import PayloadFile
 
@@ -79,6 +80,7 @@ class Attempt:
         try:
             for folder in (self.input, self.temporary):
                 folder.mkdir(mode=0o700)
+            self.input.chmod(0o755)  # an isolated run may be another user's; nobody else gets here
             _copy(metadata, self.metadata)
             for file in files:
                 target = self.input / file.name
@@ -118,10 +120,14 @@ class Attempt:
             raise PermanentError("the pipeline ended well but left no output", "no-output")
         folder = self.folder / f"publish-{uuid.uuid4().hex}"
         folder.mkdir(mode=0o700)
+        names: dict[str, str] = {}
         for number, path in enumerate(found, start=1):
             path.chmod(0o600)
-            path.rename(folder / f"{number:06d}.dcm")
-        return folder, read_results(folder, reader)
+            if path.stat().st_uid != os.geteuid():
+                os.chown(path, os.geteuid(), os.getegid())
+            target = path.rename(folder / f"{number:06d}.dcm")
+            names[target.name] = _as_text(path.relative_to(self.output))
+        return folder, read_results(folder, reader, names)
 
     def remove(self) -> None:
         """Delete the folder; the output streams and the metadata stay with the job."""
@@ -129,8 +135,19 @@ class Attempt:
             _delete(self.folder)
 
 
-def read_results(folder: Path, reader: HeaderReader) -> list[TaskFile]:
+def read_results(
+    folder: Path, reader: HeaderReader, names: Mapping[str, str] | None = None
+) -> list[TaskFile]:
     """Return what is in a folder of results, in order, once all of it has been found valid.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    reader : HeaderReader
+        Reads the headers.
+    names : mapping of str to str, optional
+        What the pipeline called the files, for errors.
 
     Raises
     ------
@@ -147,25 +164,31 @@ def read_results(folder: Path, reader: HeaderReader) -> list[TaskFile]:
         found = sorted(folder.iterdir())
     except FileNotFoundError:
         raise NotYetVisible("a folder of results is not visible (yet)") from None
-    results = [_read_result(path, reader) for path in found]
-    if len({result.sop_instance_uid for result in results}) < len(results):
-        raise _invalid("two files have the same SOP Instance UID")
+    results: list[TaskFile] = []
+    names_by_uid: dict[str, str] = {}
+    for path in found:
+        name = (names or {}).get(path.name, path.name)
+        result = _read_result(path, name, reader)
+        if other := names_by_uid.get(result.sop_instance_uid):
+            raise _invalid(f"{other} and {name} have the same SOP Instance UID")
+        names_by_uid[result.sop_instance_uid] = name
+        results.append(result)
     return results
 
 
-def _read_result(path: Path, reader: HeaderReader) -> TaskFile:
+def _read_result(path: Path, name: str, reader: HeaderReader) -> TaskFile:
     try:
         header = reader.read(path, (SOP_CLASS_UID, SOP_INSTANCE_UID))
         with path.open("rb") as file:
             meta = read_file_meta(file)
         check_uid(header.transfer_syntax_uid)
     except UnreadableInstance as error:
-        raise _invalid(f"{path.name}: {error}") from None
+        raise _invalid(f"{name}: {error}") from None
     except ValueError:
-        raise _invalid(f"{path.name}: the file meta information names no syntax") from None
+        raise _invalid(f"{name}: the file meta information names no syntax") from None
     for tag, element in ((SOP_CLASS_UID, 0x0002), (SOP_INSTANCE_UID, 0x0003)):
         if header.values.get(tag) is None or header.values[tag] != meta.get(element):
-            raise _invalid(f"{path.name}: its UIDs differ from its file meta information's")
+            raise _invalid(f"{name}: its UIDs differ from its file meta information's")
     return TaskFile(
         path=path.name,
         size=header.size,
@@ -176,20 +199,35 @@ def _read_result(path: Path, reader: HeaderReader) -> TaskFile:
     )
 
 
-def _regular_files(folder: Path) -> Iterator[Path]:
+def _regular_files(output: Path) -> Iterator[Path]:
     """Yield the files below a folder, and accept nothing but files of one name and folders."""
-    left = [folder]
+    left = [output]
     while left:
-        with os.scandir(left.pop()) as entries:
+        folder = left.pop()
+        if len(folder.parts) - len(output.parts) > DEEPEST:
+            raise _invalid(f"its folders are more than {DEEPEST} deep")
+        try:
+            entries = os.scandir(folder)
+        except PermissionError:
+            raise _invalid(f"{_as_text(folder.relative_to(output))}: cannot be opened") from None
+        with entries:
             for entry in entries:
+                path = Path(entry.path)
+                name = _as_text(path.relative_to(output))
                 if entry.is_dir(follow_symlinks=False):
-                    left.append(Path(entry.path))
+                    left.append(path)
                 elif not entry.is_file(follow_symlinks=False):
-                    raise _invalid("it holds something that is no regular file, e.g. a link")
+                    raise _invalid(f"{name}: is no regular file, e.g. a link")
                 elif entry.stat(follow_symlinks=False).st_nlink != 1:
-                    raise _invalid("it holds a hard link: copy the file instead")
+                    raise _invalid(f"{name}: is a hard link; copy the file instead")
                 else:
-                    yield Path(entry.path)
+                    yield path
+
+
+def _as_text(path: Path) -> str:
+    """Return a path that a pipeline chose, as it can be shown: it may hold any bytes."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(path))
+    return text if len(text) <= 100 else f"{text[:48]}...{text[-48:]}"
 
 
 def _invalid(message: str) -> PermanentError:
@@ -203,7 +241,7 @@ def _copy(source: Path, target: Path) -> None:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
             shutil.copyfileobj(reader, writer, 1 << 20)
-    target.chmod(0o600)
+    target.chmod(0o644)
 
 
 def _delete(folder: Path) -> None:

@@ -1,30 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one command under limits and lets nothing of it live on: a program of its own.
 
+::
+
+    worker --- launcher --- command
+    worker --- launcher --- [ first process --- command ]   isolated (`workers.clients.sandbox`)
+
 ``python -I -S launcher.py`` is started by `workers.clients.pipeline_process` for each run.  It
-reads one line of JSON on standard input, runs the command, and answers one line of JSON when
-nothing of the command is left.  Its standard input stays open as long as the worker wants the run:
-the end of it, which is also what the worker's death brings, kills the command.  The standard
-library only, and little of it: its start is the price of every run.
+reads an order on standard input, runs the command, and answers when nothing of the command is left;
+both are marshalled, since json alone would take a quarter of the time until the command runs.
+Its standard input stays open as long as the worker wants the run: the end of it, which is also what
+the worker's death brings, kills the command.  The standard library only, and little of it: its
+start is the price of every run.
 
 The command is the child of this process and not of the worker because a worker's threads come and
 go: PR_SET_PDEATHSIG is tied to the thread that forked.  This process is also a child subreaper
-(prctl(2)), so that what the command leaves behind becomes its child however often it forked.
+(prctl(2)), so that what the command leaves behind becomes its child however often it forked.  With
+isolation the first process of the PID namespace waits for the command, and takes all others with it
+when it ends (pid_namespaces(7)).
+
+What the run's folder takes of the disk is looked at every now and then, and at the end.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
+import marshal
 import os
 import resource
+import select
 import selectors
 import signal
+import struct
 import sys
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any, NoReturn
+
+# Run as a program: the standard library comes first, whatever our modules are called.
+sys.path.append(os.path.abspath(f"{__file__}/../../.."))
+
+from workers.clients.disk_use import DiskUse
+from workers.clients.sandbox import Sandbox, SandboxError, prctl
+
+TYPE_CHECKING = False  # as typing's, which takes long to import
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 #: Bytes of each output stream that are kept: so many from its beginning, so many from its end.
 HEAD = TAIL = 128 * 1024
@@ -39,13 +59,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
+#: A process's status, as it is told through a pipe.
+_STATUS = struct.Struct("=i")
+
 #: Signals that we, or Python, ignore, and that the command gets as they are by default.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
-
-
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 class Capture:
@@ -53,7 +71,7 @@ class Capture:
 
     def __init__(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 - pathlib doubles our start-up time
+            os.unlink(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o600)
         self.read_end, self.write_end = os.pipe()
@@ -107,50 +125,88 @@ class RunningCommand:
         self._captures = (Capture(order["stdout"]), Capture(order["stderr"]))
         self._status: int | None = None
         self._pid = 0
+        self._disk_use = DiskUse(
+            order["folder"], order["input"], order["disk"], order["files"], order["floor"]
+        )
+        self._sandbox: Sandbox | None = None
+        self._status_pipe = -1  #: where the first process of the sandbox tells the command's status
 
     def start(self) -> str:
         """Fork and execute; return why it could not, or nothing."""
+        order = self._order
+        try:
+            if order["sandbox"] is not None:
+                protected = (order["input"], order["metadata"])
+                self._sandbox = Sandbox(
+                    order["sandbox"], order["folder"], protected, order["memory"]
+                )
+                self._sandbox.prepare()
+        except SandboxError as error:
+            return f"it could not be isolated: {error}"
         report, report_to = os.pipe()
+        self._status_pipe, tell = os.pipe()
         launcher = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
-            self._become(launcher, report_to)
+            self._become(launcher, report_to, tell)
         os.close(report_to)
+        os.close(tell)
         for capture in self._captures:
             os.close(capture.write_end)
         problem = os.read(report, 4096).decode()
         os.close(report)
         return problem
 
-    def _become(self, launcher: int, report_to: int) -> NoReturn:
-        order = self._order
+    def _become(self, launcher: int, report_to: int, tell: int) -> NoReturn:
+        """Be the command, or the first process of its sandbox."""
         try:
             os.setsid()
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != launcher:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() not in {launcher, 0}:
                 os._exit(1)
-            for number in _IGNORED:
-                signal.signal(number, signal.SIG_DFL)
-            with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+            with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
                 file.write("500")  # rather the pipeline than the receiver
             null = os.open(os.devnull, os.O_RDONLY)
             ends = (null, *(capture.write_end for capture in self._captures))
             for source, target in zip(ends, (_STDIN, _STDOUT, _STDERR), strict=True):
                 os.dup2(source, target)
-            os.chdir(order["folder"])
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            hardest = resource.getrlimit(resource.RLIMIT_AS)[1]
-            memory = order["memory"] if hardest < 0 else min(order["memory"], hardest)
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606
+            if self._sandbox is not None:
+                self._sandbox.enter()
+                prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # another user's is none
+                if _is_alone(report_to):
+                    os._exit(1)
+                command = os.fork()
+                if command != 0:
+                    os.close(report_to)
+                    _wait_for(command, tell)
+            self._execute()
+        except SandboxError as error:
+            os.write(report_to, f"it could not be isolated: {error}".encode())
         except (OSError, ValueError, MemoryError) as error:
             text = getattr(error, "strerror", None) or type(error).__name__
             os.write(report_to, text.encode())
         finally:
             os._exit(127)
 
-    def follow(self) -> str:
-        """Wait until it has ended, or must, and return ``ended``, ``timed-out`` or ``stopped``."""
+    def _execute(self) -> None:
+        order = self._order
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(order["folder"])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for kind, most in (
+            (resource.RLIMIT_AS, order["memory"]),
+            (resource.RLIMIT_FSIZE, order["disk"]),
+        ):
+            hardest = resource.getrlimit(kind)[1]
+            limit = most if hardest < 0 else min(most, hardest)
+            resource.setrlimit(kind, (limit, limit))
+        if self._sandbox is not None:
+            self._sandbox.limit_processes()
+        os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606
+
+    def follow(self) -> tuple[str, str]:
+        """Wait until it has ended, or must; return how in a word, and what is to be said of it."""
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker)
@@ -164,18 +220,25 @@ class RunningCommand:
             while True:
                 self._reap()
                 if self._status is not None:
-                    return "ended"
+                    return self._disk_use.look(now=True) or ("ended", "")
+                if found := self._disk_use.look():
+                    return found
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return "timed-out"
-                for key, _ in selector.select(min(left, PARENT_LOOK)):
-                    if key.data is not None:
-                        if not key.data.take():
-                            selector.unregister(key.fileobj)
-                    elif not os.read(key.fd, 4096):
-                        return "stopped"
-                if os.getppid() != parent:
-                    return "stopped"
+                    return "timed-out", ""
+                ready = selector.select(min(left, PARENT_LOOK))
+                if not self._is_wanted(selector, ready) or os.getppid() != parent:
+                    return "stopped", ""
+
+    def _is_wanted(self, selector: Any, ready: list[Any]) -> bool:
+        """Take what is ready to be read, and tell whether the worker still wants the run."""
+        for key, _ in ready:
+            if key.data is not None:
+                if not key.data.take():
+                    selector.unregister(key.fileobj)
+            elif not os.read(key.fd, 4096):
+                return False
+        return True
 
     def _reap(self) -> bool:
         """Take the status of every process that has ended; False if there is none left."""
@@ -187,7 +250,8 @@ class RunningCommand:
             if pid == 0:
                 return True
             if pid == self._pid:
-                self._status = status
+                packed = b"" if self._sandbox is None else os.read(self._status_pipe, 4)
+                self._status = _STATUS.unpack(packed)[0] if len(packed) == 4 else status
 
     def end(self) -> None:
         """Kill whatever of the command still runs, and keep the end of its output."""
@@ -206,12 +270,28 @@ class RunningCommand:
         return None if self._status is None else os.waitstatus_to_exitcode(self._status)
 
 
+def _is_alone(pipe: int) -> bool:
+    """Tell whether nobody has the other end of a pipe (any more)."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
+
+
+def _wait_for(command: int, tell: int) -> NoReturn:
+    """Be the first process of a PID namespace until its command has ended, and tell how it has."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == command:
+            os.write(tell, _STATUS.pack(status))
+            os._exit(0)
+
+
 def _descendants(ancestor: int) -> list[int]:
     """Return the processes below one, by the parents that /proc names."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 - as above
+    for name in os.listdir("/proc"):
         if name.isdigit():
-            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 # "pid (name) state ppid ...", and a name may hold anything
                 parent = int(file.read().rpartition(b")")[2].split()[1])
                 children.setdefault(parent, []).append(int(name))
@@ -224,21 +304,22 @@ def _descendants(ancestor: int) -> list[int]:
 
 
 def main() -> None:
-    """Run what standard input says and answer ``{"how": ..., "code": ...}``."""
+    """Run what standard input says and answer how it ended."""
     os.umask(0o077)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)  # the worker says when it ends
-    line = sys.stdin.buffer.readline()
-    if not line.endswith(b"\n"):
+    try:
+        order = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the worker
+    except (EOFError, ValueError, TypeError):
         return
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    command = RunningCommand(json.loads(line))
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    command = RunningCommand(order)
     problem = command.start()
-    how = "could-not-start" if problem else command.follow()
+    how, problem = ("could-not-start", problem) if problem else command.follow()
     command.end()
     answer = {"how": how, "code": command.code, "problem": problem}
     with suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps(answer) + "\n")
+        marshal.dump(answer, sys.stdout.buffer)
         sys.stdout.flush()
 
 

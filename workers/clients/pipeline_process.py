@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command that nobody trusts: bounded, cut off from our secrets, and gone when we are.
+"""Runs a command: bounded, without our environment and descriptors, and gone when we are.
 
 The command runs below a small program of ours (`workers.clients.launcher`), which kills everything
-of it when it has ended, takes too long, is not wanted any more, or its worker dies.
+of it when it has ended, takes too long, is not wanted any more, or its worker dies.  Only with a
+`sandbox` it is kept from what its user may read, write and signal.
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import selectors
 import signal
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -36,6 +37,8 @@ class How(StrEnum):
     TIMED_OUT = "timed-out"  #: killed because its time was over
     STOPPED = "stopped"  #: killed because it was not wanted any more
     COULD_NOT_START = "could-not-start"  #: there is no such program, or it cannot be executed
+    OVER_LIMIT = "over-limit"  #: killed because it took more of the disk than it may
+    DISK_FULL = "disk-full"  #: killed because nearly nothing of the disk was left
     LAUNCHER_DIED = "launcher-died"  #: killed because the program that watched over it was
 
 
@@ -49,14 +52,23 @@ class Command:
         The program, looked up on the PATH of `environment`, and its arguments.  There is no shell.
     folder : Path
         Its current directory; named in `environment`, too, so that its processes are known by it.
+        In it are ``output`` and ``tmp``, which it may write to.
+    input, metadata : str
+        What else is in the folder, and may only be read by an isolated command.
     environment : mapping of str to str
         All of its environment.
     seconds : float
         How long it may take.
     memory : int
         Bytes of address space that each of its processes may have.
+    disk, files : int
+        Bytes and files that it may have in its folder.
+    floor : int
+        Free bytes of the disk below which it is killed.
     stdout, stderr : Path
         Where its output is kept: the first and the last 128 KiB of each stream.
+    sandbox : dict, optional
+        How it is isolated (`workers.clients.isolation`); None if it is not.
     """
 
     arguments: Sequence[str]
@@ -64,13 +76,19 @@ class Command:
     environment: Mapping[str, str]
     seconds: float
     memory: int
+    disk: int
+    files: int
+    floor: int
     stdout: Path
     stderr: Path
+    sandbox: Mapping[str, Any] | None = None
+    input: str = "input"
+    metadata: str = "metadata.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a command ended: its exit code (negative: a signal's number), or why it did not start."""
+    """How a command ended: its exit code (negative: a signal's number), or why it was not let."""
 
     how: How
     code: int | None = None
@@ -93,6 +111,12 @@ def run_command(command: Command, cancelled: Callable[[], bool]) -> Ending:
         "environment": dict(command.environment),
         "seconds": command.seconds,
         "memory": command.memory,
+        "disk": command.disk,
+        "files": command.files,
+        "floor": command.floor,
+        "input": command.input,
+        "metadata": command.metadata,
+        "sandbox": command.sandbox,
         "stdout": str(command.stdout),
         "stderr": str(command.stderr),
         "parent": os.getpid(),
@@ -108,7 +132,7 @@ def run_command(command: Command, cancelled: Callable[[], bool]) -> Ending:
     assert launcher.stdout is not None
     try:
         with suppress(BrokenPipeError):
-            launcher.stdin.write(json.dumps(order).encode() + b"\n")
+            launcher.stdin.write(marshal.dumps(order))
             launcher.stdin.flush()
         if not _answers(launcher.stdout, cancelled):
             launcher.stdin.close()
@@ -122,10 +146,11 @@ def run_command(command: Command, cancelled: Callable[[], bool]) -> Ending:
             launcher.stdin.close()
         launcher.stdout.close()
         launcher.wait()
-    if not answer.endswith(b"\n"):
+    try:
+        document = marshal.loads(answer)  # noqa: S302 - from our own program
+    except (EOFError, ValueError, TypeError):
         _kill_leftovers(str(command.folder))
         return Ending(How.LAUNCHER_DIED)
-    document = json.loads(answer)
     return Ending(How(document["how"]), document["code"], document["problem"])
 
 
