@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import kubernetes_validate
@@ -146,18 +145,12 @@ def test_any_name_of_a_release_and_a_namespace_is_legal(release: str) -> None:
     """A number, a long name, one with dots: all names are legal, and all labels are texts."""
     values = {**values_of("hospital"), "operator": {"enabled": True}}
     for item in render(values, release=release, namespace="2025").objects:
-        kubernetes_validate_if_known(item)
         metadata = item["metadata"]
         if item["kind"] != "CustomResourceDefinition":
             assert metadata["namespace"] == "2025"
             assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"])
         assert metadata["labels"]["app.kubernetes.io/instance"] == release
-        assert "'app.kubernetes.io/instance': 2024" not in str(item)
-
-
-def kubernetes_validate_if_known(item: dict[str, Any]) -> None:
-    with suppress(kubernetes_validate.utils.SchemaNotFoundError):
-        kubernetes_validate.validate(item, NEWEST, strict=True)
+        assert not re.search(r"'app.kubernetes.io/instance': [^']", str(item))
 
 
 def test_two_releases_of_a_namespace_share_nothing() -> None:
@@ -338,7 +331,10 @@ def test_probes_ask_the_process_itself(name: str) -> None:
         assert live["httpGet"]["path"] in {"/live", "/health/live", "/healthcheck"}
         # What is alive is started: a slow start is no reason to be killed.
         assert main["startupProbe"]["httpGet"] == live["httpGet"]
-        assert main["readinessProbe"]["httpGet"]["port"] == live["httpGet"]["port"]
+        ready = main["readinessProbe"]["httpGet"]
+        assert ready["port"] == live["httpGet"]["port"]
+        if pod.component == "api":  # while the ledger is away, it answers that it is
+            assert ready["path"] == "/health/live"
 
 
 @every_case

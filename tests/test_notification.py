@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -316,11 +317,16 @@ def test_every_observer_is_told_and_a_failing_one_holds_nothing_up(
         def instance_stored(self, instance: object) -> None:
             raise RuntimeError("no")
 
+    class Ending:
+        def instance_stored(self, instance: object) -> None:
+            sys.exit("no")
+
     class Listening:
         def instance_stored(self, instance: object) -> None:
             heard.append(instance.sop_instance_uid)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(notification, "create_observers", lambda: [Failing(), Listening()])
+    made = [Failing(), Ending(), Listening()]
+    monkeypatch.setattr(notification, "create_observers", lambda: made)
     association = IncomingAssociation(adapter, add_ae_title(adapter))
     good, bad = make_instance(), make_instance(StudyInstanceUID=None)
     association.store(good)

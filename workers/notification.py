@@ -282,7 +282,7 @@ def notify_observers(observers: Sequence[InstanceObserver], instance: Instance) 
     for observer in observers:
         try:
             observer.instance_stored(instance)
-        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in may raise anything
             log.error(
                 "an observer failed",
                 observer=type(observer).__name__,

@@ -124,7 +124,7 @@ def create_observers() -> list[InstanceObserver]:
     for entry in plugins.installed(OBSERVERS):
         try:
             made.append(entry.load()())
-        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in may raise anything
             log.error("an observer cannot be used", observer=entry.name, error=type(error).__name__)
     return made
 

@@ -235,6 +235,7 @@ class QuarantinedFile(Facts):
     sop_class_uid: str | None
     sop_instance_uid: str | None
     study_instance_uid: str | None
+    series_instance_uid: str | None
     transfer_syntax_uid: str | None
     size: int | None
     received_at: AwareDatetime
