@@ -227,6 +227,7 @@ class DicomDestination(Destination):
     ae_title: AETitleText
     host_ip: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.:%-]+$")]
     port: Annotated[int, Field(ge=1, le=65535)]
+    reencode_uncompressed: bool = False
 
 
 E = TypeVar("E")

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import structlog
+from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
 from adapter import heartbeat
 from adapter.ledger import configuration, owners, schema
@@ -28,6 +29,7 @@ from tests.support_ledger import (
     add_task,
     change_rows,
 )
+from tests.support_peers import ScriptedPacs
 from tests.support_scp import add_ae_title as add_scp_ae_title
 from tests.support_scp import add_source, with_scp
 
@@ -504,6 +506,27 @@ def test_destination_echo_tells_what_is_wrong(cli, adapter, scp, settings):
 
     assert (code, out) == (1, "")
     assert "nobody listens" in err
+
+
+def test_destination_echo_says_what_would_help(cli):
+    """A destination that takes Implicit VR only can have the rest re-encoded, and is told so."""
+    with ScriptedPacs(syntaxes=[ImplicitVRLittleEndian]) as pacs:
+        cli("destination", "add", "old", "PACS", "127.0.0.1", pacs.port)
+        code, out, err = cli("destination", "echo", "old", "--contexts")
+        assert code == 0
+        assert "CT Image Storage" in out
+        assert "--reencode-uncompressed" in " ".join(err.split())
+
+        assert cli("destination", "set", "old", "--reencode-uncompressed")[0] == 0
+        code, out, err = cli("destination", "echo", "old", "--contexts", "--json")
+        assert (code, err) == (0, "")
+        contexts = json.loads(out)["contexts"]
+        assert contexts[CTImageStorage] == [ImplicitVRLittleEndian]
+        assert {len(taken) for taken in contexts.values()} == {0, 1}
+
+    assert json.loads(cli("destination", "show", "old", "--json")[1])["reencodeUncompressed"]
+    cli("destination", "set", "old", "--as-is")
+    assert not json.loads(cli("destination", "show", "old", "--json")[1])["reencodeUncompressed"]
 
 
 def test_echo_goes_to_any_address(cli, scp):

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from io import BytesIO
 from pathlib import Path
 from struct import pack
 
 import pydicom.data
 import pytest
+from pydicom import dcmread
+from pydicom.filereader import read_dataset
 from pydicom.uid import (
     JPEG2000,
     CTImageStorage,
@@ -31,6 +35,7 @@ from tests.support_peers import RawPeer, ScriptedPacs, StoreScp, destination
 from tests.support_stack import free_port
 from tests.support_stages import encode, make_instance
 from tests.support_wire import abort, data, item, pdu, pdv, reject
+from workers.clients.store_scu import store as store_for_export
 
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
 #: Eight transfer syntaxes, as in the original's own test (T9).
@@ -297,8 +302,50 @@ def test_nothing_is_converted(tmp_path):
         results = send([explicit, implicit], pacs.port)
 
     assert results[1].outcome is Outcome.REFUSED
+    assert "but in Implicit VR Little Endian: reencodeUncompressed would" in results[1].reason
     assert results[2].outcome is Outcome.STORED
     assert pacs.data == {implicit.sop_instance_uid: body(TEST_FILES / "rtplan.dcm")}
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("CT_small.dcm", ImplicitVRLittleEndian), ("rtplan.dcm", ExplicitVRLittleEndian)],
+)
+def test_a_destination_may_ask_for_the_other_uncompressed_syntax(tmp_path, name, taken):
+    """Re-encoded, every value and every pixel is the same; what is compressed still fails."""
+    file = outgoing(TEST_FILES / name)
+    odd = encode(make_instance()) + b"\x28\0\x30\0FL\x06\0abcdef"  # no multiple of four bytes
+    torn = outgoing(write_instance(tmp_path / "torn", payload=odd), 2)
+    compressed = outgoing(write_instance(tmp_path / "j2k", syntax=JPEG2000), 3)
+    classes = {file.sop_class_uid, CTImageStorage}
+    files = [file, compressed] if taken == ExplicitVRLittleEndian else [file, torn, compressed]
+
+    with ScriptedPacs(classes=list(classes), syntaxes=[taken]) as pacs:
+        peer = destination(pacs.port).model_copy(update={"reencode_uncompressed": True})
+        sent = list(store_for_export(files, peer, PATIENT, answered=lambda: None))
+
+    receipts = {receipt.number: (receipt.outcome, receipt.reason) for receipt in sent}
+    assert receipts.pop(1) == (Outcome.STORED, None)
+    assert receipts.pop(3)[0] is Outcome.REFUSED
+    assert set(receipts.values()) <= {(Outcome.REFUSED, "the file cannot be re-encoded")}
+    implicit = taken == ImplicitVRLittleEndian
+    with warnings.catch_warnings(action="ignore"):
+        arrived = read_dataset(BytesIO(pacs.data[file.sop_instance_uid]), implicit, True)
+        original = dcmread(TEST_FILES / name)
+        assert arrived.to_json_dict() == original.to_json_dict()
+
+
+def test_what_the_destination_takes_goes_out_as_it_is(tmp_path):
+    """Nothing is re-encoded for a destination that takes it as it is."""
+    file = outgoing(write_instance(tmp_path / "a.dcm"))
+
+    def never(*_):
+        raise AssertionError
+
+    with ScriptedPacs() as pacs:
+        [result] = store([file], destination(pacs.port), QUICK, reencode=never)
+    assert result.outcome is Outcome.STORED
+    assert pacs.data == {file.sop_instance_uid: body(tmp_path / "a.dcm")}
 
 
 # -- files ---------------------------------------------------------------------------------------

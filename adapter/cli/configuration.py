@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from adapter.ledger import configuration
 from adapter.models import AETitle, DicomDestination, EntityKind, Versioned
 from adapter.processors import registry
 from adapter.terminal import print_json, print_table, say, warn
+
+if TYPE_CHECKING:
+    from pydicom.uid import UID
 
 ae_titles = typer.Typer(help="AE titles that modalities send to.", no_args_is_help=True)
 sources = typer.Typer(help="Who may send: calling AE titles and addresses.", no_args_is_help=True)
@@ -53,6 +56,13 @@ Resend = Annotated[
 OnPatientConflict = Annotated[
     str | None,
     typer.Option(help="What becomes of a study with several patients: warn or hold."),
+]
+Reencode = Annotated[
+    bool | None,
+    typer.Option(
+        "--reencode-uncompressed/--as-is",
+        help="Whether files may go out in the other uncompressed little-endian transfer syntax.",
+    ),
 ]
 Addresses = Annotated[list[str], typer.Argument(metavar="HOST_IP...", help="Addresses, networks.")]
 
@@ -286,11 +296,13 @@ def add_destination(
     host: Annotated[str, typer.Argument(help="Its address or host name.")],
     port: Annotated[int, typer.Argument(help="Its TCP port.")],
     *,
+    reencode: Reencode = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a destination, e.g. `destination add archive ARCHIVE 10.0.0.7 104`."""
     with opened(ctx, new=True) as adapter:
         body = {"name": name, "aeTitle": ae_title, "hostIp": host, "port": port}
+        body |= _given(reencodeUncompressed=reencode)
         _put(adapter, EntityKind.DESTINATION, body, replace=False, as_json=as_json)
 
 
@@ -302,13 +314,15 @@ def set_destination(
     host: Annotated[str | None, typer.Option(help="Its address or host name.")] = None,
     port: Annotated[int | None, typer.Option(help="Its TCP port.")] = None,
     *,
+    reencode: Reencode = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a destination; options that are not given leave their values."""
     with opened(ctx) as adapter:
         entity = _find(adapter, EntityKind.DESTINATION, name).entity
         body = entity.model_dump(mode="json", by_alias=True)
-        body.update(_given(aeTitle=ae_title, hostIp=host, port=port))
+        changes = _given(aeTitle=ae_title, hostIp=host, port=port, reencodeUncompressed=reencode)
+        body.update(changes)
         _put(adapter, EntityKind.DESTINATION, body, replace=True, as_json=as_json)
 
 
@@ -331,15 +345,48 @@ def remove_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = 
 
 
 @destinations.command("echo")
-def echo_destination(ctx: typer.Context, name: KeyArgument, as_json: AsJson = False) -> None:
+def echo_destination(
+    ctx: typer.Context,
+    name: KeyArgument,
+    *,
+    contexts: Annotated[
+        bool,
+        typer.Option(
+            "--contexts", help="Ask, too, which SOP classes and transfer syntaxes it takes."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Send a C-ECHO to a destination, and show the outcome in plain words."""
-    from adapter.scu.echo import echo  # noqa: PLC0415 - see the package's docstring
+    from adapter.scu.contexts import ask_contexts  # noqa: PLC0415 - see the package's docstring
+    from adapter.scu.echo import echo  # noqa: PLC0415 - the same
 
     with opened(ctx) as adapter:
         found = _find(adapter, EntityKind.DESTINATION, name).entity
         if not isinstance(found, DicomDestination):
             raise AdapterError(f"{name} is a destination of kind {found.kind}: no C-ECHO is for it")
-        answer = echo(found, adapter.settings.dicom.scu)
-    print_echo(answer, as_json=as_json, name=name)
+        scu = adapter.settings.dicom.scu
+        answer = echo(found, scu)
+        taken = ask_contexts(found, scu) if contexts and answer.ok else None
+    more: dict[str, Any] = {} if taken is None else {"contexts": taken}
+    print_echo(answer, as_json=as_json, name=name, **more)
     if not answer.ok:
         raise typer.Exit(1)
+    if taken is not None:
+        _print_contexts(taken, found, as_json=as_json)
+
+
+def _print_contexts(
+    taken: dict[UID, list[UID]], destination: DicomDestination, *, as_json: bool
+) -> None:
+    from adapter.scu.contexts import advice  # noqa: PLC0415 - see the package's docstring
+
+    if not as_json:
+        rows = [
+            (sop_class.name, ", ".join(one.name for one in syntaxes) or "-")
+            for sop_class, syntaxes in taken.items()
+        ]
+        print_table(("SOP class", "transfer syntaxes that it takes"), rows, "")
+    help_ = None if destination.reencode_uncompressed else advice(taken)
+    if help_ is not None:
+        warn(help_, as_json=as_json)

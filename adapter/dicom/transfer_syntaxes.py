@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transfer syntaxes whose kind matters to the adapter; it converts none into another."""
+"""The transfer syntaxes whose kind matters to the adapter; the SCU converts none unless told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 #: Papyrus 3 Implicit VR Little Endian, retired (PS3.6 Table A-1).
 PAPYRUS_3 = "1.2.840.10008.1.20"
+
+#: The uncompressed little-endian syntaxes, which differ in how elements are encoded only.
+UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
 #: Syntaxes whose whole data set is deflated (PS3.5 section A.5, and two of JPIP).
 DEFLATED = frozenset(

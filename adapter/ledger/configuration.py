@@ -23,6 +23,7 @@ from adapter.models import (
     DICOM,
     AETitle,
     Destination,
+    DicomDestination,
     EntityKind,
     Source,
     Versioned,
@@ -299,6 +300,8 @@ def _put(
     body = entity.model_dump(mode="json", by_alias=True)
     if isinstance(entity, Destination) and entity.kind == DICOM:
         del body["kind"]  # the release before, which may work beside this one, knows no kinds
+    if isinstance(entity, DicomDestination) and not entity.reencode_uncompressed:
+        del body["reencodeUncompressed"]  # nor that
     if isinstance(entity, AETitle) and entity.on_patient_conflict == "warn":
         del body["onPatientConflict"]  # nor that
     if known is not None and (known.body, known.owner) == (body, owner):

@@ -8,6 +8,7 @@
     association    A-ASSOCIATE, A-RELEASE, A-ABORT; C-ECHO and C-STORE, one at a time
         |
     echo           Verification, answered in plain words
+    contexts       what a destination takes
     files          the files that can be sent
     store          files over as many associations as they need, and what each answer means
         |

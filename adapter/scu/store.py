@@ -2,8 +2,9 @@
 """The Storage SCU: files to a destination, as they are.
 
 The bytes of a file's data set are sent in the file's own transfer syntax; nothing is decoded,
-converted or left out.  A file that the destination does not accept in that syntax fails by name.
-When to try again is up to the caller.
+converted or left out.  A file that the destination does not accept in that syntax fails by name,
+unless the caller brings a function that re-encodes the uncompressed ones.  When to try again is up
+to the caller.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from pydicom.uid import UID
 
 from adapter.dicom import statuses
-from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN, LOSSY
+from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN, LOSSY, UNCOMPRESSED
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.files import open_beneath
 from adapter.models import DicomDestination, Outcome
@@ -79,12 +81,19 @@ def judge(status: int, *, repeat: bool, permanent: Collection[str] = ()) -> Outc
     return Outcome.REFUSED if statuses.is_refused(status, permanent) else Outcome.RETRY
 
 
-def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]]:
+#: Returns a data set, read from a descriptor, in another syntax: descriptor, its syntax, the other.
+Reencode = Callable[[int, str, str], BinaryIO]
+
+
+def plan(
+    files: Sequence[Outgoing], *, reencoding: bool = False
+) -> list[tuple[list[Context], list[Outgoing]]]:
     """Distribute files over associations, each with the contexts to propose in it.
 
     Each SOP class and transfer syntax has a context of its own, with that one syntax, so that the
     peer answers for each of them.  Each SOP class also has a context in Implicit VR Little Endian,
-    unless all its files are lossy: the Standard demands that proposal (PS3.5 section 10.1).  At
+    unless all its files are lossy: the Standard demands that proposal (PS3.5 section 10.1).  With
+    `reencoding`, a class with uncompressed files has one in each of the uncompressed syntaxes.  At
     most 128 contexts go into one association.
     """
     syntaxes: dict[str, set[str]] = defaultdict(set)
@@ -95,7 +104,9 @@ def plan(files: Sequence[Outgoing]) -> list[tuple[list[Context], list[Outgoing]]
     for sop_class, used in syntaxes.items():
         default = [] if used <= LOSSY else [(sop_class, IMPLICIT_VR_LITTLE_ENDIAN)]
         for syntax in sorted(used):
-            needed = dict.fromkeys([(sop_class, syntax), *default])
+            others = UNCOMPRESSED if reencoding and syntax in UNCOMPRESSED else ()
+            more = [(sop_class, other) for other in others]
+            needed = dict.fromkeys([(sop_class, syntax), *default, *more])
             proposed = associations[-1][0]
             new = [context for context in needed if context not in proposed]
             if len(proposed) + len(new) > MAXIMUM_CONTEXTS:
@@ -114,6 +125,7 @@ def store(
     scu: Scu,
     *,
     answered: Callable[[], None] = lambda: None,
+    reencode: Reencode | None = None,
 ) -> Generator[StoreResult]:
     """Send files and yield what became of each; close the iterator to stop between two files.
 
@@ -123,13 +135,15 @@ def store(
         What to send, in order.
     answered : callable, optional
         Called when the destination accepts an association.
+    reencode : Reencode, optional
+        Re-encodes files in an uncompressed syntax that the destination takes in the other only.
 
     Raises
     ------
     Unreachable, AssociationRejected, AssociationBroken
         If there is no association, or it ends; the file on its way has then been yielded.
     """
-    for contexts, sent in plan(files):
+    for contexts, sent in plan(files, reencoding=reencode is not None):
         # A file that cannot be read to its end costs its association, but not the files after it.
         left = list(reversed(sent))
         while left:
@@ -138,21 +152,25 @@ def store(
                 RequestorAssociation(destination, scu, contexts) as association,
             ):
                 answered()
-                yield from _store_each(association, left, scu.export.permanent_statuses)
+                yield from _store_each(association, left, scu.export.permanent_statuses, reencode)
 
 
 def _store_each(
-    association: RequestorAssociation, left: list[Outgoing], permanent: Collection[str]
+    association: RequestorAssociation,
+    left: list[Outgoing],
+    permanent: Collection[str],
+    reencode: Reencode | None,
 ) -> Iterator[StoreResult]:
     """Send files, each taken off the list's end, until none is left or the association is lost."""
     while left:
         file = left.pop()
-        context_id = association.accepted.get(file.context)
-        if context_id is None:
-            yield StoreResult(file, Outcome.REFUSED, reason=_refusal(file), sent=False)
+        syntax = _accepted_syntax(association, file)
+        if syntax is None or (syntax != file.transfer_syntax_uid and reencode is None):
+            refusal = _refusal(file, syntax)
+            yield StoreResult(file, Outcome.REFUSED, reason=refusal, sent=False)
             continue
         try:
-            status = _store_one(association, context_id, file)
+            status = _store_one(association, syntax, file, reencode)
         except AssociationBroken as broken:
             yield StoreResult(file, Outcome.RETRY, reason=f"the destination {broken}")
             raise
@@ -173,18 +191,37 @@ def _store_each(
             yield StoreResult(file, outcome, status, words if failed else None)
 
 
-def _store_one(association: RequestorAssociation, context_id: int, file: Outgoing) -> int:
+def _accepted_syntax(association: RequestorAssociation, file: Outgoing) -> str | None:
+    """Return the syntax that a file can be sent in: its own, or the other uncompressed one."""
+    syntaxes = [file.transfer_syntax_uid]
+    if file.transfer_syntax_uid in UNCOMPRESSED:
+        syntaxes += UNCOMPRESSED
+    found = (one for one in syntaxes if (file.sop_class_uid, one) in association.accepted)
+    return next(found, None)
+
+
+def _store_one(
+    association: RequestorAssociation, syntax: str, file: Outgoing, reencode: Reencode | None
+) -> int:
+    context_id = association.accepted[file.sop_class_uid, syntax]
     descriptor = open_beneath(file.root, file.path)
     try:
         size = os.lseek(descriptor, 0, os.SEEK_END) - file.data_set
         os.lseek(descriptor, file.data_set, os.SEEK_SET)
-        return association.store(
-            context_id, file.sop_class_uid, file.sop_instance_uid, descriptor, size
-        )
+        uids = file.sop_class_uid, file.sop_instance_uid
+        if syntax == file.transfer_syntax_uid or reencode is None:
+            return association.store(context_id, *uids, descriptor, size)
+        with reencode(descriptor, file.transfer_syntax_uid, syntax) as other:
+            size = os.lseek(other.fileno(), 0, os.SEEK_END)
+            os.lseek(other.fileno(), 0, os.SEEK_SET)
+            return association.store(context_id, *uids, other.fileno(), size)
     finally:
         os.close(descriptor)
 
 
-def _refusal(file: Outgoing) -> str:
+def _refusal(file: Outgoing, accepted: str | None) -> str:
     sop_class, syntax = UID(file.sop_class_uid), UID(file.transfer_syntax_uid)
-    return f"the destination does not accept {sop_class.name} in {syntax.name}"[:200]
+    text = f"the destination does not accept {sop_class.name} in {syntax.name}"
+    if accepted is not None:
+        text += f", but in {UID(accepted).name}: reencodeUncompressed would help"
+    return text[:200]

@@ -11,6 +11,7 @@ from adapter.models import DicomDestination
 from adapter.scu import store as storage
 from adapter.scu.files import Outgoing
 from adapter.settings import Scu
+from workers.clients.reencoding import reencode
 
 
 def store(
@@ -22,12 +23,16 @@ def store(
 ) -> Generator[Receipt]:
     """Send files and yield a receipt for each; close the iterator to stop between two files.
 
+    Files in an uncompressed syntax are re-encoded if the destination asks for it.
+
     Raises
     ------
     Unreachable, AssociationRejected, AssociationBroken
         If there is no association, or it ends; the file on its way then has its receipt.
     """
-    with closing(storage.store(files, destination, scu, answered=answered)) as results:
+    reencoding = reencode if destination.reencode_uncompressed else None
+    sending = storage.store(files, destination, scu, answered=answered, reencode=reencoding)
+    with closing(sending) as results:
         for result in results:
             file, tries = result.file, result.file.tries + result.sent
             yield Receipt(file.number, tries, result.outcome, result.status, result.reason)
