@@ -368,6 +368,9 @@ def test_ipv4_and_ipv6(adapter: Adapter, settings):
     with running(with_scp(settings, host="")) as scp:
         with Peer(scp, [(Verification, [IVLE])]) as peer:
             assert peer.assoc.send_c_echo().Status == 0
+        Peer(scp, [(Verification, [IVLE])], calling="STRANGER")
+        (event,) = eventually(lambda: recorded(adapter, "association-rejected"))
+        assert event.detail["peer"] == "127.0.0.1"  # not ::ffff:127.0.0.1
         try:
             socket.create_connection(("::1", scp.port), timeout=5).close()
         except OSError:

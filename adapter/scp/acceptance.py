@@ -18,7 +18,7 @@ number of contexts and syntaxes         RJ 1/2/1, permanent         ``too-many-i
 lengths of the items, maximum length    AB 0/0                      ``malformed-request``,
                                                                     ``maximum-length``
 application context                     RJ 1/1/2, permanent         ``application-context``
-a context id twice; no context          RJ 1/2/1; RJ 1/1/1          ``context-ids``,
+one id for two contexts; no context     RJ 1/2/1; RJ 1/1/1          ``context-ids``,
                                                                     ``no-contexts``
 space, if a Storage context is there    RJ 2/3/1, transient         ``low-storage``
 ======================================  ==========================  ========================
@@ -65,7 +65,7 @@ CAUSES = {
     "low-storage": "the disk is too full to receive",
     "application-context": "the application context is not DICOM's",
     "no-contexts": "no presentation context is proposed",
-    "context-ids": "two presentation contexts have the same id",
+    "context-ids": "two different presentation contexts have the same id",
     "protocol-version": "the peer does not speak version 1 of the protocol",
     "too-many-items": "too many presentation contexts or transfer syntaxes are proposed",
     "maximum-length": "the peer takes no PDU that is long enough for an answer",
@@ -191,7 +191,7 @@ def judge_contexts(
         return Rejection(*APPLICATION_CONTEXT_NOT_SUPPORTED, "application-context")
     if not ids:
         return Rejection(*NO_REASON_GIVEN, "no-contexts")
-    if len(ids) < len(items.contexts):
+    if len(ids) < len(set(items.contexts)):
         return Rejection(*INVALID_REQUEST, "context-ids")
     stored = storage_classes(settings.additional_sop_classes)
     if any(cx.abstract_syntax in stored for cx in items.contexts) and storage_low():

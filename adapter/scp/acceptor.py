@@ -203,6 +203,10 @@ class AssociationAcceptor:
         self._events.record(events.REJECTED, **detail)
         log.warning("association rejected", **detail)
 
+    def is_due(self, kind: str, peer: str) -> bool:
+        """Tell whether one more event or log line of a kind about a peer is within its rate."""
+        return self._events.within_rate(kind, peer)
+
     def log_stranger(self, peer: str, cause: str) -> None:
         """Log a connection that ended without a request; there may be too many to log them all."""
         if self._events.within_rate("connection-without-request", peer):

@@ -65,6 +65,7 @@ class AcceptorConnection:
         self._address = address
         self._settings = settings
         self._tls = tls
+        self._acceptor = acceptor
         self._association = AcceptorAssociation(settings, acceptor, address, self.end_idle)
         self._layer = self._association.layer
         self._opened = time.monotonic()
@@ -89,7 +90,8 @@ class AcceptorConnection:
             self._association.connection_closed()
             log.debug("connection lost", peer=self._address, error=type(error).__name__)
         except Exception:  # the protocol boundary: an error ends this connection and no other
-            log.exception("connection failed", peer=self._address)
+            if self._acceptor.is_due("connection-failed", self._address):
+                log.exception("connection failed", peer=self._address)
             self._association.abort("internal error")
             with suppress(OSError):
                 self._send(self._layer.take_output())
