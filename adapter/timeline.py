@@ -59,6 +59,11 @@ def export_line(export: ExportFacts) -> str:
     )
 
 
+def amount(instances: int, in_quarantine: int) -> str:
+    """Return how many instances there are, and how many more are in quarantine, if any."""
+    return f"{instances} (+ {in_quarantine} in quarantine)" if in_quarantine else str(instances)
+
+
 def count(number: int, noun: str) -> str:
     """Return a number and its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

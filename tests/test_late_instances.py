@@ -129,7 +129,8 @@ def test_what_is_in_quarantine_belongs_to_its_study_and_is_lacking_in_its_job(
     (job,) = rows(adapter, jobs)
     assert platform.metadata[job.id]["InQuarantine"] == "2"
     assert json.loads(cli("jobs", "show", job.id, "--json")[1])["inQuarantine"] == 2
-    assert "1 (+ 2 in quarantine)" in cli("jobs", "list")[1]
+    for command in ("jobs", "studies"):
+        assert "1 (+ 2 in quarantine)" in cli(command, "list")[1]
     _, out, _ = cli("studies", "show", study)
     assert "in quarantine: 2," in out  # the broken one, and the other bytes
     assert "2 instances of its association in quarantine" in out.replace("\n", " ")

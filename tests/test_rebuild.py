@@ -79,9 +79,9 @@ def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
     work.headers.close()
     assert rows(adapter, jobs)[0].id == (lost.data / "jobs-before").read_text()
     assert rows(adapter, groups)[0].instances == 3
-    assert [row.reason for row in rows(adapter, arrivals, arrivals.c.state == "quarantined")] == [
-        "rebuilt"
-    ]
+    (kept,) = rows(adapter, arrivals, arrivals.c.state == "quarantined")
+    assert (kept.reason, kept.called_ae_title) == ("rebuilt", "BRAIN")
+    assert kept.study_instance_uid, "it belongs to its study still"
     kinds = [EntityKind.AE_TITLE, EntityKind.SOURCE]
     assert [len(configuration.current(adapter.ledger, kind)) for kind in kinds] == [1, 1]
     assert verify(adapter, settle_seconds=0) == []

@@ -14,7 +14,7 @@ from adapter.ledger import jobs as verbs
 from adapter.ledger.queries import find_job, list_jobs, whole_ids
 from adapter.models import JobState
 from adapter.terminal import print_json, print_page, print_table
-from adapter.timeline import short
+from adapter.timeline import amount, short
 
 jobs = typer.Typer(help="Each pipeline's work on each group.", no_args_is_help=True)
 
@@ -50,9 +50,7 @@ def list_(
             short(job.id),
             job.name,
             f"{job.state} (at work)" if job.working else job.state,
-            f"{job.instances} (+ {job.in_quarantine} in quarantine)"
-            if job.in_quarantine
-            else job.instances,
+            amount(job.instances, job.in_quarantine),
             job.pipeline_id,
             job.platform,
             job.tries + job.failed_runs,

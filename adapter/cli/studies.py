@@ -10,8 +10,9 @@ import typer
 from adapter.cli.which import After, AsJson, Limit, opened
 from adapter.errors import AdapterError
 from adapter.ledger.queries import find_timeline, list_studies
+from adapter.models import ArrivalState
 from adapter.terminal import print_json, print_page, print_table, say
-from adapter.timeline import HEADINGS, count, export_line, job_line, timeline_lines
+from adapter.timeline import HEADINGS, amount, count, export_line, job_line, timeline_lines
 
 studies = typer.Typer(help="Received studies and their timelines.", no_args_is_help=True)
 
@@ -30,7 +31,7 @@ def list_(
             f"{study.last_received_at:%Y-%m-%d %H:%M:%S}",
             study.called_ae_titles,
             study.series,
-            study.instances,
+            amount(study.instances, study.arrivals.get(ArrivalState.QUARANTINED, 0)),
             study.groups,
             study.jobs,
             study.exports,
