@@ -133,6 +133,7 @@ DICOM: Final = "dicom"
 AETitleText = Annotated[str, AfterValidator(check_ae_title)]
 UIDText = Annotated[str, AfterValidator(check_uid)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f/\\]+$")]
+PipelineId = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
 ProcessorSettings = dict[
     Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=4096)]
 ]

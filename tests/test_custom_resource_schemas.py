@@ -129,7 +129,7 @@ TEXTS = st.one_of(
 NUMBERS = st.one_of(
     st.sampled_from(["4.9", "5", "86400", "86400.1", "604800", "604801", "86400000", "86400001"]),
     st.sampled_from(["", "-1", "0", "five", "nan", "5s", "0020,000D", "00100020", "(0010,0020)"]),
-    st.sampled_from(["lower", "Higher", "URGENT", "normal ", "x" * 256, "x" * 257]),
+    st.sampled_from(["PatientID", "lower", "Higher", "URGENT", "x" * 256, "x" * 257]),
 )
 SETTINGS = st.one_of(
     st.dictionaries(
@@ -187,10 +187,9 @@ def specs(draw: Any, kind: str) -> dict[str, Any]:
 def agree(kind: str, spec: dict[str, Any]) -> None:
     refused, problems = schema_refuses(kind, spec), model_refuses(kind, spec)
     if not refused:
-        # Left to the operator's status: what an address means, which processors are installed.
-        assert all(re.match("hostIp: |processor: .* is none of", item) for item in problems), (
-            problems
-        )
+        # Left to the operator's status: what an address or a tag means, which processors are there.
+        left = "hostIp: |processor: .* is none of|processorSettings.groupBy: "
+        assert all(re.match(left, item) for item in problems), problems
     if not problems:
         entity = configuration.parse(KINDS[kind], spec)
         assert schema_refuses(kind, entity.model_dump(mode="json", by_alias=True)) == []
@@ -223,7 +222,7 @@ def test_schema_and_model_agree_on_destinations(spec: dict[str, Any]) -> None:
         ({"processorSettings": {"pipeline-a": "x", "timeout": "4"}}, "from 5 to 86400"),
         ({"processorSettings": {"pipeline-a": "x", "timeuot": "9"}}, "ae-title knows timeout"),
         ({"processorSettings": {"pipeline-a": "x", "priority": "urgent"}}, "one of lower"),
-        ({"processorSettings": {"pipeline-a": "x", "groupBy": "PatientID"}}, "a DICOM tag such as"),
+        ({"processorSettings": {"pipeline-a": "x", "groupBy": "patient"}}, "a DICOM tag such as"),
         ({"processorSettings": {"pipeline-a": ""}}, "a value of 1 to 256"),
         ({"aeTitle": " CT-AI"}, "no outer spaces"),
     ],

@@ -74,3 +74,16 @@ def test_rest_stays_on_loopback_unless_told_otherwise(tmp_path, host):
     assert load(host=host, withoutAuthentication=True) == host
     assert [load(host=own) for own in ("::1", "127.0.0.9", "localhost")]
     assert settings_module.load(data=tmp_path).metrics.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "destination"), [("lung", "PACS" * 17), ("lung\0", "PACS"), ("l" * 257, "PACS")]
+)
+def test_names_that_no_ledger_can_hold_are_refused(tmp_path, pipeline, destination):
+    """PostgreSQL takes neither a NUL nor more than a column's length: refused at the start."""
+    file = tmp_path / "appsettings.json"
+    body = {"name": "Lung", "command": ["true"], "destinations": [destination]}
+    file.write_text(json.dumps({"DicomAdapter": {"pipelines": {pipeline: body}}}), encoding="utf-8")
+
+    with pytest.raises(ConfigurationError, match="DicomAdapter > pipelines > l"):
+        settings_module.load(config=file)

@@ -17,14 +17,24 @@ _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
 
 
 def parse_tag(value: str) -> int:
-    """Return the number of a tag written as GGGG,EEEE, GGGGEEEE or (GGGG,EEEE).
+    """Return the number of a tag written as GGGG,EEEE, GGGGEEEE, (GGGG,EEEE) or by its keyword.
 
     Raises
     ------
     ValueError
-        If it is not written like a tag.
+        If it is not written like a tag, and no keyword of PS3.6.
     """
-    match = _TAG.fullmatch(value.strip())
-    if match is None:
-        raise ValueError(f"{value!r} is not a DICOM tag such as 0020,000D")
-    return int(match[1] + match[2], 16)
+    text = value.strip()
+    match = _TAG.fullmatch(text)
+    if match is not None:
+        return int(match[1] + match[2], 16)
+    # Imported only if it is needed: most processes name no keyword.
+    from pydicom.datadict import tag_for_keyword  # noqa: PLC0415
+
+    tag = tag_for_keyword(text)
+    if tag is None:
+        raise ValueError(
+            f"{value[:64]!r} is neither a DICOM tag such as 0020,000D nor a keyword such as "
+            "StudyInstanceUID"
+        )
+    return int(tag)

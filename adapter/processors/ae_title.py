@@ -8,14 +8,17 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+from pydicom.datadict import dictionary_VR
 
 from adapter.dicom.instance import Instance
 from adapter.dicom.tags import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, parse_tag
 from adapter.errors import UnreadableInstance
-from adapter.models import Name, Priority
+from adapter.models import Name, PipelineId, Priority
 from adapter.processors.base import JobProcessor, JobRequest
 
 _PREFIX = "pipeline-"
+#: The first group of a data set; lower ones are those of commands and file meta information.
+_FIRST_GROUP = 0x0008
 
 
 def _priority(value: object) -> object:
@@ -25,6 +28,26 @@ def _priority(value: object) -> object:
             raise ValueError(f"one of {', '.join(names)}")
         return names[value.lower()]
     return value
+
+
+def _vr(tag: int) -> str:
+    """Return the VR of a tag, as PS3.6 knows it; empty for private and unknown ones."""
+    try:
+        return dictionary_VR(tag)
+    except KeyError:
+        return ""
+
+
+def _grouping_tag(value: object) -> int:
+    tag = parse_tag(str(value))
+    vr = _vr(tag)
+    if vr == "SQ":
+        raise ValueError("a sequence has no value to group by")
+    if vr.startswith("O") or vr in {"UN", "UR", "UT"}:
+        raise ValueError("pixel data and other bulk data cannot be grouped by")
+    if tag >> 16 < _FIRST_GROUP or tag & 0xFFFF == 0:
+        raise ValueError("it is no element of a data set")
+    return tag
 
 
 class AETitleSettings(BaseModel):
@@ -38,8 +61,8 @@ class AETitleSettings(BaseModel):
     maximum_wait: float = Field(
         3600, ge=5, le=604800, description="Seconds after which a group closes in any case."
     )
-    group_by: Annotated[int, BeforeValidator(lambda value: parse_tag(str(value)))] = Field(
-        STUDY_INSTANCE_UID, description="DICOM tag whose value makes a group."
+    group_by: Annotated[int, BeforeValidator(_grouping_tag)] = Field(
+        STUDY_INSTANCE_UID, description="DICOM tag or keyword whose value makes a group."
     )
     priority: Annotated[Priority, BeforeValidator(_priority)] = Field(
         Priority.NORMAL, description="lower, normal, higher or immediate."
@@ -47,7 +70,7 @@ class AETitleSettings(BaseModel):
     job_retry_delay: float = Field(
         5000, ge=0, le=86_400_000, description="Milliseconds before a failed run is tried again."
     )
-    pipelines: dict[Name, Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+    pipelines: dict[Name, PipelineId] = Field(
         min_length=1, description="Ids of the pipelines, by name: the settings pipeline-<name>."
     )
 

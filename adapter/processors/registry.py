@@ -203,14 +203,17 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= LONGEST_WAIT
 
 
+def _is_text(value: Any, longest: int) -> bool:
+    """Tell whether the ledger can hold a text: PostgreSQL takes no NUL and no lone surrogate."""
+    return isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()
+
+
 def _are_jobs(requests: Sequence[Any]) -> bool:
     """Tell whether there is at least one job, each can be recorded, and no two are of one name."""
     names = {request.pipeline for request in requests if isinstance(request, JobRequest)}
     return 0 < len(names) == len(requests) and all(
-        isinstance(request.pipeline, str)
-        and 0 < len(request.pipeline) <= 64
-        and isinstance(request.pipeline_id, str)
-        and 0 < len(request.pipeline_id) <= 256
+        _is_text(request.pipeline, 64)
+        and _is_text(request.pipeline_id, 256)
         and request.priority in tuple(Priority)
         and _is_seconds(request.retry_delay)
         for request in requests

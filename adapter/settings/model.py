@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from adapter.models import PipelineId
 from adapter.mounts import mount_of
 from adapter.settings.dicom import Dicom
 from adapter.settings.servers import Api, Broker, Database, Flower, Kubernetes, Metrics
@@ -36,7 +37,9 @@ class Settings(BaseSettings):
     dicom: Dicom = Field(default_factory=Dicom, description="Receiving and sending.")
     storage: Storage = Field(default_factory=Storage, description="The spool.")
     services: Services = Field(default_factory=Services, description="Platform and results.")
-    pipelines: dict[str, Pipeline] = Field(default_factory=dict, description="Pipelines, by id.")
+    pipelines: dict[PipelineId, Pipeline] = Field(
+        default_factory=dict, description="Pipelines, by id."
+    )
     platforms: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Settings of kinds of platforms that packages bring, by kind.",

@@ -60,7 +60,9 @@ class PlatformSettings(Section):
         False, description="Whether the values of `metadataDicomSource` describe the job."
     )
     metadata_dicom_source: list[TagText] = Field(
-        default_factory=list, max_length=100, description="DICOM tags whose values describe a job."
+        default_factory=list,
+        max_length=100,
+        description="DICOM tags or keywords whose values describe a job.",
     )
     poll_seconds: Seconds = Field(
         2.0,
@@ -195,7 +197,7 @@ class Pipeline(Section):
         default_factory=dict,
         description="Environment variables of a run, in addition to the adapter's.",
     )
-    destinations: list[str] = Field(
+    destinations: list[Name] = Field(
         default_factory=list, max_length=50, description="Names of the results' destinations."
     )
     export: bool = Field(True, description="False: the results are not exported.")
