@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from adapter import heartbeat
-from adapter.errors import ConfigurationError, SpoolError
+from adapter.errors import ConfigurationError, LedgerError, OtherSpool, SpoolAway, SpoolError
 from adapter.ledger import Ledger, hashes
+from adapter.log import get_logger
 from adapter.rights import make_private_folder
 from adapter.settings import Settings
 from adapter.spool import Spool
+
+log = get_logger(__name__)
 
 #: Seconds between two reads of other hosts' heartbeats.
 _LOOK_SECONDS = 0.2
@@ -33,13 +36,17 @@ class Adapter:
         self.ledger.close()
 
 
-def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
-    """Open an adapter; on first use, make its folders, its spool and its ledger.
+def open_adapter(settings: Settings, *, create: bool = False, rebuilding: bool = False) -> Adapter:
+    """Open an adapter that exists; its spool may be away, and is found when it comes.
 
     Parameters
     ----------
     settings : Settings
         Which adapter is meant.
+    create : bool
+        True only for what sets an adapter up (`up`, `ledger upgrade --create-spool`): on first use
+        its folders, its ledger and its spool are made.  A spool is made only if the ledger names
+        none: else it is away, and comes back.
     rebuilding : bool
         True only for `rebuild`: an empty ledger may then adopt a spool that holds instances.
 
@@ -48,24 +55,41 @@ def open_adapter(settings: Settings, *, rebuilding: bool = False) -> Adapter:
     ConfigurationError
         If the ledger is SQLite and another host works on this spool.
     LedgerError
-        If a newer release has upgraded the ledger and left this one behind.
+        If there is no ledger, or a newer release has upgraded it and left this one behind.
     SpoolError
         If spool and ledger do not belong together, or the ledger is empty and the spool is not.
     """
-    make_private_folder(settings.data)
-    spool = Spool(settings.spool_path)
     ledger = open_ledger(settings)
     try:
-        _refuse_other_hosts(settings, spool)
-        spool.create()
-        _upgrade(settings, ledger)
-        _tie(spool, ledger, rebuilding=rebuilding)
-        if hashes.are_keys_to_be_hashed(ledger):
-            hashes.hash_plain_keys(ledger, spool.hash_key())
+        spool = _open_spool(settings, ledger, create=create, rebuilding=rebuilding)
     except BaseException:
         ledger.close()
         raise
     return Adapter(settings, spool, ledger)
+
+
+def _open_spool(settings: Settings, ledger: Ledger, *, create: bool, rebuilding: bool) -> Spool:
+    """Return the spool that belongs to a ledger, and bring the ledger up to date."""
+    if not ledger.exists() and not (create or rebuilding):
+        raise LedgerError(_no_adapter(settings))
+    make_private_folder(settings.data)
+    spool = Spool(settings.spool_path)
+    _refuse_other_hosts(settings, spool)
+    if not ledger.exists() and not rebuilding:
+        with suppress(SpoolAway):
+            _refuse_lost_ledger(spool)
+    _upgrade(settings, ledger)
+    known = ledger.spool_id
+    if known is not None:
+        _find(spool, known)
+    elif create or rebuilding:
+        _tie(spool, ledger, rebuilding=rebuilding)
+    else:
+        raise SpoolError(_no_adapter(settings))
+    if hashes.are_keys_to_be_hashed(ledger):
+        spool.check()  # the key is in it
+        hashes.hash_plain_keys(ledger, spool.hash_key())
+    return spool
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -107,6 +131,13 @@ def upgrade_ledger(settings: Settings) -> str | None:
         ledger.close()
 
 
+def _no_adapter(settings: Settings) -> str:
+    return (
+        f"there is no adapter in {settings.data} yet: `dicom-adapter up` creates one; --data or "
+        "--config select another"
+    )
+
+
 def _upgrade(settings: Settings, ledger: Ledger) -> None:
     # The lock is for SQLite: two processes must not create the same file at once.
     with (settings.data / "open.lock").open("w") as lock:
@@ -114,19 +145,30 @@ def _upgrade(settings: Settings, ledger: Ledger) -> None:
         ledger.upgrade()
 
 
+def _find(spool: Spool, known: str) -> None:
+    """Let the spool be the one that the ledger names; it may be away."""
+    try:
+        spool.expect(known)
+    except OtherSpool:
+        raise
+    except SpoolAway as away:
+        log.error(str(away))
+
+
 def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
-    """Make sure that spool and ledger belong together; tie them if both are new."""
-    if ledger.spool_id is None:
+    """Tie a ledger that names no spool to this one, which is made unless it is to be rebuilt."""
+    if not rebuilding:
+        spool.create()
         # The spool is read first: another role may tie the two, and receive, between both reads.
-        if spool.holds_instances() and ledger.spool_id is None and not rebuilding:
-            raise SpoolError(
-                "the ledger is empty but the spool holds instances; if the ledger is lost for "
-                "good, run `dicom-adapter rebuild`"
-            )
-        ledger.adopt_spool(spool.id)
-    elif ledger.spool_id != spool.id:
+        _refuse_lost_ledger(spool, ledger)
+    ledger.adopt_spool(spool.id)
+
+
+def _refuse_lost_ledger(spool: Spool, ledger: Ledger | None = None) -> None:
+    if spool.holds_instances() and (ledger is None or ledger.spool_id is None):
         raise SpoolError(
-            "this ledger belongs to another spool; check `storage > temporary` and `database > url`"
+            "the ledger is empty but the spool holds instances; if the ledger is lost for "
+            "good, run `dicom-adapter rebuild`"
         )
 
 
@@ -163,16 +205,13 @@ def _other_hosts(spool: Spool) -> dict[str, float]:
 
 
 def open_spool(settings: Settings) -> Spool:
-    """Return the spool alone, for a receiver that works without the ledger.
+    """Return the spool alone, for a receiver that works without the ledger; it may be away.
 
     Raises
     ------
     ConfigurationError
         If the ledger is SQLite and another host works on this spool.
-    SpoolError
-        If there is no spool yet.
     """
     spool = Spool(settings.spool_path)
-    _ = spool.id
     _refuse_other_hosts(settings, spool)
     return spool

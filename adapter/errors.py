@@ -14,6 +14,8 @@
     +-- LeaseLost                   another worker owns the row now: stop, write nothing
     +-- Stopped                     the worker is told to stop: give back what is held
     +-- SpoolError                  the spool cannot be used in its present state
+    |   +-- SpoolAway               it is not there: all that needs it waits, and nothing is counted
+    |       +-- OtherSpool          another one is in its place
     +-- LedgerError                 the ledger cannot be used in its present state
 
 A stage knows two kinds of failure: one that may pass and one that will not.
@@ -135,6 +137,18 @@ class Stopped(AdapterError):
 
 class SpoolError(AdapterError):
     """The spool is missing, belongs to another ledger, or cannot be written."""
+
+
+class SpoolAway(SpoolError):
+    """The spool, or a directory of it, is not there: its volume left, or has not come yet.
+
+    It is nobody's failed try.  Whoever works on the spool gives back what it holds, the stages
+    pause, and the receiver refuses for the time being.
+    """
+
+
+class OtherSpool(SpoolAway):
+    """Where the spool has to be there is one that belongs to another ledger."""
 
 
 class LedgerError(AdapterError):

@@ -86,9 +86,13 @@ class FileSystem:
         os.rename(source, target)  # noqa: PTH104 - the receive path: a third faster than Path's
 
     def unlink(self, path: Path) -> None:
-        """Take away a name of a file; gone is gone."""
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 - as the others
+        """Take away a name of a file; gone is gone, but only from a directory that is there."""
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(path.name, dir_fd=folder)
+        finally:
+            os.close(folder)
 
     def make_folder(self, path: Path) -> None:
         """Make a folder unless it exists already, even if this host does not see it yet."""
@@ -118,7 +122,11 @@ def spread_subdirectories(path: Path) -> None:
 def write_durably(path: Path, data: bytes, files: FileSystem = FILE_SYSTEM) -> None:
     """Replace a small file's content so that a reader sees the old or the new, and it stays."""
     temporary = _write_temporary(path, data, files)
-    files.rename(temporary, path)
+    try:
+        files.rename(temporary, path)
+    except OSError:
+        files.unlink(temporary)
+        raise
     files.sync_directory(path.parent)
 
 
@@ -140,9 +148,45 @@ def _write_temporary(path: Path, data: bytes, files: FileSystem) -> Path:
     try:
         files.write(descriptor, [data])
         files.sync_data(descriptor)
+    except OSError:
+        files.unlink(temporary)  # on a full disk it would stay, and fill it further
+        raise
     finally:
         os.close(descriptor)
     return temporary
+
+
+#: How a path begins that leads through a descriptor of this process (proc_pid_fd(5)).
+_DESCRIPTORS = "/proc/self/fd/"
+
+
+def outside(path: Path) -> Path:
+    """Return the name, for people and other processes, of a path through a descriptor of ours.
+
+    It is the name that the kernel knows now.  Another process that follows it may find another
+    folder there, so it is for reading and for scratch files.
+    """
+    text = str(path)
+    if not text.startswith(_DESCRIPTORS):
+        return path
+    number, _, rest = text.removeprefix(_DESCRIPTORS).partition("/")
+    return Path(_DESCRIPTORS, number).readlink() / rest
+
+
+def read_from_disk(path: Path, size: int = 65_536) -> None:
+    """Read the beginning of a file, from the disk and not from the kernel's memory of it.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def delete_tree(folder: Path) -> None:
@@ -153,8 +197,12 @@ def delete_tree(folder: Path) -> None:
     with suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
+        # Programs of their own: they begin in the parent folder, since the path may lead through a
+        # descriptor of ours.
         for command in (("chmod", "-R", "u+rwX", "--"), ("rm", "-rf", "--")):
-            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(
+                [*command, folder.name], cwd=folder.parent, stderr=subprocess.DEVNULL, check=False
+            )
 
 
 def open_beneath(root: Path, relative: str) -> int:

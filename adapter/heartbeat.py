@@ -19,6 +19,7 @@ from typing import Any
 
 from adapter import background
 from adapter.background import BackgroundLoop
+from adapter.errors import SpoolAway
 from adapter.spool import Spool
 
 #: Seconds after which the process of a heartbeat counts as gone.
@@ -45,7 +46,10 @@ def write(spool: Spool, role: str, **facts: Any) -> None:
     ------
     OSError
         If the file system refuses it.
+    SpoolAway
+        If the spool is not there.
     """
+    spool.check()
     path = _path(spool, role)
     beat = {"role": role, "host": socket.gethostname(), "pid": os.getpid(), "at": time.time()}
     temporary = path.with_name(f".{path.name}.part")
@@ -53,7 +57,7 @@ def write(spool: Spool, role: str, **facts: Any) -> None:
         temporary.write_text(json.dumps({**beat, **facts}), encoding="utf-8")
         temporary.replace(path)
     except OSError:
-        with suppress(OSError):
+        with suppress(OSError):  # as on a full disk: it would stay for as long as this process
             temporary.unlink(missing_ok=True)
         raise
 
@@ -82,6 +86,8 @@ def read_all(spool: Spool) -> list[dict[str, Any]]:
         `SILENCE_SECONDS` is gone.
     """
     found = []
+    with suppress(SpoolAway):
+        spool.check()  # so that a volume that has come back is seen
     for path in sorted(spool.status.glob("*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             beat = json.loads(path.read_text(encoding="utf-8"))
@@ -142,6 +148,8 @@ class Heart:
         if facts is not None:
             try:
                 write(self._spool, self._role, **facts, loops=background.states())
+            except SpoolAway as away:
+                self._problem = str(away)
             except OSError as error:
                 self._problem = errno.errorcode.get(error.errno or 0, type(error).__name__)
             else:

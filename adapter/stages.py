@@ -119,7 +119,13 @@ def due_stages(adapter: Adapter) -> list[str]:
 
     It takes one reading transaction, and one listing of incoming/ for files whose wake-up seems
     lost.
+
+    Raises
+    ------
+    SpoolAway
+        If the spool is away: then every stage waits.
     """
+    adapter.spool.check()
     old = time.time() - adapter.settings.workers.due_work_poll_seconds
     found = {NOTIFICATION} if adapter.spool.waits_since(old) else set()
     with adapter.ledger.read() as connection:

@@ -119,7 +119,7 @@ def adapter(settings: Settings, database_url: str | None, empty_ledger: Path) ->
     if database_url is None:
         settings.data.mkdir(mode=0o700, exist_ok=True)
         shutil.copy(empty_ledger, settings.data / "ledger.sqlite")
-    opened = open_adapter(settings)
+    opened = open_adapter(settings, create=True)
     yield opened
     opened.close()
 

@@ -65,6 +65,9 @@ class LateVolume:
         elif not text.startswith("/"):
             base = os.getcwd() if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
             text = f"{base}/{text}"
+        if text.startswith("/proc/self/fd/"):  # a path through a descriptor, as the spool's
+            number, _, rest = text.removeprefix("/proc/self/fd/").partition("/")
+            text = f"{os.readlink(f'/proc/self/fd/{number}')}/{rest}"
         text = os.path.normpath(text)
         return text if text.startswith(f"{self.folder}/") else None
 

@@ -68,7 +68,7 @@ def receiver(settings, *, tls=None, **changes):
     """Run an SCP that knows ADAPTER and MODALITY, with short deadlines."""
     short = {"artim_seconds": ARTIM, "pdu_seconds": PDU, "idle_seconds": IDLE}
     settings = with_scp(settings, **short | changes)
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     add_ae_title(adapter, "ADAPTER")
     add_source(adapter, "MODALITY")
     try:

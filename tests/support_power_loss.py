@@ -30,7 +30,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from adapter.files import FileSystem
+from adapter.files import FileSystem, outside
 
 #: Up to this many name changes that are not certain, every combination of them is tried.
 _ALL_COMBINATIONS = 6
@@ -338,6 +338,7 @@ class RecordingFileSystem(FileSystem):
         self._point(None)
 
     # -- steps ---------------------------------------------------------------------------------
+    # A path of the spool leads through a descriptor; the disk knows its name.
 
     def open_nameless(self, folder):
         if not self._nameless:
@@ -347,6 +348,7 @@ class RecordingFileSystem(FileSystem):
         return descriptor
 
     def open_new(self, path):
+        path = outside(path)
         self._disk.notice(self.root)
         descriptor = super().open_new(path)
         self._descriptors[descriptor] = self._give(path, self._disk.add())
@@ -361,15 +363,18 @@ class RecordingFileSystem(FileSystem):
         self._sync("sync_data", "", number, self._disk.sync_data)
 
     def sync_file(self, path):
+        path = outside(path)
         self._disk.notice(self.root)
         self._sync("sync_file", path, self._inode(path), self._disk.sync_data)
 
     def sync_directory(self, path):
+        path = outside(path)
         self._disk.notice(self.root)
         if path.is_relative_to(self.root):
             self._sync("sync_directory", path, self._inode(path), self._disk.sync_names)
 
     def link(self, source, target):
+        source, target = outside(source), outside(target)
         number = self._inode(source)
 
         def link() -> None:
@@ -379,6 +384,7 @@ class RecordingFileSystem(FileSystem):
         self._name("link", number, target, link, lambda: None)
 
     def link_nameless(self, descriptor, target):
+        target = outside(target)
         number = self._descriptors[descriptor]
 
         def link() -> None:
@@ -388,6 +394,7 @@ class RecordingFileSystem(FileSystem):
         self._name("link_nameless", number, target, link, lambda: None)
 
     def rename(self, source, target):
+        source, target = outside(source), outside(target)
         self._disk.notice(self.root)
         number, old = self._inode(source), self._inode(source.parent)
         if number is None:
@@ -404,6 +411,7 @@ class RecordingFileSystem(FileSystem):
         self._name("rename", number, target, rename, clear)
 
     def unlink(self, path):
+        path = outside(path)
         number = self._inode(path)
         super().unlink(path)
         if number is not None:
@@ -412,6 +420,7 @@ class RecordingFileSystem(FileSystem):
         self._after("unlink", number)
 
     def make_folder(self, path):
+        path = outside(path)
         self._disk.notice(self.root)
         super().make_folder(path)
         if self._inode(path) is None:

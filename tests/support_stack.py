@@ -76,7 +76,7 @@ class Stack:
         document = merged(document, settings)
         (data / "appsettings.json").write_text(json.dumps({"DicomAdapter": document}))
         self.settings = settings_module.load(data=data)
-        self.adapter: Adapter = open_adapter(self.settings)
+        self.adapter: Adapter = open_adapter(self.settings, create=True)
         self.environment: dict[str, str] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[Any] = []

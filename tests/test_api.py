@@ -27,11 +27,11 @@ from adapter.api import opening as opening_module
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
 from adapter.api.problems import Problem
-from adapter.core import Adapter
+from adapter.core import Adapter, open_adapter
 from adapter.errors import ConfigurationError
 from adapter.ledger import schema
 from adapter.models import AETitle
-from adapter.settings import Settings
+from adapter.settings import Settings, load
 from adapter.stages import STAGES
 from tests.support_ledger import (
     LONG_AGO,
@@ -425,14 +425,17 @@ def test_without_a_ledger_the_api_lives_and_says_so(
 
 def test_the_api_starts_without_a_ledger_and_opens_it_when_it_comes(settings: Settings) -> None:
     """An API that starts before its ledger answers 503, and 200 as soon as the ledger is there."""
-    with ExitStack() as away, TestClient(create_app(AdapterOpening(settings)), LOCAL) as client:
+    open_adapter(settings, create=True).close()
+    with ExitStack() as stack, ExitStack() as away:
         if settings.database.url is None:
-            in_the_way = settings.data / "ledger.sqlite"
-            in_the_way.mkdir(parents=True)
-            away.callback(in_the_way.rmdir)
+            ledger = settings.data / "ledger.sqlite"
+            aside = ledger.rename(settings.data / "aside")
+            away.callback(aside.rename, ledger)
         else:
             away.enter_context(shut(settings.database.url))
-        eventually(lambda: "OperationalError" in client.get("/health/ready").text)
+        client = stack.enter_context(TestClient(create_app(AdapterOpening(settings)), LOCAL))
+        problem = "there is no adapter" if settings.database.url is None else "OperationalError"
+        eventually(lambda: problem in client.get("/health/ready").text)
         assert client.get("/health/live").status_code == 200
         assert client.get("/api/jobs").status_code == 503
         assert client.get("/health/status").json()["unfinished"] is None
@@ -454,8 +457,8 @@ def test_a_missing_or_foreign_spool_is_not_ready(client: TestClient, adapter: Ad
     foreign = client.get("/health/ready")
     name.write_text(own)
 
-    assert (gone.status_code, gone.json()["detail"]) == (503, "the spool is not there")
-    assert foreign.json()["detail"] == "the ledger belongs to another spool"
+    assert (gone.status_code, "its id is missing" in gone.json()["detail"]) == (503, True)
+    assert "is another spool than this ledger's" in foreign.json()["detail"]
     assert client.get("/health/ready").status_code == 200
 
 
@@ -680,6 +683,7 @@ def free_port() -> int:
 def test_the_process_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None:
     """It listens on the configured address, ends with 0 at a signal, and deletes its heartbeat."""
     port = free_port()
+    open_adapter(load(data=tmp_path), create=True).close()
     code = "from adapter import api, settings; raise SystemExit(api.serve(settings.load()))"
     environment = {
         **os.environ,

@@ -65,7 +65,7 @@ def receiver(tmp_path_factory):
         update={"watermark_percent": 100.0, "reserve_space_gb": 0.0, "durability": "none"}
     )
     loaded = loaded.model_copy(update={"storage": storage})
-    adapter = open_adapter(loaded)
+    adapter = open_adapter(loaded, create=True)
     add_ae_title(adapter, "ADAPTER")
     add_source(adapter, "MODALITY")
     found = Receiver(adapter, loaded)

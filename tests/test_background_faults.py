@@ -215,11 +215,11 @@ def test_a_change_while_the_mount_is_absent(adapter: Adapter) -> None:
 
     It is no reason to replace the process, which would find no volume either.
     """
-    root = adapter.spool.root
+    root = adapter.spool.folder
     with running_scp(adapter) as role:
         hidden = root.rename(root.with_name("unmounted"))
         version = add_ae_title(adapter, "Late")
-        eventually(lambda: background.states()["scp-ledger"]["error"] == "SpoolError")
+        eventually(lambda: background.states()["scp-ledger"]["error"] == "SpoolAway")
         assert role.ask_live()[0] == 200
         hidden.rename(root)
 

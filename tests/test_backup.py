@@ -46,7 +46,7 @@ def test_what_came_between_the_two_copies_is_registered_again(
     settings: Settings, tmp_path: Path, cli: Cli
 ) -> None:
     """Nothing acknowledged before the spool was copied is lost, and each is in one group."""
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     study, received_at = generate_uid(), adapter.ledger.now() - AGE
     version = add_ae_title(adapter, processor_settings={"pipeline-a": "a", "timeout": "3600"})
 
@@ -61,9 +61,9 @@ def test_what_came_between_the_two_copies_is_registered_again(
     receive(adapter, make_instance(StudyInstanceUID=study), make_instance())
     notification.run(work)
     receive(adapter, make_instance())
-    shutil.copytree(adapter.spool.root, tmp_path / "spool.copy")
+    shutil.copytree(adapter.spool.folder, tmp_path / "spool.copy")
     work.headers.close()
-    shutil.rmtree(adapter.spool.root)
+    shutil.rmtree(adapter.spool.folder)
     lose_ledger(adapter)
 
     shutil.copytree(tmp_path / "spool.copy", settings.spool_path)

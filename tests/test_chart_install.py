@@ -93,7 +93,7 @@ def test_roles_make_the_schema_of_a_new_ledger_but_the_receiver_waits_for_nobody
     for name in ("default", "hospital"):
         for role in (*STAGES, "operator"):
             (waiting,) = case(name).pod(role).spec["initContainers"]
-            assert waiting["args"] == ["ledger", "upgrade"]
+            assert waiting["args"] == ["ledger", "upgrade", "--create-spool"]
             main = case(name).pod(role).main
             for key in ("image", "env", "volumeMounts", "securityContext"):
                 assert waiting[key] == main[key]

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from adapter.core import Adapter, open_adapter, open_ledger
 from adapter.ledger import health, revisions, schema
 from adapter.settings import Settings
+from adapter.spool import Spool
 from tests.support_ledger import add_row
 from tests.support_postgresql import PostgreSQL, shut
 
@@ -123,7 +124,7 @@ def test_another_spool_is_a_problem(cli: Cli, adapter: Adapter, settings: Settin
     """A ledger that is tied to another spool would lose instances."""
     adapter.close()
     shutil.rmtree(settings.spool_path)
-    adapter.spool.create()
+    Spool(settings.spool_path).create()
 
     code, found = checked(cli)
 
@@ -179,7 +180,7 @@ def test_a_role_opens_what_the_job_has_upgraded(cli: Cli, settings: Settings) ->
     """`ledger upgrade` first and a role after is the same as a role alone."""
     assert cli("ledger", "upgrade")[0] == 0
 
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
 
     assert adapter.ledger.spool_id == adapter.spool.id
     adapter.close()

@@ -15,7 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from sqlalchemy import update
 
 from adapter import stages
-from adapter.errors import PermanentError
+from adapter.errors import PermanentError, SpoolAway
 from adapter.ledger import destination_holds, exports, schema
 from adapter.ledger.export_policy import FileCounts, state_after_try
 from adapter.ledger.queries import find_export
@@ -746,8 +746,9 @@ def test_volume_that_is_away(quick, pacs):
     add_task(hasty, 1)
     away = hasty.spool.results.with_name("away")
     hasty.spool.results.rename(away)
-    run(hasty)
-    assert (state(hasty), one_export(hasty).tries) == (PENDING, 0)
+    with pytest.raises(SpoolAway):
+        run(hasty)
+    assert (one_export(hasty).tries, one_export(hasty).lease_token) == (0, None)
     away.rename(hasty.spool.results)
     run_until(hasty, lambda: state(hasty) == SUCCEEDED)
     assert pacs.associations == 1

@@ -38,7 +38,7 @@ settings = load(data=Path(sys.argv[1]))
 print("waits", flush=True)
 while not Path(sys.argv[2]).exists():
     time.sleep(0.001)
-adapter = open_adapter(settings)
+adapter = open_adapter(settings, create=True)
 key = adapter.spool.hash_key().hex()
 print(json.dumps([adapter.spool.id, key, adapter.ledger.spool_id, adapter.ledger.revision]))
 adapter.close()
@@ -124,14 +124,14 @@ def test_another_may_tie_and_receive_while_a_role_opens(
 
     def overtaken(spool: Spool) -> bool:
         monkeypatch.undo()
-        other = open_adapter(settings)
+        other = open_adapter(settings, create=True)
         IncomingAssociation(other, 1).store(make_instance())
         other.close()
         return holds(spool)
 
     monkeypatch.setattr(Spool, "holds_instances", overtaken)
 
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
 
     assert adapter.ledger.spool_id == adapter.spool.id
     adapter.close()
@@ -146,7 +146,7 @@ def test_an_empty_ledger_still_does_not_take_a_full_spool(settings: Settings) ->
     IncomingAssociation(adapter, 1).store(make_instance())
 
     with pytest.raises(SpoolError, match="rebuild"):
-        open_adapter(settings)
+        open_adapter(settings, create=True)
     adapter.close()
 
 
@@ -202,7 +202,7 @@ def test_sqlite_is_refused_while_another_host_works_on_the_spool(
     settings: Settings, opening: Callable[[Settings], object]
 ) -> None:
     """Two hosts do not share a ledger by a file system; the message says what to do."""
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     adapter.close()
 
     with (
@@ -217,7 +217,7 @@ def test_what_a_gone_host_left_behind_refuses_nobody(
 ) -> None:
     """The heartbeat of a container that was replaced a moment ago is no longer rewritten."""
     monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 1.0)
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     adapter.close()
     gone = OtherHost(adapter.spool)
 

@@ -69,7 +69,7 @@ def after_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[A
     settings = settings_module.load(data=stage.settings.data)
     with Supervisor(settings, extra=[stage.pacs_role], print_line=lambda _line: None) as supervisor:
         assert supervisor.wait_ready(START_SECONDS), supervisor.missing()
-        adapter = open_adapter(settings)
+        adapter = open_adapter(settings, create=True)
         try:
             command.visit(stage, None, stall_seconds=START_SECONDS)
             broken = {"timeout": "5", "jobRetryDelay": "0", "pipeline-broken": "broken"}

@@ -11,7 +11,6 @@ import subprocess
 
 import pytest
 
-from adapter import spool as spool_module
 from adapter.models import ArrivalId
 from adapter.spool import Spool
 from tests import peers
@@ -30,7 +29,7 @@ def spool(request, tmp_path, monkeypatch):
         return real(path, flags, *rest, **options)
 
     if request.param == "named":
-        monkeypatch.setattr(spool_module.os, "open", without_nameless_files)
+        monkeypatch.setattr(os, "open", without_nameless_files)
     found = Spool(tmp_path / "spool")
     found.create()
     found.mode = request.param
@@ -97,7 +96,7 @@ def test_a_name_is_given_once(tmp_path):
 def test_what_is_written_in_part_is_written_on(spool, monkeypatch):
     """A write that takes only a part of the bytes loses none and doubles none."""
     monkeypatch.setattr(
-        spool_module.os, "writev", lambda descriptor, pieces: os.write(descriptor, pieces[0][:3])
+        os, "writev", lambda descriptor, pieces: os.write(descriptor, pieces[0][:3])
     )
     file = spool.receive(ASSOCIATION)
     file.write(b"abcde", memoryview(b"fgh"))
@@ -119,7 +118,7 @@ def test_the_shards_are_laid_apart(tmp_path):
     spool.create()
     descriptor = os.open(spool.incoming, os.O_RDONLY)
     try:
-        if file_system(spool.incoming) != "ext4":
+        if file_system(spool.folder) != "ext4":
             peers.cannot(peers.Lack.EXT4)
         (flags,) = struct.unpack("l", fcntl.ioctl(descriptor, 0x80086601, bytes(8)))
     finally:

@@ -104,6 +104,7 @@ def test_an_empty_database_is_not_usable_before_it_is_upgraded(settings: Setting
     """A ledger without a schema says so; upgraded twice it is upgraded once."""
     settings.data.mkdir()
     ledger = open_ledger(settings)
+    ledger.upgrade()
     with ledger.write() as connection:
         schema.metadata.drop_all(connection)
         connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
@@ -136,11 +137,11 @@ def test_a_database_without_an_encoding_will_do(postgresql: PostgreSQL) -> None:
 
 def test_this_release_works_on_the_schema_of_the_next(settings: Settings, tmp_path: Path) -> None:
     """A schema that a newer release has added to is used as it is: started on, and worked on."""
-    opened = open_adapter(settings)
+    opened = open_adapter(settings, create=True)
     upgrade_beyond(opened.ledger, tmp_path)
     opened.close()
 
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
 
     assert adapter.ledger.revision == "next"
     assert adapter.ledger.is_usable()
@@ -171,13 +172,13 @@ def test_a_role_that_runs_outlives_an_upgrade_under_it(adapter: Adapter, tmp_pat
 
 def test_a_release_that_was_left_behind_does_not_start(settings: Settings, tmp_path: Path) -> None:
     """If what this release uses was taken away, it says that, and touches nothing."""
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     upgrade_beyond(adapter.ledger, tmp_path)
     add_row(adapter, schema.meta, name=NEEDS, value="next")
     adapter.close()
 
     with pytest.raises(LedgerError, match="revision next, of a newer release"):
-        open_adapter(settings)
+        open_adapter(settings, create=True)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -236,7 +237,7 @@ def test_an_upgraded_ledger_goes_on_with_its_open_groups(settings: Settings) -> 
     """What was open takes its next instance, and no number of a patient is left in any file."""
     patient = "31415926535"
     settings.data.mkdir()
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     config = revisions.config()
     with adapter.ledger.write() as connection:
         schema.metadata.drop_all(connection)
@@ -252,7 +253,7 @@ def test_an_upgraded_ledger_goes_on_with_its_open_groups(settings: Settings) -> 
             connection.exec_driver_sql(statement)
     adapter.close()
 
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
 
     assert [row.first_version for row in rows(adapter, schema.configuration)] == [1, 1, 3, 3, 3]
     files = [path.read_bytes() for path in settings.data.glob("ledger.sqlite*")]

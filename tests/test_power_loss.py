@@ -34,7 +34,6 @@ from sqlalchemy import Row, Table, update
 
 from adapter import core, files, plugins
 from adapter import settings as settings_module
-from adapter import spool as spool_module
 from adapter.core import Adapter
 from adapter.errors import AdapterError
 from adapter.files import FILE_SYSTEM, FileSystem
@@ -44,7 +43,8 @@ from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents
 from adapter.scp.store import Receive, StoreCommand, StoreContext
 from adapter.settings import Pipeline, Settings
-from adapter.spool import Spool
+from adapter.spool import Spool, incoming_file
+from adapter.spool import spool as spool_module
 from tests import support_jobs
 from tests.support_jobs import CT_SERIES
 from tests.support_power_loss import (
@@ -380,9 +380,6 @@ class FirstInstance(FirstStart):
             "Spool.create: sync_directory data/spool/instances",
         }
     )
-    idle = {  # noqa: RUF012 - never changed
-        ("Spool.create", "too late"): "nothing relies on it before the first instance",
-    }
     kills = False
 
     def act(self, world: World) -> None:
@@ -631,8 +628,11 @@ def start(world: World) -> None:
         number = world.attempt + 1
         patch.setattr(spool_module.secrets, "token_hex", lambda size: f"{number:0{2 * size}x}")
         patch.setattr(spool_module.uuid, "uuid4", lambda: uuid.UUID(int=number))
-        world.spool.create()
-    core._tie(world.spool, world.ledger, rebuilding=False)
+        known = world.ledger.spool_id
+        if known is None:
+            core._tie(world.spool, world.ledger, rebuilding=False)
+        else:
+            core._find(world.spool, known)
 
 
 def store(world: World, sent: list[tuple[str, bytes]], version: int) -> list[str]:
@@ -640,7 +640,7 @@ def store(world: World, sent: list[tuple[str, bytes]], version: int) -> list[str
     context = ContextResult(1, CTImageStorage, 0, ExplicitVRLittleEndian)
     title = Versioned(version, AETitle(ae_title="BRAIN"))
     accepted = Accepted("MODALITY", "BRAIN", title, {1: context})
-    around = StoreContext(world.spool, ScpEvents(), lambda: False, lambda: None)
+    around = StoreContext(world.spool, ScpEvents(), lambda: "", lambda: None)
     association, stored = f"{world.attempt:012x}", []
 
     def arrive(_now: float) -> ArrivalId:
@@ -792,13 +792,13 @@ def test_no_step_is_left_out_here(bench: Bench) -> None:
     """Every sync, link and rename of the spool goes through the seam, and a scenario holds it."""
     taken = {
         (function, step)
-        for module in (files, spool_module)
+        for module in (files, incoming_file, spool_module)
         for function, receiver, step in calls(module)
         if receiver in SEAMS and step in {*SYNCS, *NAMES}
     }
     past_it = {
         (function, f"{receiver}.{step}")
-        for module in (files, spool_module)
+        for module in (files, incoming_file, spool_module)
         for function, receiver, step in calls(module)
         if receiver not in SEAMS and step in DIRECT
     }

@@ -19,6 +19,7 @@ from adapter.models import AETitle, EntityKind, Source
 from adapter.rebuild import Rebuilt, rebuild
 from adapter.scp.configuration import Snapshot
 from adapter.settings import Settings
+from adapter.spool import Spool
 from adapter.verify import verify
 from tests.support_ledger import lose_ledger
 from tests.support_stages import (
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.every_ledger
 @pytest.fixture
 def lost(settings: Settings) -> Iterator[Settings]:
     """An adapter that lost its ledger, with registered, waiting and quarantined instances."""
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     source = Source(ae_title="MODALITY", host_ip=["127.0.0.1"])
     configuration.put(adapter.ledger, EntityKind.SOURCE, source, replace=False)
     add_ae_title(adapter, processor_settings={"pipeline-a": "a"})
@@ -63,7 +64,7 @@ def lost(settings: Settings) -> Iterator[Settings]:
 def test_an_empty_ledger_on_a_full_spool_does_not_start(lost: Settings) -> None:
     """Nothing runs on a spool whose ledger is gone until an operator says so."""
     with pytest.raises(SpoolError, match="rebuild"):
-        open_adapter(lost)
+        open_adapter(lost, create=True)
 
 
 def test_what_the_spool_holds_is_registered_anew(lost: Settings) -> None:
@@ -145,7 +146,8 @@ def test_a_ledger_and_a_spool_that_do_not_belong_together_do_not_start(
     adapter: Adapter, settings: Settings
 ) -> None:
     """Another spool under the same ledger is refused."""
-    shutil.rmtree(adapter.spool.root)
+    shutil.rmtree(adapter.spool.folder)
+    Spool(settings.spool_path).create()
 
     with pytest.raises(SpoolError, match="another spool"):
         open_adapter(settings)

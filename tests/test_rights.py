@@ -19,7 +19,7 @@ def test_a_folder_that_was_there_before_is_closed_for_others(settings: Settings)
     """Whoever made it, and with whatever rights, no other user gets in."""
     settings.data.mkdir(mode=0o755)
 
-    open_adapter(settings).close()
+    open_adapter(settings, create=True).close()
 
     assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
 

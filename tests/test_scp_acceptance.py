@@ -51,7 +51,7 @@ def judge(
         return decision
     proposed = [PresentationContext(*context) for context in contexts]
     items = AssociateItems(APPLICATION_CONTEXT, proposed)
-    return judge_contexts(decision, items, settings, storage_low=lambda: low)
+    return judge_contexts(decision, items, settings, why_full=lambda: low and "low-storage")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sqlalchemy import text
 
 from adapter import heartbeat
 from adapter.core import Adapter, open_adapter
-from adapter.errors import ConfigurationError
+from adapter.errors import ConfigurationError, SpoolAway
 from adapter.ledger import Ledger, configuration
 from adapter.models import EntityKind
 from adapter.scp import Scp, background, events
@@ -31,6 +31,7 @@ from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents, printable
 from adapter.scp.shared_counters import SharedCounters
 from adapter.settings import load
+from adapter.spool import Spool
 from tests.support_scp import (
     Peer,
     RealFile,
@@ -157,7 +158,10 @@ def test_a_foreign_ledger_is_not_believed(configured: Adapter, settings, tmp_pat
     assert not live.refresh(stranger)
     stranger.close()
     assert live.snapshot is known
-    assert set(LiveConfiguration(configured.spool).snapshot.ae_titles) == {"CECHOTEST", "Clara1"}
+    with pytest.raises(SpoolAway):  # nothing is received but into the spool that a ledger names
+        configured.spool.check()
+    copy = LiveConfiguration(Spool(settings.spool_path)).snapshot
+    assert set(copy.ae_titles) == {"CECHOTEST", "Clara1"}
 
 
 def test_changes_are_in_force_within_two_seconds(adapter: Adapter, settings):
@@ -400,8 +404,9 @@ def listens(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_role_stops_when_told(tmp_path, number):
-    """The role makes its adapter on first use, serves, and stops with exit code 0 when told."""
+    """The role serves, and stops with exit code 0 when told."""
     data, port = tmp_path / "data", free_port()
+    open_adapter(load(data=data), create=True).close()
     with serving(data, port) as process:
         await_heartbeat(data)
         eventually(lambda: listens(port))
@@ -430,7 +435,7 @@ def test_stop_lets_an_association_end(configured: Adapter, settings):
 def test_killed_receiver_loses_nothing(tmp_path):
     """SIGKILL right after the Success: the instances are there, whole."""
     data, port = tmp_path / "data", free_port()
-    opened = open_adapter(load(data=data))
+    opened = open_adapter(load(data=data), create=True)
     add_fixture(opened)
     with serving(data, port):
         eventually(lambda: listens(port), timeout=20)

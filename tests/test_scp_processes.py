@@ -85,7 +85,7 @@ class Processes:
 
 @contextmanager
 def processes(settings, **changes):
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings, create=True)
     if not current(adapter.ledger, EntityKind.AE_TITLE):
         add_ae_title(adapter, "ADAPTER")
         add_source(adapter, "MODALITY")

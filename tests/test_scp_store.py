@@ -41,7 +41,11 @@ class Bench:
             "PACS1", "Clara1", Versioned(12, AETitle(ae_title="Clara1", **ae_title)), {1: CONTEXT}
         )
         context = StoreContext(
-            spool, self.scp_events, lambda: self.low, self._stored_one, strict_uids=strict
+            spool,
+            self.scp_events,
+            lambda: "low-storage" if self.low else "",
+            self._stored_one,
+            strict_uids=strict,
         )
         self.sink = StoreSink(context, accepted, "10.0.0.1")
 
@@ -333,7 +337,7 @@ def small_disk(tmp_path):
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         peers.cannot(peers.Lack.MOUNTING)
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_full_disk(small_disk):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 
 from adapter.ledger import jobs
@@ -30,6 +31,7 @@ class ClaimedJob(ABC):
         self._lease = lease
         self._job = job
         self.failure: TryFailed | Parked | None = None
+        self._began = time.monotonic()
 
     def take(self) -> str:
         """Take the job as far as it goes, or park it if it killed too many workers.
@@ -53,7 +55,18 @@ class ClaimedJob(ABC):
     def _take(self) -> str:
         """Do as `take` with a job that may be worked on."""
 
+    def _require_spool(self) -> None:
+        """Make sure that nothing is judged that went wrong because the spool was away.
+
+        Raises
+        ------
+        SpoolAway
+            If it is away, or was since the job was claimed.
+        """
+        self._adapter.spool.check_whole(self._began)
+
     def _park(self, failure: Failure) -> str:
+        self._require_spool()
         jobs.park(self._adapter.ledger, self._lease, self._job, failure)
         self._note_parked(failure)
         return JobState.PARKED

@@ -7,9 +7,10 @@ the work on one row inside `counted`, or asks `blame` where a batch was tried ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from adapter.errors import LeaseLost
@@ -29,6 +30,10 @@ LOST = "lost"
 _ANY_ARRIVAL = str(ArrivalId(0.0, "000000000000", 0, 0))
 
 
+#: Seconds after which the disk counts as failing, also where it answers in the end.
+_SLOW_PROBE = 5.0
+
+
 @dataclass
 class RowAttempt:
     """One attempt on a row.
@@ -43,6 +48,7 @@ class RowAttempt:
 
     outcome: str = LOST
     failure: TryFailed | Parked | None = None
+    began: float = field(default_factory=time.monotonic)
 
 
 @contextmanager
@@ -73,6 +79,7 @@ def counted(
     ledger = work.adapter.ledger
     try:
         with leases.kept(ledger, lease):
+            work.adapter.spool.check_whole()
             yield attempt
     except LeaseLost:
         log.warning("a row was lost to another worker", stage=stage, row=row)
@@ -80,7 +87,7 @@ def counted(
             work.owe(partial(leases.excuse, ledger, lease, row))
     except Exception as error:  # noqa: BLE001 - the one base of the work on a row
         try:
-            why = blame(work, stage, row, error)
+            why = blame(work, stage, row, error, since=attempt.began)
         except Exception:
             work.owe(partial(leases.excuse, ledger, lease, row))
             raise
@@ -89,32 +96,48 @@ def counted(
             attempt.failure = failure_of(attempt.outcome, why.text)
 
 
-def blame(work: Work, stage: str, row: str, error: Exception, arrival: str | None = None) -> Defeat:
+def blame(
+    work: Work,
+    stage: str,
+    row: str,
+    error: Exception,
+    *,
+    arrival: str | None = None,
+    since: float | None = None,
+) -> Defeat:
     """Return why a row defeated its worker; log and count it.
 
     Parameters
     ----------
     arrival : str, optional
         The arrival whose file the work was about, if it was one.
+    since : float, optional
+        When the work on it began (``time.monotonic``).
 
     Raises
     ------
     Exception
-        The error itself if it is no row's fault: the ledger is away, or the spool fails a file of
-        our own as well.
+        The error itself if it is no row's fault: the ledger is away, or the spool fails other files
+        as well.  `SpoolAway` if the spool is away, or was since the work began.
     """
-    raise_if_nobodys(work, error, arrival)
+    raise_if_nobodys(work, error, arrival, since)
     why = attempts.why(error)
     log_and_count(work, stage, row, why)
     return why
 
 
-def raise_if_nobodys(work: Work, error: Exception, arrival: str | None = None) -> None:
+def raise_if_nobodys(
+    work: Work, error: Exception, arrival: str | None = None, since: float | None = None
+) -> None:
     """Raise an error again if it is no row's fault, as `blame` does."""
     if attempts.is_nobodys(error):
         raise error
+    work.adapter.spool.check_whole(since)
     if isinstance(error, OSError):
+        began = time.monotonic()
         work.adapter.spool.probe(arrival or _ANY_ARRIVAL)
+        if time.monotonic() - began > _SLOW_PROBE:
+            raise error
 
 
 def log_and_count(work: Work, stage: str, row: str, why: Defeat) -> None:

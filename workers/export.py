@@ -55,7 +55,7 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
         maximum=settings.workers.maximum_lease_expiries,
     )
     with defeats.counted(work, stages.EXPORT, export.lease, export.id, count) as attempt:
-        attempt.outcome, attempt.failure = _export(work, export)
+        attempt.outcome, attempt.failure = _export(work, export, attempt.began)
     state = attempt.outcome
     if state in {ExportState.PARKED, ExportState.PARTIAL}:
         log.error(
@@ -74,12 +74,14 @@ def take(work: Work, first: str | None = None) -> TaskResult | None:
 # -- one export ----------------------------------------------------------------------------------
 
 
-def _export(work: Work, export: Export) -> tuple[ExportState, TryFailed | Parked | None]:
+def _export(
+    work: Work, export: Export, began: float
+) -> tuple[ExportState, TryFailed | Parked | None]:
     """Make one try of an export; return the state that it is in then, and why it failed."""
     ledger, policy = work.adapter.ledger, work.adapter.settings.dicom.scu.export
     failure, why = None, None
     try:
-        _send(work, export, find_destination(work.adapter, export.destination))
+        _send(work, export, find_destination(work.adapter, export.destination), began)
     except Stopped:
         return exports.give_back(ledger, export), None
     except NotYetVisible:
@@ -96,6 +98,8 @@ def _export(work: Work, export: Export) -> tuple[ExportState, TryFailed | Parked
         return state, TryFailed(f"destination-unreachable: {away}")
     except CutShort as cut_short:
         why = str(cut_short)
+    except OSError as error:
+        why = _unreadable(work, error, began)
     state, message = exports.conclude(ledger, export, policy, why=why, failure=failure)
     if state is ExportState.SUCCEEDED:
         return state, None
@@ -121,7 +125,19 @@ def find_destination(adapter: Adapter, name: str) -> Destination:
     return destination
 
 
-def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
+def _unreadable(work: Work, error: OSError, began: float) -> str:
+    """Return what to say of a file that the disk fails.
+
+    Raises
+    ------
+    OSError, SpoolAway
+        If it fails others as well: that is no file's fault.
+    """
+    defeats.raise_if_nobodys(work, error, since=began)
+    return f"the file cannot be read (errno {error.errno})"
+
+
+def _files(work: Work, export: Export, began: float) -> list[Outgoing]:
     """Return the files to send.
 
     Raises
@@ -131,7 +147,8 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
     PermanentError
         If so many cannot be sent that the task is bound to fail; it then sends nothing.
     """
-    anchor, root = _folders(adapter, export)
+    adapter = work.adapter
+    root = _folder(adapter, export)
     young = export.task_age < _visibility_seconds(adapter, export)
     files, unfit = [], []
     for file in exports.files_to_send(adapter.ledger, export):
@@ -140,13 +157,14 @@ def _files(adapter: Adapter, export: Export) -> list[Outgoing]:
                 examine(root, file.path, file.number, tries=file.tries, repeat=export.again)
             )
         except NotYetVisible:
-            if young or not anchor.is_dir():
+            if young or (export.remote and not root.is_dir()):
                 raise
+            adapter.spool.check_whole(began)
             unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, "file missing"))
         except PermanentError as error:
             unfit.append(Receipt(file.number, file.tries, Outcome.REFUSED, None, str(error)))
         except OSError as error:
-            words = f"the file cannot be opened (errno {error.errno})"
+            words = _unreadable(work, error, began)
             unfit.append(Receipt(file.number, file.tries, Outcome.RETRY, None, words))
     if unfit:
         exports.confirm(adapter.ledger, export, unfit)
@@ -177,19 +195,19 @@ def _uids(file: Outgoing) -> tuple[int, str, str, str]:
     return file.number, file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid
 
 
-def _folders(adapter: Adapter, export: Export) -> tuple[Path, Path]:
-    """Return a folder that is there unless a volume is away, and the one that paths are below."""
+def _folder(adapter: Adapter, export: Export) -> Path:
+    """Return the folder that the files' paths are below."""
     if not export.remote:
-        return adapter.spool.results, adapter.spool.result_folder(export.job or "")
+        return adapter.spool.result_folder(export.job or "")
     root = adapter.settings.services.results_service.root
     if root is None:
         raise PermanentError("services > resultsService > root is not set", "no-root")
-    return root, root
+    return root
 
 
-def _send(work: Work, export: Export, destination: Destination) -> None:
+def _send(work: Work, export: Export, destination: Destination, began: float) -> None:
     """Send what is not confirmed; what is answered is in the ledger when this returns or raises."""
-    ledger, files = work.adapter.ledger, _files(work.adapter, export)
+    ledger, files = work.adapter.ledger, _files(work, export, began)
     recorded = False
 
     def answered() -> None:

@@ -13,6 +13,7 @@ long is left alone: what comes before it is recorded, and what comes after it is
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ class Batch:
         self._spool = work.adapter.spool
         self._lease = lease
         self._decided: list[tuple[Any, Decision]] = []
+        self._began = time.monotonic()
         self.settled: dict[str, str] = {}
 
     def decide(self, rows: Sequence[Any], deciding: Deciding) -> None:
@@ -151,11 +153,14 @@ class Batch:
     def _failed(self, row: Any, error: Exception) -> None:
         """Give an arrival back that could not be registered, counted if it is its own fault."""
         workers = self._work.adapter.settings.workers
+        self._spool.check_whole(self._began)
         age = self._ledger.now() - row.received_at
         if isinstance(error, NotYetVisible) and age < workers.visibility_seconds:
             arrivals.wait_for(self._ledger, self._lease, row.id, _VISIBILITY_PAUSE)
             return
-        why = defeats.blame(self._work, NOTIFICATION, row.id, error, arrival=row.id)
+        why = defeats.blame(
+            self._work, NOTIFICATION, row.id, error, arrival=row.id, since=self._began
+        )
         known = partial_header(self._spool.incoming_path(row.id))
         state = arrivals.defeat(self._ledger, self._lease, row, why, known)
         if state != ArrivalState.RECEIVED:
@@ -311,6 +316,7 @@ def claimed_batches(work: Work) -> Iterator[tuple[Lease, list[Any]]]:
     """Yield leased batches, oldest arrivals first, until nothing in incoming/ is free."""
     adapter = work.adapter
     while not work.stopping.is_set():
+        adapter.spool.check_whole()
         waiting = iter(sorted(adapter.spool.list_incoming()))
         while look := list(islice(waiting, _LOOK)):
             known = arrivals.states(adapter.ledger, [str(arrival) for arrival in look])

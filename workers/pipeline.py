@@ -96,7 +96,7 @@ class Run(ClaimedJob):
             return self._adopt_or_run(self._pipeline())
         except PermanentError as error:
             return self._park(Failure(error.code, str(error), self._exit_code))
-        except (TemporaryError, OSError) as error:
+        except TemporaryError as error:
             return self._wait(error)
         finally:
             self._attempt.remove()
@@ -140,8 +140,9 @@ class Run(ClaimedJob):
             )
         if failure.outcome not in MAY_PASS:
             return self._park(failure)
-        if self._work.stopping.is_set():
-            return self._give_back(0)
+        self._attempt.remove()  # what it has filled itself is no excuse
+        if self._work.stopping.is_set() or not self._has_room(files):
+            return self._give_back(0 if self._work.stopping.is_set() else ROOM_PAUSE)
         return self._fail_try(failure)
 
     def _succeed(self, pipeline: Pipeline, results: list[TaskFile]) -> str:
@@ -159,11 +160,9 @@ class Run(ClaimedJob):
         jobs.give_back(self._adapter.ledger, self._lease, self._job, delay=delay)
         return "waits"
 
-    def _wait(self, error: TemporaryError | OSError) -> str:
+    def _wait(self, error: TemporaryError) -> str:
         """Let the job wait after an error that may pass; a file that is to appear costs no try."""
-        if isinstance(error, OSError):
-            defeats.raise_if_nobodys(self._work, error)
-            return self._fail_try(Failure("failed", f"file system: {error.strerror}"))
+        self._require_spool()
         if not isinstance(error, NotYetVisible):
             return self._fail_try(Failure("failed", str(error)))
         visible = self._adapter.settings.workers.visibility_seconds
@@ -172,6 +171,7 @@ class Run(ClaimedJob):
         return self._fail_try(Failure("not-visible", str(error)))
 
     def _fail_try(self, failure: Failure) -> str:
+        self._require_spool()
         pipeline = find_pipeline(self._adapter.settings, self._job)
         parked = jobs.fail_try(
             self._adapter.ledger,
@@ -216,6 +216,7 @@ def command_of(
     pipeline: Pipeline, job: Job, attempt: Attempt, sandbox: dict[str, Any] | None
 ) -> Command:
     """Return the command of a run: its placeholders filled, and an environment without secrets."""
+    attempt = attempt.outside()
     values = {
         "input": str(attempt.input),
         "output": str(attempt.output),

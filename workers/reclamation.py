@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from adapter.errors import NotYetVisible
 from adapter.ledger import attempts, hashes, housekeeping, leases, reclamation
 from adapter.ledger.attempts import Defeat
+from adapter.ledger.engines import AWAY
 from adapter.ledger.leases import Lease
 from adapter.stages import NOTIFICATION, RECLAMATION
 from workers import defeats
@@ -61,26 +62,30 @@ def _discarded(work: Work, counts: Counter[str]) -> None:
     adapter = work.adapter
     ledger, workers = adapter.ledger, adapter.settings.workers
     while not work.stopping.is_set():
+        adapter.spool.check_whole()
         lease, rows = reclamation.claim_discarded(
             ledger, adapter.settings.lag_seconds, workers.lease_seconds
         )
         if not rows:
             break
-        with leases.kept(ledger, lease):
-            deleted, failed = _delete(work, lease, rows)
-            reclamation.discarded_deleted(ledger, lease, deleted)
-            for row, why in failed:
-                counts[
-                    reclamation.discarded_not_deleted(
-                        ledger, lease, row, why, workers.maximum_lease_expiries
-                    )
-                ] += 1
+        try:
+            with leases.kept(ledger, lease):
+                deleted, failed = _delete(work, rows)
+                reclamation.discarded_deleted(ledger, lease, deleted)
+                for row, why in failed:
+                    counts[
+                        reclamation.discarded_not_deleted(
+                            ledger, lease, row, why, workers.maximum_lease_expiries
+                        )
+                    ] += 1
+        except Exception:
+            with suppress(*AWAY):
+                leases.give_back(ledger, lease)
+            raise
         counts["discarded"] += len(deleted)
 
 
-def _delete(
-    work: Work, lease: Lease, rows: Sequence[Any]
-) -> tuple[list[str], list[tuple[Any, Defeat]]]:
+def _delete(work: Work, rows: Sequence[Any]) -> tuple[list[str], list[tuple[Any, Defeat]]]:
     """Delete arrivals' files; return the ids of those that are gone, and why others are not."""
     deleted: list[str] = []
     failed: list[tuple[Any, Defeat]] = []
@@ -90,12 +95,7 @@ def _delete(
         if error is None:
             deleted.append(row.id)
             continue
-        try:
-            why = defeats.blame(work, RECLAMATION, row.id, error, arrival=row.id)
-        except OSError:
-            leases.give_back(work.adapter.ledger, lease)
-            raise
-        failed.append((row, why))
+        failed.append((row, defeats.blame(work, RECLAMATION, row.id, error, arrival=row.id)))
     return deleted, failed
 
 
@@ -149,6 +149,7 @@ def _housekeeping(work: Work) -> dict[str, int]:
     adapter = work.adapter
     storage = adapter.settings.storage
     now = adapter.ledger.now()
+    adapter.spool.check_whole()
     stale = adapter.spool.delete_stale(now - storage.stale_seconds)
     known = housekeeping.without_row(
         adapter.ledger,

@@ -32,7 +32,7 @@ from adapter.ledger.leases import Lease
 from adapter.log import get_logger
 from adapter.models import JobState
 from adapter.settings import Pipeline
-from workers import publication
+from workers import defeats, publication
 from workers.claimed_job import ClaimedJob
 from workers.clients.attempt import Attempt
 from workers.clients.platform import (
@@ -135,6 +135,9 @@ class RemoteRun(ClaimedJob):
 
     def _not_answered(self, error: TemporaryError | OSError) -> str:
         """Wait for a platform that cannot be asked, each time for as long as it has been away."""
+        self._require_spool()
+        if isinstance(error, OSError):
+            defeats.raise_if_nobodys(self._work, error)
         failure, asked = Failure("unreachable", _words(error)), getattr(error, "delay", None)
         away = self._adapter.ledger.now() - self._job.updated_at
         if away > self._adapter.settings.services.platform.unreachable_seconds:
@@ -150,6 +153,7 @@ class RemoteRun(ClaimedJob):
         return min(max(settings.poll_seconds, seconds), settings.longest_poll_seconds)
 
     def _fail(self, failure: Failure, *, may_pass: bool = True) -> str:
+        self._require_spool()
         outcome = fail_run(self._work, self._lease, self._job, failure, may_pass=may_pass)
         self.failure = failure_of(outcome, failure.text)
         return outcome

@@ -21,7 +21,7 @@ from typing import Any
 from celery.exceptions import Retry
 
 from adapter import log
-from adapter.errors import LeaseLost, NotYetVisible
+from adapter.errors import LeaseLost, LedgerError, NotYetVisible, SpoolError
 from adapter.ledger.engines import AWAY
 from adapter.stages import (
     EXPORT,
@@ -166,9 +166,10 @@ class StageRunner:
         try:
             with self.shutdown.at_work():
                 self._work().settle_owed()
+                self._work().adapter.spool.check_whole()
                 yield done
             ended = True
-        except (LeaseLost, NotYetVisible, *AWAY, OSError) as error:
+        except (LeaseLost, LedgerError, NotYetVisible, SpoolError, *AWAY, OSError) as error:
             name = type(error).__name__
             logger.warning("a run was cut short", stage=stage, error=name)
             raise Retry(exc=TryFailed(f"cut short: {name}")) from None

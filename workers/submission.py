@@ -123,9 +123,7 @@ class Submission(ClaimedJob):
             return self._park(Failure(error.code, str(error)))
         except TemporaryError as error:
             failure, delay = Failure("failed", str(error)), error.delay
-        except OSError as error:
-            defeats.raise_if_nobodys(self._work, error)
-            failure, delay = Failure("failed", f"file system: {error.strerror}"), None
+        self._require_spool()
         parked = jobs.fail_try(
             ledger,
             self._lease,

@@ -197,7 +197,8 @@ class HealthCheck:
         except NotAvailable as error:
             cause = error.__cause__
             if isinstance(cause, (SpoolError, OSError)):
-                return ["the spool is not there"]
+                away = isinstance(cause, SpoolError)
+                return [str(cause) if away else "the spool cannot be read"]
             if isinstance(cause, NoConnection):
                 return [f"the ledger does not answer: {cause}"]
             if isinstance(cause, SQLAlchemyError):
@@ -215,6 +216,7 @@ class HealthCheck:
 
 def _belonging(adapter: Adapter) -> list[str]:
     """Return what is wrong with the schema, and with spool and ledger as a pair."""
+    adapter.spool.check_whole()
     problems = [] if adapter.ledger.is_usable() else [_OTHER_SCHEMA]
     if adapter.ledger.spool_id != adapter.spool.id:
         problems.append("the ledger belongs to another spool")
@@ -223,7 +225,7 @@ def _belonging(adapter: Adapter) -> list[str]:
 
 def _read_spool(adapter: Adapter) -> _SpoolFacts:
     disk = None
-    with suppress(OSError):
+    with suppress(OSError, SpoolError):
         disk = adapter.spool.space(adapter.settings.storage)
     return _SpoolFacts(disk, _services(adapter.spool))
 
@@ -245,7 +247,7 @@ def _read_processors(adapter: Adapter) -> list[str]:
 
 def _judge_spool(report: _Report, spool: _SpoolFacts, *, shared: bool) -> None:
     if spool.disk is not None and spool.disk.low:
-        report.red.append("the spool's disk is above the watermark: nothing is received")
+        report.red.append(f"the spool's disk {spool.disk.problem}: nothing is received")
     for role, processes in spool.services.items():
         alive = [process for process in processes if process.alive]
         if not alive:

@@ -140,6 +140,7 @@ def read_ledger(adapter: Adapter) -> LedgerMetrics:
 
 def read_spool(spool: Spool, settings: Settings) -> SpoolMetrics:
     """Read the spool's metrics."""
+    spool.check_whole()
     space = spool.space(settings.storage)
     processes, workers = dict.fromkeys(ROLES, 0), dict.fromkeys(stages.STAGES, 0)
     for beat in heartbeat.read_all(spool):

@@ -184,7 +184,7 @@ def add_ae_title(
         resend=resend,
         onPatientConflict=on_patient_conflict,
     )
-    with opened(ctx, new=True) as adapter:
+    with opened(ctx) as adapter:
         body = {"aeTitle": ae_title, "processorSettings": _pairs(settings), **body}
         _put(adapter, EntityKind.AE_TITLE, body, replace=False, as_json=as_json)
 
@@ -249,7 +249,7 @@ def add_source(
     as_json: AsJson = False,
 ) -> None:
     """Add a source: a calling AE title, and the addresses that it may send from."""
-    with opened(ctx, new=True) as adapter:
+    with opened(ctx) as adapter:
         body = {"aeTitle": ae_title, "hostIp": host_ip}
         _put(adapter, EntityKind.SOURCE, body, replace=False, as_json=as_json)
 
@@ -300,7 +300,7 @@ def add_destination(
     as_json: AsJson = False,
 ) -> None:
     """Add a destination, e.g. `destination add archive ARCHIVE 10.0.0.7 104`."""
-    with opened(ctx, new=True) as adapter:
+    with opened(ctx) as adapter:
         body = {"name": name, "aeTitle": ae_title, "hostIp": host, "port": port}
         body |= _given(reencodeUncompressed=reencode)
         _put(adapter, EntityKind.DESTINATION, body, replace=False, as_json=as_json)

@@ -73,7 +73,7 @@ def show(ctx: typer.Context, job: JobArgument, as_json: AsJson = False) -> None:
         folder = adapter.spool.work_folder(found.id)
         for name in ("stdout", "stderr"):
             path = folder / f"{name}.txt"
-            document[name] = str(path) if path.exists() else None
+            document[name] = str(adapter.spool.outside(path)) if path.exists() else None
     if as_json:
         print_json(document)
     else:

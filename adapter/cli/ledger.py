@@ -11,7 +11,7 @@ import typer
 
 from adapter import heartbeat
 from adapter.cli.which import AsJson, settings_of
-from adapter.core import open_ledger, upgrade_ledger
+from adapter.core import open_adapter, open_ledger, upgrade_ledger
 from adapter.embedded.supervisor import only_one
 from adapter.errors import AdapterError, SpoolError
 from adapter.ledger import dumps
@@ -26,9 +26,20 @@ DumpFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the 
 
 
 @ledger.command()
-def upgrade(ctx: typer.Context, as_json: AsJson = False) -> None:
+def upgrade(
+    ctx: typer.Context,
+    *,
+    create_spool: Annotated[
+        bool,
+        typer.Option("--create-spool", help="Create the spool too if the ledger names none."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Upgrade the ledger's schema; needs no spool, and may run while roles run."""
-    revision = upgrade_ledger(settings_of(ctx))
+    settings = settings_of(ctx)
+    revision = upgrade_ledger(settings)
+    if create_spool:
+        open_adapter(settings, create=True).close()
     if as_json:
         print_json({"revision": revision})
     else:

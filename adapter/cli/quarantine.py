@@ -56,7 +56,7 @@ def show(
         if found is None:
             raise AdapterError(f"{file} is not in quarantine")
         document = found.model_dump(mode="json", by_alias=True)
-        document["path"] = str(adapter.spool.find_quarantined(found.id))
+        document["path"] = str(adapter.spool.outside(adapter.spool.find_quarantined(found.id)))
     if as_json:
         print_json(document)
     else:

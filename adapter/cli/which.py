@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from adapter.core import Adapter, open_adapter
-from adapter.errors import AdapterError
 from adapter.ledger.queries import LARGEST_PAGE
 from adapter.settings import Settings, load
 
@@ -44,26 +43,15 @@ def settings_of(ctx: typer.Context) -> Settings:
 
 
 @contextmanager
-def opened(ctx: typer.Context, *, new: bool = False) -> Iterator[Adapter]:
-    """Open the selected adapter for a block.
-
-    Parameters
-    ----------
-    new : bool
-        Whether the adapter may be created; otherwise a mistyped folder is an error.
+def opened(ctx: typer.Context) -> Iterator[Adapter]:
+    """Open the selected adapter for a block; no command but `up` creates one.
 
     Raises
     ------
     AdapterError
         If there is no adapter, or it cannot be opened.
     """
-    settings = settings_of(ctx)
-    if not new and not (settings.spool_path / "id").exists():
-        raise AdapterError(
-            f"there is no adapter in {settings.data} yet: `dicom-adapter up` creates one; --data "
-            "or --config select another"
-        )
-    adapter = open_adapter(settings)
+    adapter = open_adapter(settings_of(ctx))
     try:
         yield adapter
     finally:

@@ -23,7 +23,7 @@ from adapter.embedded import ports
 from adapter.embedded.child import Child
 from adapter.embedded.logs import RoleLog
 from adapter.embedded.roles import REDIS, Role, redis_role, roles
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, SpoolAway
 from adapter.rights import make_private_folder
 from adapter.settings import Settings
 
@@ -99,7 +99,7 @@ class Supervisor:
         self._lock = only_one(settings.data / "up.lock")
         try:
             ports.check_free(settings, self._print_line, self._stopping)
-            open_adapter(settings).close()
+            self._open(settings)
             everything = [redis_role(settings)] if settings.broker.url is None else []
             everything += [*roles(settings), *self._extra]
         except BaseException:
@@ -133,6 +133,16 @@ class Supervisor:
             self._join()
         if self._lock is not None:
             self._lock.close()
+
+    def _open(self, settings: Settings) -> None:
+        """Create the adapter on first use; say it if its spool is away: the roles wait for it."""
+        adapter = open_adapter(settings, create=True)
+        try:
+            adapter.spool.check()
+        except SpoolAway as away:
+            self._print_line(f"{away}: nothing is received or processed until it is back")
+        finally:
+            adapter.close()
 
     def _print_line(self, line: str) -> None:
         """Show a line to the operator; a closed terminal does not end the supervisor."""

@@ -221,7 +221,9 @@ def defeat(ledger: Ledger, lease: Lease, row: Any, why: Defeat, known: PartialHe
         decision = Quarantined(row.id, why.reason, why.message, known)
         return register(ledger, lease, [decision])[row.id]
     with ledger.write() as connection:
-        attempts.rest(connection, lease, row.id, row.attempts, **why.facts)
+        attempts.rest(
+            connection, lease, row.id, row.attempts, first=why.rest_of_arrival, **why.facts
+        )
         events.record(
             connection,
             "registration-failed-try",

@@ -6,8 +6,8 @@ if an error that nobody foresaw ends the work on it: one that has no place of it
 failed tries of a job or an export.  Both count against the row, in the same counter:
 
 ==========================  =======================================================================
-the ledger is away, the     counts against no row: the rows are given back, and the stage pauses;
-spool's disk fails, the     a lease that ran out meanwhile is taken back (`leases.excuse`)
+the ledger or the spool is  counts against no row: the rows are given back, and the stage pauses;
+away, the disk fails, the   a lease that ran out meanwhile is taken back (`leases.excuse`)
 worker is suspended
 a row defeats its worker    that row is separated from its batch, counted, and rests, longer each
                             time; the others go on
@@ -47,6 +47,7 @@ from adapter.errors import (
     LeaseLost,
     NotYetVisible,
     ProcessorError,
+    SpoolAway,
 )
 from adapter.ledger import leases
 from adapter.ledger.delays import growing_delay
@@ -58,17 +59,27 @@ ARRIVAL_ATTEMPTS = 3
 
 #: The first rest of a row that defeated its worker (seconds); each further one is twice as long.
 FIRST_REST = 2.0
+#: The same for an arrival whose file could not be read or written: it has few attempts, and a disk
+#: that fails for a while gets time to be well again before the last one.
+FIRST_REST_OF_A_FILE = 30.0
 
-#: Errors that are the host's or the disk's and never one row's.
+#: Errors that are the host's or the volume's and never one row's.  EIO is none of them: one sector
+#: may be bad, so other files are tried (`Spool.probe`).
 _OF_THE_HOST = frozenset(
     {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.ENOMEM,
         errno.EAGAIN,
+        errno.EDQUOT,
+        errno.EHOSTDOWN,
         errno.EMFILE,
         errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.EROFS,
+        errno.ESHUTDOWN,
+        errno.ESTALE,
     }
 )
 
@@ -118,6 +129,11 @@ class Defeat:
         return {"reason": self.reason, "message": self.message[:500]}
 
     @property
+    def rest_of_arrival(self) -> float:
+        """The first rest of an arrival that defeated its worker (seconds)."""
+        return FIRST_REST_OF_A_FILE if self.reason == FILE_SYSTEM else FIRST_REST
+
+    @property
     def text(self) -> str:
         """The reason and the sentence, for people."""
         return f"{self.reason}: {self.message}"
@@ -148,7 +164,7 @@ def is_nobodys(error: Exception) -> bool:
     """Tell whether an error can be no single row's fault, whichever row it came up with."""
     if isinstance(error, OSError):
         return error.errno in _OF_THE_HOST
-    return isinstance(error, (*AWAY, LeaseLost))
+    return isinstance(error, (*AWAY, LeaseLost, SpoolAway))
 
 
 def killed(expiries: int, maximum: int) -> Defeat | None:
@@ -159,13 +175,26 @@ def killed(expiries: int, maximum: int) -> Defeat | None:
     return Defeat(KILLS, f"{expiries} {words}")
 
 
-def rest(connection: Connection, lease: Lease, row: str, count: int, **values: Any) -> None:
+def rest(
+    connection: Connection,
+    lease: Lease,
+    row: str,
+    count: int,
+    *,
+    first: float = FIRST_REST,
+    **values: Any,
+) -> None:
     """Write to a row that defeated its worker for the `count`-th time, and give it back to rest.
+
+    Parameters
+    ----------
+    first : float, optional
+        The first rest in seconds; each further one is twice as long.
 
     Raises
     ------
     LeaseLost
         If another worker holds the row.
     """
-    seconds = growing_delay(FIRST_REST, max(0, count - 1), LONGEST_REST * lease.seconds)
+    seconds = growing_delay(first, max(0, count - 1), LONGEST_REST * lease.seconds)
     leases.rest(connection, lease, row, seconds, **values)

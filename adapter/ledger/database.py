@@ -75,11 +75,16 @@ class Ledger:
     def upgrade(self) -> None:
         """Upgrade the schema, once for all processes; a newer schema is left as it is.
 
+        A file of SQLite that does not exist yet is made here and nowhere else.
+
         Raises
         ------
         LedgerError
             If a newer release has made the schema unusable for this one.
         """
+        database = self.engine.url.database
+        if not self.is_shared and database is not None:
+            Path(database).touch(mode=0o600)
         if not self.is_usable():  # so a start takes no lock that it does not need
             with self.write() as connection:
                 revisions.upgrade(connection)

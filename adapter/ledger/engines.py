@@ -8,11 +8,17 @@ transaction is on disk, and a transaction whose client is gone ends by itself.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DisconnectionError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from adapter.errors import LedgerError
@@ -235,10 +241,36 @@ def _postgresql(url: URL, connections: int) -> Engine:
     return engine
 
 
+def _identity(database: str) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if it is not there."""
+    try:
+        found = Path(database).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _sqlite(url: URL) -> Engine:
+    """Return the engine of a file, which has to be there: a connection never creates it.
+
+    A connection keeps the file that it opened, also when that is moved away and another takes its
+    name.  So each time that one is taken, the file behind the name is compared with it.
+    """
+    database = url.database or ""
     engine = create_engine(
         url, connect_args={"timeout": BUSY_SECONDS}, pool_size=5, max_overflow=50
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _open(_dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        record.info["file"] = _identity(database)
+        arguments[0] = f"file:{quote(database)}?mode=rw"
+        options["uri"] = True
+
+    @event.listens_for(engine, "checkout")
+    def _compare(_connection: Any, record: Any, _fairy: Any) -> None:
+        if record.info["file"] != _identity(database):
+            raise DisconnectionError("the ledger's file is another one now")
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -175,7 +175,14 @@ def not_moved_back(ledger: Ledger, lease: Lease, row: Any, why: Defeat) -> str:
     """
     with ledger.write() as connection:
         if row.attempts < attempts.ARRIVAL_ATTEMPTS:
-            attempts.rest(connection, lease, row.id, row.attempts, message=why.facts["message"])
+            attempts.rest(
+                connection,
+                lease,
+                row.id,
+                row.attempts,
+                first=why.rest_of_arrival,
+                message=why.facts["message"],
+            )
             return "failed"
         leases.finish(
             connection,

@@ -8,6 +8,7 @@ only the fixed part of the A-ASSOCIATE-RQ, and nothing else of it is read before
 the check                               answer                      cause
 ======================================  ==========================  ========================
 protocol version                        RJ 1/2/2, permanent         ``protocol-version``
+configuration is known                  RJ 2/3/1, transient         ``no-configuration``
 calling AE title and its address        RJ 1/1/3, permanent         ``unknown-calling-ae``,
                                                                     ``wrong-address``
 called AE title                         RJ 1/1/7, permanent         ``unknown-called-ae``
@@ -20,7 +21,8 @@ lengths of the items, maximum length    AB 0/0                      ``malformed-
 application context                     RJ 1/1/2, permanent         ``application-context``
 one id for two contexts; no context     RJ 1/2/1; RJ 1/1/1          ``context-ids``,
                                                                     ``no-contexts``
-space, if a Storage context is there    RJ 2/3/1, transient         ``low-storage``
+space, if a Storage context is there    RJ 2/3/1, transient         ``low-storage``,
+                                                                    ``spool-away``
 ======================================  ==========================  ========================
 
 References
@@ -51,6 +53,11 @@ from adapter.models import AETitle, Versioned
 from adapter.scp.configuration import Snapshot
 from adapter.settings import ScpSettings
 
+# Causes of a rejection that passes.
+NO_CONFIGURATION = "no-configuration"
+LOW_STORAGE = "low-storage"
+SPOOL_AWAY = "spool-away"
+
 # Results of a presentation context (PS3.8 Table 9-18).
 ACCEPTANCE = 0
 ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
@@ -62,7 +69,9 @@ CAUSES = {
     "wrong-address": "the source may not call from this address",
     "unknown-called-ae": "the called AE title does not exist here",
     "association-limit": "as many associations are open as may be, of all peers or of this one",
-    "low-storage": "the disk is too full to receive",
+    LOW_STORAGE: "the disk is too full to receive",
+    SPOOL_AWAY: "the spool is away",
+    NO_CONFIGURATION: "neither the ledger nor the spool could be read yet",
     "application-context": "the application context is not DICOM's",
     "no-contexts": "no presentation context is proposed",
     "context-ids": "two different presentation contexts have the same id",
@@ -154,6 +163,8 @@ def judge_caller(
     """
     if not version & 1:
         return Rejection(*PROTOCOL_VERSION_NOT_SUPPORTED, "protocol-version")
+    if not configuration.known:  # nobody can tell who is unknown, and that answer would be final
+        return Rejection(*TEMPORARY_CONGESTION, NO_CONFIGURATION)
     calling = _title(caller.calling_ae)
     called = _title(caller.called_ae)
     stranger = _stranger(calling, caller.peer_address, configuration, settings)
@@ -171,7 +182,7 @@ def judge_contexts(
     items: AssociateItems,
     settings: ScpSettings,
     *,
-    storage_low: Callable[[], bool],
+    why_full: Callable[[], str],
 ) -> Accepted | Rejection:
     """Judge what a known source asks for.
 
@@ -183,8 +194,8 @@ def judge_contexts(
         The items of the request.
     settings : ScpSettings
         The static settings.
-    storage_low : callable
-        Tells whether the disk is too full to receive; asked last, and only for Storage.
+    why_full : callable
+        Returns why nothing can be stored now, empty if it can; asked last, and only for Storage.
     """
     ids = {context.context_id for context in items.contexts}
     if items.application_context != APPLICATION_CONTEXT:
@@ -194,8 +205,8 @@ def judge_contexts(
     if len(ids) < len(set(items.contexts)):
         return Rejection(*INVALID_REQUEST, "context-ids")
     stored = storage_classes(settings.additional_sop_classes)
-    if any(cx.abstract_syntax in stored for cx in items.contexts) and storage_low():
-        return Rejection(*TEMPORARY_CONGESTION, "low-storage")
+    if any(cx.abstract_syntax in stored for cx in items.contexts) and (why := why_full()):
+        return Rejection(*TEMPORARY_CONGESTION, why)
     contexts = {cx.context_id: _judge(cx, stored, settings) for cx in items.contexts}
     return Accepted(parties.calling_ae, parties.called_ae, parties.ae_title, contexts)
 

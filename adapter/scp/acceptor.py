@@ -8,10 +8,12 @@ adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from adapter.dicom import pdus
 from adapter.dicom.rejections import INVALID_REQUEST, LOCAL_LIMIT_EXCEEDED
+from adapter.errors import SpoolAway
 from adapter.log import get_logger
 from adapter.scp import acceptance, events
 from adapter.scp.acceptance import Caller, Parties, Rejection
@@ -71,7 +73,7 @@ class AssociationAcceptor:
         self._context = StoreContext(
             spool,
             scp_events,
-            self._storage_low,
+            self._why_full,
             on_stored,
             instance_bytes=settings.dicom.scp.maximum_instance_bytes,
             durable=settings.storage.durability == "instance",
@@ -94,7 +96,8 @@ class AssociationAcceptor:
 
     def refuses(self) -> str | None:
         """Return why no instance can be stored at present; None if it can, as far as is known."""
-        return "low on storage" if self._storage_low() else self._events.failure
+        why = self._why_full()
+        return acceptance.CAUSES[why] if why else self._events.failure
 
     def close(self) -> None:
         """Give up the places for associations."""
@@ -134,7 +137,10 @@ class AssociationAcceptor:
         try:
             items = pdus.decode_request(pdu)
             decision = acceptance.judge_contexts(
-                parties, items, self._settings.dicom.scp, storage_low=self._storage_low
+                parties,
+                items,
+                self._settings.dicom.scp,
+                why_full=partial(self._why_full, beginning=True),
             )
         except pdus.TooManyItems as problem:
             decision = Rejection(*INVALID_REQUEST, problem.cause)
@@ -153,11 +159,25 @@ class AssociationAcceptor:
         """End the idle associations whose places another peer needs."""
         self._limiter.end_superfluous()
 
-    def _storage_low(self) -> bool:
+    def _why_full(self, *, beginning: bool = False) -> str:
+        """Return why nothing can be stored now; empty if it can.
+
+        Parameters
+        ----------
+        beginning : bool, optional
+            Whether an association begins, for which the spool's id is looked at too.
+        """
         try:
-            return self._spool.space(self._settings.storage).low
+            if beginning:
+                self._spool.check_id()
+            else:
+                self._spool.check()
+            low = self._spool.space(self._settings.storage).low
+        except SpoolAway:
+            return acceptance.SPOOL_AWAY
         except OSError:  # a disk that cannot be read cannot be written either
-            return True
+            low = True
+        return acceptance.LOW_STORAGE if low else ""
 
     def drop(self) -> None:
         """Count a connection that was closed because no thread could be started for it."""

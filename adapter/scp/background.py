@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from adapter import background, heartbeat, stages
 from adapter.background import BackgroundLoop
 from adapter.core import open_ledger
+from adapter.errors import SpoolAway
 from adapter.heartbeat import Heart
 from adapter.scp.configuration import LiveConfiguration
 from adapter.scp.events import ScpEvents
@@ -158,8 +159,13 @@ class ScpBackgroundTasks:
         self._ledger.close()
 
     def _visit_ledger(self) -> None:
+        not_saved: Exception | None = None
         try:
-            self._configuration.refresh(self._ledger)
+            self._configuration.recall()
+            try:
+                self._configuration.refresh(self._ledger)
+            except (SpoolAway, OSError) as error:
+                not_saved = error
             self._looked.set()  # before events, of which there may be many
             self._events.sum_up_left_out(all_periods=self._loop.stopping.is_set())
             self._events.flush(self._ledger)
@@ -168,6 +174,8 @@ class ScpBackgroundTasks:
             raise
         finally:
             self._looked.set()
+        if not_saved is not None:  # the next visit saves it
+            raise not_saved
 
     def _say(self) -> dict[str, Any]:
         """Return what the heartbeat says, and tell the processes that share the counters."""

@@ -9,11 +9,13 @@ the one that it began with.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
+from adapter.errors import SpoolAway
 from adapter.ledger import Ledger
 from adapter.ledger.configuration import latest_version, snapshot
 from adapter.log import get_logger
@@ -25,11 +27,18 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """AE titles and sources that are in force, by AE title."""
+    """AE titles and sources that are in force, by AE title.
+
+    Attributes
+    ----------
+    known : bool
+        False until it has been read once, from the ledger or from the copy.
+    """
 
     version: int = 0
     ae_titles: Mapping[str, Versioned[AETitle]] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
+    known: bool = True
 
     @classmethod
     def parse(cls, saved: Mapping[str, Any]) -> Snapshot:
@@ -63,14 +72,35 @@ class LiveConfiguration:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._complained = False
-        self._snapshot = self._saved()
-        self._saved_version = self._snapshot.version
+        self._complained = self._tied = False
+        self._snapshot = Snapshot(known=False)
+        self._saved_version = -1
+        self.recall()
 
     @property
     def snapshot(self) -> Snapshot:
         """The configuration in force now."""
         return self._snapshot
+
+    def recall(self) -> None:
+        """Take over the copy, unless a configuration is in force already.
+
+        At a start the spool may be away, with the copy; then it is read when it comes.
+        """
+        if self._snapshot.known:
+            return
+        try:
+            self._spool.check()
+            saved = self._spool.read_configuration()
+            if saved is not None:
+                self._snapshot = Snapshot.parse(saved)
+                self._saved_version = self._snapshot.version
+            elif not self._tied:  # it may be another one, in the place of ours
+                self._spool.forget()
+        except SpoolAway:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the copy of the configuration cannot be read", error=type(error).__name__)
 
     def refresh(self, ledger: Ledger) -> bool:
         """Take over the ledger's configuration if it is another one, and tell whether it was.
@@ -81,32 +111,38 @@ class LiveConfiguration:
         ------
         sqlalchemy.exc.SQLAlchemyError
             If the ledger does not answer.
-        SpoolError
-            If the spool is away, so that nobody can tell whether the ledger belongs to it.
-        OSError
+        SpoolAway, OSError
             If the copy cannot be written; the change is in force nevertheless.
         """
         version = latest_version(ledger)
-        if version == self._snapshot.version == self._saved_version:
+        if version == self._snapshot.version == self._saved_version and self._tied:
             return False
-        if ledger.spool_id != self._spool.id:
+        if not self._belongs(ledger.spool_id):
             # An empty or foreign ledger must not wipe what a rebuild will need.
             if not self._complained:
                 log.error("the ledger does not belong to this spool; its configuration is ignored")
             self._complained = True
             return False
+        self._tied = True
         latest = snapshot(ledger)
-        if latest["version"] != self._snapshot.version:
+        if latest["version"] != self._snapshot.version or not self._snapshot.known:
             self._snapshot = Snapshot.parse(latest)
             log.info("configuration in force", version=self._snapshot.version)
+        self._spool.check()
         self._spool.write_configuration(latest)
         self._saved_version = self._snapshot.version
         return True
 
-    def _saved(self) -> Snapshot:
-        try:
-            saved = self._spool.read_configuration()
-            return Snapshot() if saved is None else Snapshot.parse(saved)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("the copy of the configuration cannot be read", error=type(error).__name__)
-            return Snapshot()
+    def _belongs(self, named: str | None) -> bool:
+        """Tell whether a ledger that names a spool is this spool's.
+
+        From then on nothing is received but into the spool that the ledger names: a receiver that
+        started while its spool was away must not take another one that lies in its place.
+        """
+        if named is None:
+            return False
+        held = self._spool.known_id
+        if held != named:
+            with suppress(SpoolAway):
+                self._spool.expect(named)
+        return held in {None, named} or not self._snapshot.known

@@ -6,8 +6,8 @@ from __future__ import annotations
 import socket
 import ssl
 
-from adapter.core import open_adapter, open_spool
-from adapter.errors import ConfigurationError, SpoolError
+from adapter.core import open_spool
+from adapter.errors import ConfigurationError, SpoolAway
 from adapter.log import get_logger
 from adapter.scp.acceptor import AssociationAcceptor
 from adapter.scp.association_limiter import AssociationLimiter
@@ -18,7 +18,6 @@ from adapter.scp.metrics import ProcessMetrics
 from adapter.scp.server import Server
 from adapter.scp.shared_counters import ProcessCounters
 from adapter.settings import Settings
-from adapter.spool import Spool
 
 log = get_logger(__name__)
 
@@ -58,7 +57,7 @@ class Scp:
     ) -> None:
         self._settings = settings
         self.port = 0
-        spool = open_or_make_spool(settings)
+        spool = self._spool = open_spool(settings)
         configuration = LiveConfiguration(spool)
         self.events = ScpEvents(None if counters is None else ProcessMetrics(counters))
         self._waker = NotificationWaker(settings)
@@ -97,6 +96,10 @@ class Scp:
             ) from None
         if self._settings.storage.durability == "none":
             log.warning("acknowledged instances are not synced: a power loss loses them")
+        try:
+            self._spool.check()
+        except SpoolAway as away:
+            log.error("nothing can be stored until the spool is there", problem=str(away))
         self.events.metrics.counters.set_listening(True)
         log.info("listening", host=scp.host, port=self.port)
 
@@ -113,13 +116,3 @@ class Scp:
         self._background.stop()
         self.acceptor.close()
         log.info("stopped", **self.events.counts())
-
-
-def open_or_make_spool(settings: Settings) -> Spool:
-    """Return the spool; the first role of a new adapter makes it, which needs the ledger."""
-    try:
-        return open_spool(settings)
-    except SpoolError:
-        adapter = open_adapter(settings)
-        adapter.close()
-        return adapter.spool

@@ -32,11 +32,12 @@ from typing import NoReturn
 from prometheus_client.registry import CollectorRegistry
 
 from adapter import metrics
+from adapter.core import open_spool
 from adapter.errors import ConfigurationError
 from adapter.log import get_logger
 from adapter.scp.association_limiter import AssociationLimiter
 from adapter.scp.background import ROLE
-from adapter.scp.main import Scp, open_or_make_spool
+from adapter.scp.main import Scp
 from adapter.scp.metrics import ScpCollector, loop_failures
 from adapter.scp.server import listen
 from adapter.scp.shared_counters import SharedCounters
@@ -73,7 +74,7 @@ def serve(settings: Settings) -> int:
     ConfigurationError
         If the address cannot be listened on.
     """
-    open_or_make_spool(settings)
+    open_spool(settings)  # refuses a configuration that cannot work
     listener = _listen(settings.dicom.scp)
     for_metrics = metrics.listen(settings.metrics)
     scp = settings.dicom.scp

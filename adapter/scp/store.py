@@ -30,6 +30,7 @@ from adapter.dicom.statuses import (
 )
 from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.dicom.uids import is_uid
+from adapter.errors import SpoolAway
 from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp.acceptance import Accepted, ContextResult
@@ -83,8 +84,8 @@ class StoreContext:
         Where instances are stored.
     events : ScpEvents
         Where events and counts go.
-    storage_low : callable
-        Tells whether the disk is too full to receive.
+    why_full : callable
+        Returns why nothing can be stored now, in a few words; empty if it can.
     on_stored : callable
         Called after each instance that is stored; never waits.
     instance_bytes : int, optional
@@ -97,7 +98,7 @@ class StoreContext:
 
     spool: Spool
     events: ScpEvents
-    storage_low: Callable[[], bool]
+    why_full: Callable[[], str]
     on_stored: Callable[[], None]
     instance_bytes: int = 4_294_967_296
     durable: bool = True
@@ -184,8 +185,8 @@ class Receive:
             self._ignored = True
             self._answer = Answer(SUCCESS)
             return
-        if context.storage_low():
-            raise _RefusedStore(OUT_OF_RESOURCES, "low on storage")
+        if why := context.why_full():
+            raise _RefusedStore(OUT_OF_RESOURCES, why.replace("-", " "))
         self._file = context.spool.receive(self._association, durable=context.durable)
         self._header = part10_header(
             sop_class_uid=command.sop_class_uid,
@@ -264,6 +265,8 @@ class Receive:
             self._answer = refusal.answer
         except UnreadableStart as error:
             self._answer = Answer(CANNOT_UNDERSTAND, str(error))
+        except SpoolAway:
+            self._answer = Answer(OUT_OF_RESOURCES, "spool away")
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "error")
             self._answer = Answer(OUT_OF_RESOURCES, f"the spool failed ({name})")

@@ -339,5 +339,5 @@ def _read(file: int, part: memoryview) -> None:
             if not amount:
                 raise FileUnreadable("the file is shorter than it was", "file-unreadable")
             part = part[amount:]
-    except OSError:
-        raise FileUnreadable("the file cannot be read", "file-unreadable") from None
+    except OSError as error:
+        raise FileUnreadable("the file cannot be read", "file-unreadable") from error

@@ -142,6 +142,8 @@ def store(
     ------
     Unreachable, AssociationRejected, AssociationBroken
         If there is no association, or it ends; the file on its way has then been yielded.
+    OSError
+        If our disk fails a file; it has been yielded too, and another try begins with the others.
     """
     for contexts, sent in plan(files, reencoding=reencode is not None):
         # A file that cannot be read to its end costs its association, but not the files after it.
@@ -175,6 +177,9 @@ def _store_each(
             yield StoreResult(file, Outcome.RETRY, reason=f"the destination {broken}")
             raise
         except FileUnreadable as failure:
+            if isinstance(disk := failure.__cause__, OSError):
+                yield StoreResult(file, Outcome.RETRY, reason=str(failure))
+                raise disk from None
             yield StoreResult(file, Outcome.REFUSED, reason=str(failure))
             raise
         except NotYetVisible as missing:
@@ -182,6 +187,7 @@ def _store_each(
         except OSError as error:
             words = f"the file cannot be opened (errno {error.errno})"
             yield StoreResult(file, Outcome.RETRY, reason=words, sent=False)
+            raise
         except PermanentError as failure:
             yield StoreResult(file, Outcome.REFUSED, reason=str(failure), sent=False)
         else:

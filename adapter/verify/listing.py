@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapter.models import ArrivalId
-from adapter.spool import SHARDS, Spool
+from adapter.spool import Spool, shards
 from adapter.verify.difference import Difference
 
 
@@ -40,12 +40,18 @@ class Listing:
 
 
 def list_spool(spool: Spool) -> Listing:
-    """List a spool's files, without those that are being written."""
+    """List a spool's files, without those that are being written.
+
+    Raises
+    ------
+    SpoolAway
+        If the spool, or a directory of it, is not there.
+    """
     listing = Listing()
-    shards = [f"{number:02d}" for number in range(SHARDS)]
+    spool.check_whole()
     for found, folders, place in (
-        (listing.incoming, [spool.incoming / nn for nn in shards], spool.incoming_path),
-        (listing.instances, [spool.instances / nn for nn in shards], spool.instance_path),
+        (listing.incoming, shards(spool.incoming), spool.incoming_path),
+        (listing.instances, shards(spool.instances), spool.instance_path),
         (listing.quarantine, [spool.quarantine], spool.quarantine_path),
     ):
         for folder in folders:
@@ -61,6 +67,7 @@ def list_spool(spool: Spool) -> Listing:
             listing.work.add(path.name)
         else:
             listing.strangers.add(_stranger(spool, path))
+    spool.check_whole()  # still: else a directory without its files would count as empty
     return listing
 
 

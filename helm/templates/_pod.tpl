@@ -86,9 +86,10 @@ topologySpreadConstraints:
 {{- if or $component.waits $values.extraInitContainers }}
 initContainers:
   {{- if $component.waits }}
-  # Fails, and is restarted, until the database answers; creates the schema in a new one.
+  # Fails, and is restarted, until the database answers; creates the schema in a new one, and the
+  # spool if the ledger names none.
   - name: ledger
-    args: [ledger, upgrade]
+    args: [ledger, upgrade, --create-spool]
     {{- include "dicom-adapter.container" . | nindent 4 }}
   {{- end }}
   {{- with $values.extraInitContainers }}

@@ -32,7 +32,7 @@ from adapter.dicom.part10 import read_file_meta
 from adapter.dicom.tags import SOP_CLASS_UID, SOP_INSTANCE_UID
 from adapter.dicom.uids import check_uid
 from adapter.errors import NotYetVisible, PermanentError, UnreadableInstance
-from adapter.files import FILE_SYSTEM, delete_tree
+from adapter.files import FILE_SYSTEM, delete_tree, outside
 from adapter.ledger.tasks import TaskFile
 from workers.clients.disk_use import DEEPEST
 from workers.clients.headers import HeaderReader
@@ -60,6 +60,10 @@ class Attempt:
         self.output = self.folder / "output"
         self.temporary = self.folder / "tmp"
         self.metadata = self.folder / "metadata.json"
+
+    def outside(self) -> Attempt:
+        """Return the folder under the name by which another process reaches it."""
+        return Attempt(outside(self.job_folder), self.folder.name)
 
     def clear_others(self) -> None:
         """Delete the folders of runs that died; none of them can publish anything from here on."""

@@ -7,6 +7,7 @@ park is the export stage's to decide.  So a client raises no error of its protoc
     Away       it cannot be reached: it is put on hold, and no try is used
     CutShort   it answered, but this try is over: what is not confirmed gets another
     Refused    it answered that no further try will change anything
+    OSError    our own disk fails, which is for the export stage to judge
 """
 
 from __future__ import annotations

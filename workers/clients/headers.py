@@ -22,6 +22,7 @@ from pathlib import Path
 
 from adapter.dicom.instance import Instance
 from adapter.errors import NotYetVisible, UnreadableInstance
+from adapter.files import outside
 from adapter.settings import Notification
 
 #: Deaths of children before a file is given up: a child may also die of somebody else's doing.
@@ -85,7 +86,7 @@ class HeaderReader:
             seconds = self._limits.header_seconds + path.stat().st_size / _SLOWEST
         except FileNotFoundError:
             raise NotYetVisible("an acknowledged file is not visible (yet)") from None
-        request = json.dumps({"path": str(path), "tags": list(tags)}).encode() + b"\n"
+        request = json.dumps({"path": str(outside(path)), "tags": list(tags)}).encode() + b"\n"
         for _ in range(TRIES):
             answer = self._ask(request, seconds, slow)
             if answer.endswith(b"\n"):

@@ -1,26 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spool: where every file is, and the durability rules that make a Success a promise.
-
-::
-
-    spool/
-      id                      the random id that it shares with its ledger
-      key                     the key of the hashes of grouping values and patients
-      configuration.json      the SCP's copy of AE titles, sources and destinations
-      incoming/<nn>/          <arrival>.dcm: acknowledged, not yet registered; .*.part: on its way
-      instances/<nn>/         <arrival>.dcm: registered
-      quarantine/             <arrival>.dcm: could not be processed; the reason is in the ledger
-      results/<job>/          what a pipeline produced, published whole by one rename
-      work/<job>/             payload and running attempts of the embedded platform
-      status/                 heartbeats of the roles
-
-The rules: a name becomes visible only when its file is whole; data, then name, then directory are
-synced before anybody is told; files are never overwritten; no name comes from the wire.  The set of
-directories is made once, synced, and never removed.
-
-Every step that changes or syncs a file is taken through a `FileSystem`.  `tests/test_power_loss.py`
-takes each sync, link and rename away, one at a time, and shows what a power loss would then break.
-"""
+"""The spool's layout, and the operations on it in the order that makes them durable."""
 
 from __future__ import annotations
 
@@ -29,121 +8,50 @@ import json
 import os
 import secrets
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adapter.errors import NotYetVisible, SpoolError
+from adapter.errors import NotYetVisible, SpoolAway
 from adapter.files import (
     FILE_SYSTEM,
     FileSystem,
     delete_tree,
+    outside,
+    read_from_disk,
     spread_subdirectories,
     write_durably,
     write_once,
 )
 from adapter.models import ArrivalId
 from adapter.settings import Storage
+from adapter.spool.held_folder import HeldFolder
+from adapter.spool.incoming_file import IncomingFile
 
 #: The number of directories <nn> under incoming/ and instances/; fixed for the life of a spool.
 SHARDS = 16
 
-#: The answers of open where O_TMPFILE is unknown (open(2)).
-_NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+#: Inodes that have to be free: the stages need some for their own files.
+_SPARE_INODES = 1000
+#: Other arrivals' files that are read to find out whether one file or the disk fails.
+_OTHERS = 3
 
 _FOLDERS = ("incoming", "instances", "quarantine", "results", "work", "status")
 
 
+def shards(top: Path) -> list[Path]:
+    """Return the directories <nn> under incoming/ or instances/."""
+    return [top / f"{number:02d}" for number in range(SHARDS)]
+
+
 def _shard(association: str) -> str:
     return f"{zlib.crc32(association.encode('ascii')) % SHARDS:02d}"
-
-
-class IncomingFile:
-    """A file on its way into incoming/: invisible until `publish`, gone after `discard`.
-
-    Until then it has no name, so that nothing of it stays however its process ends.  On a file
-    system without nameless files (NFS, CephFS) it has a temporary name.
-
-    Parameters
-    ----------
-    folder : Path
-        The directory in incoming/ for its association's files.
-    durable : bool, optional
-        False syncs nothing: for benchmarks only.
-    files : FileSystem, optional
-        Takes each step.
-    """
-
-    def __init__(
-        self, folder: Path, *, durable: bool = True, files: FileSystem = FILE_SYSTEM
-    ) -> None:
-        self._folder = folder
-        self._durable = durable
-        self._files = files
-        self._path: Path | None = None
-        try:
-            self._descriptor = files.open_nameless(folder)
-        except OSError as error:
-            if error.errno not in _NO_NAMELESS_FILES:
-                raise
-            path = folder / f".{uuid.uuid4().hex}.part"
-            self._descriptor = files.open_new(path)
-            self._path = path
-
-    def write(self, *pieces: bytes | memoryview) -> None:
-        """Append bytes, in at most IOV_MAX (1024) pieces.
-
-        Raises
-        ------
-        OSError
-            If the file system refuses them, e.g. ENOSPC.
-        """
-        self._files.write(self._descriptor, pieces)
-
-    def sync(self) -> None:
-        """Make the bytes durable; the arrival's receive time is taken after this.
-
-        Raises
-        ------
-        OSError
-            If the disk failed: the file has to be discarded, never synced again.
-        """
-        if self._durable:
-            self._files.sync_data(self._descriptor)
-
-    def publish(self, arrival: ArrivalId) -> Path:
-        """Make the synced file visible under its arrival's name, durably, and return its path.
-
-        Raises
-        ------
-        OSError
-            If it fails; the caller then discards the file, which withdraws the name.
-        """
-        target = self._folder / f"{arrival}.dcm"
-        if self._path is None:
-            self._files.link_nameless(self._descriptor, target)
-        else:
-            self._files.rename(self._path, target)
-        self._path = target
-        if self._durable:
-            self._files.sync_directory(self._folder)
-        self._close()
-        return target
-
-    def discard(self) -> None:
-        """Remove the file, visible or not."""
-        self._close()
-        if self._path is not None:
-            self._files.unlink(self._path)
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,54 +62,132 @@ class DiskSpace:
     ----------
     reserved : int
         Free bytes at which it stops.
+    problem : str
+        Why it stops, in words that follow "the disk"; empty if it does not.
     """
 
     total: int
     free: int
     low: bool
     reserved: int = 0
+    problem: str = ""
 
 
 class Spool:
-    """The spool under one folder.
+    """The spool under one folder, which need not be there (yet).
 
     Parameters
     ----------
-    root : Path
-        The spool's folder.
+    folder : Path
+        The spool's folder, by its name.
     files : FileSystem, optional
         Takes each step that changes or syncs a file.
+
+    Attributes
+    ----------
+    root : Path
+        The folder that is held, for this process.  All other paths are below it.
     """
 
-    def __init__(self, root: Path, files: FileSystem = FILE_SYSTEM) -> None:
-        self.root = root
+    def __init__(self, folder: Path, files: FileSystem = FILE_SYSTEM) -> None:
+        self.folder = folder
         self.files = files
+        self._held = HeldFolder(folder)
+        self.root = root = self._held.path
         self.incoming = root / "incoming"
         self.instances = root / "instances"
         self.quarantine = root / "quarantine"
         self.results = root / "results"
         self.work = root / "work"
         self.status = root / "status"
+        with suppress(SpoolAway):
+            self._held.check()
 
-    # -- made once ---------------------------------------------------------------------------
+    # -- the folder --------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make the directories and the id, durably; what exists already stays as it is."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the directories and the id, durably; what exists already stays as it is.
+
+        Only for a spool that no ledger names: in the place of one that is away there would then be
+        another, which nobody looks for.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held.hold_new()
         for name in _FOLDERS:
             self.files.make_folder(self.root / name)
         spread_subdirectories(self.incoming)
-        for number in range(SHARDS):
-            for top in (self.incoming, self.instances):
-                self.files.make_folder(top / f"{number:02d}")
-        for folder in (self.incoming, self.instances, self.root, self.root.parent):
+        for folder in (*shards(self.incoming), *shards(self.instances)):
+            self.files.make_folder(folder)
+        for folder in (self.incoming, self.instances, self.root, self.folder.parent):
             self.files.sync_directory(folder)
-        for folder in self.root.parent.parents:  # new too, perhaps
+        for folder in self.folder.parent.parents:  # new too, perhaps
             with suppress(OSError):  # not ours to read: then somebody else made what is in it
                 self.files.sync_directory(folder)
         if not (self.root / "id").exists():
             write_once(self.root / "key", secrets.token_hex(32).encode("ascii"), self.files)
             write_once(self.root / "id", uuid.uuid4().hex.encode("ascii"), self.files)
+        self._held.learn_id()
+
+    def check(self) -> None:
+        """Make sure that the folder's name leads to this spool; one stat(2) if it does.
+
+        Raises
+        ------
+        SpoolAway
+            If it does not.
+        """
+        self._held.check()
+
+    def check_id(self) -> None:
+        """Make sure, as `check` does, and that it has its id.
+
+        Raises
+        ------
+        SpoolAway
+            If it does not.
+        """
+        self._held.check_id()
+
+    def check_whole(self, since: float | None = None) -> None:
+        """Make sure that the spool is there with its id and all its directories.
+
+        Parameters
+        ----------
+        since : float, optional
+            A moment (``time.monotonic``) since which it must not have been found away either:
+            what went wrong since then may have gone wrong for that reason.
+
+        Raises
+        ------
+        SpoolAway
+            If it is or was not.
+        """
+        self._held.check_id()
+        directories = (self.root / name for name in _FOLDERS)
+        for folder in (*directories, *shards(self.incoming), *shards(self.instances)):
+            if not folder.is_dir():
+                raise self._held.away(f"{folder.relative_to(self.root)} is missing")
+        if since is not None and self._held.was_away(since):
+            raise SpoolAway(f"the spool {self.folder} was away for a while")
+
+    def expect(self, known: str) -> None:
+        """Be the spool with this id, which is the one that a ledger names, and no other.
+
+        Raises
+        ------
+        SpoolAway
+            If that one is not there.
+        """
+        self._held.expect(known)
+
+    def forget(self) -> None:
+        """Be the spool that is there at the next check: no ledger has named one yet."""
+        self._held.forget()
+
+    @property
+    def known_id(self) -> str | None:
+        """The id of the spool that is held or expected, be it there or not; None if unknown."""
+        return self._held.id
 
     @property
     def id(self) -> str:
@@ -209,13 +195,17 @@ class Spool:
 
         Raises
         ------
-        SpoolError
+        SpoolAway
             If there is no spool here.
         """
-        try:
-            return (self.root / "id").read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            raise SpoolError(f"no spool at {self.root}: start the adapter once with `up`") from None
+        self._held.check()
+        assert self._held.id is not None
+        return self._held.id
+
+    @staticmethod
+    def outside(path: Path) -> Path:
+        """Return the name of a file or folder of the spool for people and other processes."""
+        return outside(path)
 
     def hash_key(self) -> bytes:
         """Return the key of the hashes that stand in the ledger instead of patient data.
@@ -247,7 +237,7 @@ class Spool:
             If the file system refuses it.
         """
         folder = self.incoming / _shard(association)
-        return IncomingFile(folder, durable=durable, files=self.files)
+        return IncomingFile(self._held, folder, durable=durable, files=self.files)
 
     def list_incoming(self) -> Iterator[ArrivalId]:
         """Yield the arrivals that wait for registration, in no order."""
@@ -319,6 +309,7 @@ class Spool:
         target = self.incoming_path(arrival)
         self._move((self.quarantine_path(arrival), self.instance_path(arrival)), target)
         if not target.exists():
+            self.check_whole()
             raise NotYetVisible("a quarantined file is not visible (yet)")
 
     def find_quarantined(self, arrival: str) -> Path:
@@ -328,7 +319,7 @@ class Spool:
         return next((path for path in places if path.exists()), expected)
 
     def probe(self, arrival: str) -> None:
-        """Do with a file of our own what registration does with an arrival's.
+        """Do with a file of our own what registration does with an arrival's, and read others.
 
         Raises
         ------
@@ -342,14 +333,28 @@ class Spool:
             descriptor = self.files.open_new(source)
             try:
                 self.files.write(descriptor, [b"probe"])
+                self.files.sync_data(descriptor)
             finally:
                 os.close(descriptor)
             self.files.link(source, target)
             self.files.sync_directory(target.parent)
-            source.read_bytes()
+            read_from_disk(source)
+            self._read_others(arrival)
         finally:
             for path in (source, target):
                 self.files.unlink(path)
+
+    def _read_others(self, arrival: str) -> None:
+        """Read the beginning of some other arrivals' files."""
+        others = (
+            path
+            for folder in (self.incoming_path(arrival).parent, self.instance_path(arrival).parent)
+            for path in folder.glob("*.dcm")
+            if path.stem != arrival
+        )
+        for path in islice(others, _OTHERS):
+            with suppress(FileNotFoundError):  # it was settled meanwhile
+                read_from_disk(path)
 
     def delete_arrivals(self, arrivals: Iterable[str]) -> dict[str, OSError]:
         """Delete arrivals' files wherever they are, durably; already gone is gone.
@@ -364,25 +369,27 @@ class Spool:
         """
         folders: set[Path] = set()
         refused: dict[str, OSError] = {}
-        for arrival in arrivals:
-            kept = (self.instance_path(arrival), self.quarantine_path(arrival))
-            folders.update(path.parent for path in kept)
-            try:
-                for path in (*kept, self.incoming_path(arrival)):
-                    self.files.unlink(path)
-            except OSError as error:
-                refused[arrival] = error
-        for folder in folders:  # also where nothing was: who deleted it may have died before this
-            self.files.sync_directory(folder)
+        with self._held.unchanged():
+            for arrival in arrivals:
+                kept = (self.instance_path(arrival), self.quarantine_path(arrival))
+                folders.update(path.parent for path in kept)
+                try:
+                    for path in (*kept, self.incoming_path(arrival)):
+                        self.files.unlink(path)
+                except OSError as error:
+                    refused[arrival] = error
+            for folder in folders:  # also where nothing was: who deleted may have died before this
+                self.files.sync_directory(folder)
         return refused
 
     def _link_durably(self, pairs: Iterable[tuple[Path, Path]]) -> None:
         folders = set()
-        for source, target in pairs:
-            self._link(source, target)
-            folders.add(target.parent)
-        for folder in folders:  # also of names that exist: who gave them may have died before this
-            self.files.sync_directory(folder)
+        with self._held.unchanged():
+            for source, target in pairs:
+                self._link(source, target)
+                folders.add(target.parent)
+            for folder in folders:  # also of names that exist: who gave them may have died by now
+                self.files.sync_directory(folder)
 
     def _link(self, source: Path, target: Path) -> None:
         try:
@@ -391,30 +398,38 @@ class Spool:
             pass
         except FileNotFoundError:
             if not target.exists():
+                self.check_whole()
                 raise NotYetVisible("a file of the spool is not visible (yet)") from None
 
     def _move(self, sources: Iterable[Path], target: Path) -> None:
         """Move a file to its new name, durably, from each of the names that it may have."""
         moved = False
-        for source in sources:
-            with suppress(FileNotFoundError):
-                self.files.rename(source, target)
-                # Where both are names of one file rename(2) leaves them as they are.
-                self.files.unlink(source)
-                moved = True
-        if moved or target.exists():
-            self.files.sync_directory(target.parent)
+        with self._held.unchanged():
+            for source in sources:
+                with suppress(FileNotFoundError):
+                    self.files.rename(source, target)
+                    # Where both are names of one file rename(2) leaves them as they are.
+                    self.files.unlink(source)
+                    moved = True
+            if moved or target.exists():
+                self.files.sync_directory(target.parent)
 
     def _list(self, top: Path) -> Iterator[ArrivalId]:
-        for number in range(SHARDS):
-            yield from self._scan(top / f"{number:02d}")
+        for folder in shards(top):
+            yield from self._scan(folder)
 
-    @staticmethod
-    def _scan(folder: Path) -> Iterator[ArrivalId]:
+    def _scan(self, folder: Path) -> Iterator[ArrivalId]:
+        """Yield the arrivals in a directory.
+
+        Raises
+        ------
+        SpoolAway
+            If it is not there, so that nobody knows what is in it.
+        """
         try:
             entries = os.scandir(folder)
-        except FileNotFoundError:
-            return
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._held.away(f"{folder.relative_to(self.root)} is missing") from None
         with entries:
             for entry in entries:
                 if entry.name.endswith(".dcm"):
@@ -424,13 +439,12 @@ class Spool:
     def delete_stale(self, before: float) -> int:
         """Delete unfinished files last written before a time, and return how many there were."""
         count = 0
-        for number in range(SHARDS):
-            for top in (self.incoming, self.instances):
-                for path in (top / f"{number:02d}").glob(".*.part"):
-                    with suppress(FileNotFoundError):
-                        if path.stat().st_mtime < before:
-                            self.files.unlink(path)
-                            count += 1
+        for folder in (*shards(self.incoming), *shards(self.instances), self.root, self.status):
+            for path in folder.glob(".*.part"):
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before:
+                        self.files.unlink(path)
+                        count += 1
         return count
 
     # -- results -----------------------------------------------------------------------------
@@ -456,22 +470,24 @@ class Spool:
         bool
             False if the job's results had been published before; `folder` is then left alone.
         """
-        for path in folder.iterdir():
-            self.files.sync_file(path)
-        self.files.sync_directory(folder)
         published = True
-        try:
-            self.files.rename(folder, self.result_folder(job))
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
-            published = False
-        self.files.sync_directory(self.results)  # also for whoever published before, and died
+        with self._held.unchanged():
+            for path in folder.iterdir():
+                self.files.sync_file(path)
+            self.files.sync_directory(folder)
+            try:
+                self.files.rename(folder, self.result_folder(job))
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                published = False
+            self.files.sync_directory(self.results)  # also for whoever published before, and died
         return published
 
     def has_results(self, job: str) -> bool:
         """Tell whether a job's results are published; what is, is durable then."""
         if not self.result_folder(job).exists():
+            self.check_whole()
             return False
         self.files.sync_directory(self.results)  # who published them may have died before this
         return True
@@ -492,11 +508,15 @@ class Spool:
         ------
         OSError
             If something of it cannot be deleted.
+        SpoolAway
+            If nobody knows whether it is gone.
         """
+        began = time.monotonic()
         for folder in (self.result_folder(job), self.work_folder(job)):
             delete_tree(folder)
             if folder.exists():
                 shutil.rmtree(folder)  # once more, to learn why
+        self.check_whole(began)
 
     # -- what the SCP needs when ledger and Redis are away -----------------------------------
 
@@ -519,13 +539,32 @@ class Spool:
     def space(self, storage: Storage) -> DiskSpace:
         """Read the disk's space now, and judge it by the original's rule.
 
+        A disk that is mounted read-only, or has no inodes left, takes nothing either.
+
         Parameters
         ----------
         storage : Storage
             Says which share of the disk may be used, and how much to keep free.
+
+        Raises
+        ------
+        OSError
+            If the disk cannot be read.
+        SpoolAway
+            If the spool was never there.
         """
-        usage = shutil.disk_usage(self.root)
+        if not self._held.is_held:
+            raise self._held.away("it was not found yet")
+        found = os.statvfs(self.root)
+        total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         reserved = max(
-            usage.total * (1 - storage.watermark_percent / 100), storage.reserve_space_gb * 1e9
+            total * (1 - storage.watermark_percent / 100), storage.reserve_space_gb * 1e9
         )
-        return DiskSpace(usage.total, usage.free, usage.free <= reserved, int(reserved))
+        problem = ""
+        if found.f_flag & os.ST_RDONLY:
+            problem = "is mounted read-only"
+        elif found.f_files and found.f_favail < _SPARE_INODES:  # some file systems have no limit
+            problem = "has no inodes left"
+        elif free <= reserved:
+            problem = "is above the watermark"
+        return DiskSpace(total, free, bool(problem), int(reserved), problem)
