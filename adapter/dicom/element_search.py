@@ -58,7 +58,7 @@ class HeaderLimits:
         Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
 
-    elements: int = 100_000
+    elements: int = 50_000
     depth: int = 64
     inflated_bytes: int = 64_000_000
     strict_uids: bool = False

@@ -35,16 +35,23 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 class Form(NamedTuple):
-    """How the elements of a transfer syntax are encoded."""
+    """How the elements of a transfer syntax are encoded.
+
+    Attributes
+    ----------
+    header : Struct
+        Group, element, value representation and a length of two bytes.
+    long : Struct
+        A length of four bytes.
+    """
 
     explicit: bool
-    tag: Struct
-    short: Struct
+    header: Struct
     long: Struct
 
 
-LITTLE_ENDIAN = (Struct("<HH"), Struct("<H"), Struct("<I"))
-BIG_ENDIAN = (Struct(">HH"), Struct(">H"), Struct(">I"))
+LITTLE_ENDIAN = (Struct("<HH2sH"), Struct("<I"))
+BIG_ENDIAN = (Struct(">HH2sH"), Struct(">I"))
 
 
 class Element(NamedTuple):
@@ -80,13 +87,15 @@ def element_at(data: bytes, at: int, form: Form) -> Element | None:
     """
     if at + 8 > len(data):
         return None
-    group, number = form.tag.unpack_from(data, at)
+    group, number, vr, length = form.header.unpack_from(data, at)
     tag = group << 16 | number
-    vr = data[at + 4 : at + 6]
-    if not form.explicit or group == DELIMITERS or not looks_like_vr(vr):
-        return Element(tag, b"", at + 8, form.long.unpack_from(data, at + 4)[0])
-    if vr in SHORT_VRS or (vr not in LONG_VRS and data[at + 6 : at + 8] != b"\0\0"):
-        return Element(tag, vr, at + 8, form.short.unpack_from(data, at + 6)[0])
-    if at + 12 > len(data):
-        return None
-    return Element(tag, vr, at + 12, form.long.unpack_from(data, at + 8)[0])
+    if form.explicit and group != DELIMITERS:
+        if vr in SHORT_VRS:
+            return Element(tag, vr, at + 8, length)
+        if looks_like_vr(vr):
+            if length and vr not in LONG_VRS:
+                return Element(tag, vr, at + 8, length)
+            if at + 12 > len(data):
+                return None
+            return Element(tag, vr, at + 12, form.long.unpack_from(data, at + 8)[0])
+    return Element(tag, b"", at + 8, form.long.unpack_from(data, at + 4)[0])

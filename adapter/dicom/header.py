@@ -192,6 +192,6 @@ def _value(element: FoundElement, form: Form, encodings: list[str] | None = None
         element.value or None,
         0,
         not element.vr,
-        form.tag.format[0] == "<",
+        form.header.format[0] == "<",
     )
     return convert_raw_data_element(raw, encoding=encodings).value

@@ -240,7 +240,7 @@ class Notification(Section):
         5.0, description="Seconds of processor time that one header may take."
     )
     header_elements: PositiveInt = Field(
-        100_000, description="Elements and items that are walked through to find what is needed."
+        50_000, description="Elements and items that are walked through to find what is needed."
     )
     header_depth: int = Field(64, ge=1, le=200, description="Depth of nested sequences.")
     header_inflated_mb: PositiveInt = Field(
