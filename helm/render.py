@@ -130,6 +130,14 @@ _LABELS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _PORT = _number(1, 65535)
 _PORTS: Schema = {"type": "array", "items": _PORT}
 _QUANTITY = _text(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
+#: What a database takes; null is computed, or unknown.
+_CONNECTIONS: Schema = {"type": ["integer", "null"], "minimum": 10, "maximum": 10000}
+#: Settings of a server, by name.
+_SERVER_SETTINGS: Schema = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[a-z][a-z0-9_.]*$"},
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+}
 _AE_TITLE = _text(pattern=r"^[^\\\s]([^\\]{0,14}[^\\\s])?$")
 _NAME = _text(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", maxLength=253)
 _NETWORKS: Schema = {"type": "array", "items": _text(pattern=r"^[0-9a-fA-F:.]+/[0-9]+$")}
@@ -240,7 +248,7 @@ def _server(**more: Schema) -> Schema:
     )
 
 
-def _external(scheme: str) -> Schema:
+def _external(scheme: str, **more: Schema) -> Schema:
     return _closed(
         {
             # A password would stand in a ConfigMap: it comes from a Secret.
@@ -248,6 +256,7 @@ def _external(scheme: str) -> Schema:
             "existingSecret": _NAME,
             "existingSecretKey": _text(minLength=1),
             "ports": _PORTS,
+            **more,
         }
     )
 
@@ -345,8 +354,13 @@ def _values() -> dict[str, Schema]:
         ),
         "redis": _server(),
         "externalRedis": _external("(rediss?|sentinel)"),
-        "postgresql": _server(size=_QUANTITY, storageClass=_NAME),
-        "externalDatabase": _external(r"postgresql\+psycopg"),
+        "postgresql": _server(
+            size=_QUANTITY,
+            storageClass=_NAME,
+            maxConnections=_CONNECTIONS,
+            settings=_SERVER_SETTINGS,
+        ),
+        "externalDatabase": _external(r"postgresql\+psycopg", maxConnections=_CONNECTIONS),
         "networkPolicy": _network_policy(),
         "monitoring": _monitoring(),
         "echoTest": _closed(

@@ -14,7 +14,7 @@ import pytest
 from adapter import cli as command_line
 from adapter import settings as settings_module
 from adapter.core import Adapter, open_adapter
-from adapter.ledger import Ledger
+from adapter.ledger import Ledger, engines
 from adapter.settings import Notification, Settings
 from tests import peers
 from tests.support_postgresql import PostgreSQL
@@ -84,6 +84,9 @@ def settings(tmp_path: Path, database_url: str | None) -> Settings:
 @pytest.fixture
 def cli(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run `dicom-adapter` on the test's data folder; return exit code, output and complaints."""
+    # A command names its process, and bounds its connections: this process is the tests'.
+    monkeypatch.setattr(engines, "_process", "")
+    monkeypatch.setattr(engines, "_most", None)
 
     def run(*arguments: object, data: Path | None = settings.data) -> tuple[int, str, str]:
         options = [] if data is None else ["--data", str(data)]

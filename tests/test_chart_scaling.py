@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,10 +13,13 @@ from helm_python import HelmRenderError, HelmValuesError
 from prometheus_client.registry import CollectorRegistry
 
 from adapter import settings as settings_module
+from adapter import stages
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
+from adapter.ledger.engines import CONNECTIONS_OF, SPARE_CONNECTIONS
 from adapter.scp.metrics import ScpCollector
 from adapter.scp.shared_counters import SharedCounters
+from adapter.settings import Settings
 from tests.support_chart import CHART, STAGES, Rendered, case, render
 
 KEDA = {"stageAutoscaling": {"keda": {"enabled": True}}}
@@ -244,3 +248,37 @@ def test_annotations_lead_a_prometheus_that_goes_by_them() -> None:
             "5000" if pod.component == "api" else "9090"
         )
     assert not any("prometheus.io/port" in pod.annotations for pod in case("default").pods())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        KEDA,
+        {"scp": {"replicas": 2}, "settings": {"dicom": {"scp": {"processes": 3}}}},
+        {"stages": {"pipeline": {"replicas": 9, "concurrency": 4}, "export": {"replicas": 7}}},
+    ],
+    ids=str,
+)
+def test_the_database_takes_as_many_connections_as_the_replicas_may_need(
+    values: dict[str, Any],
+) -> None:
+    """Computed from the same numbers by which the processes bound themselves, and 100 at least."""
+    rendered = render(values)
+    written = json.loads(rendered.find("ConfigMap", "-settings")["data"]["appsettings.json"])
+    settings = Settings(**written["DicomAdapter"])
+    needed = 10
+    for pod in rendered.pods():
+        replicas = rendered.replicas(pod.component) or 4  # KEDA's maximum
+        if pod.component in STAGES:
+            own = values.get("stages", {}).get(pod.component, {}).get("concurrency")
+            runs = own or stages.concurrency(settings)[pod.component]
+            each = runs + SPARE_CONNECTIONS
+        else:
+            each = CONNECTIONS_OF.get(pod.component, 0)
+        processes = (settings.dicom.scp.processes or 4) if pod.component == "scp" else 1
+        needed += replicas * processes * min(each, settings.database.connections)
+
+    arguments = rendered.pod("postgresql").main["args"]
+
+    assert arguments == ["-c", f"max_connections={max(100, needed)}"]

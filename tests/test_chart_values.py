@@ -232,6 +232,12 @@ def test_what_cannot_be_is_refused_by_the_schema(values: dict[str, Any], says: s
             at("scp.autoscaling.hpa", {"enabled": True, "minReplicas": 9}),
             "minReplicas is greater",
         ),
+        (at("postgresql.maxConnections", 61), "may need 62 connections"),
+        (
+            {"externalDatabase": {"url": "postgresql+psycopg://db/a", "maxConnections": 61}}
+            | at("postgresql.enabled", False),
+            "externalDatabase.maxConnections=61",
+        ),
         (at("defaults.extraEnv", [{"name": "DICOMADAPTER_CONFIG", "value": "x"}]), "is taken"),
         (at("stages.export.extraVolumes", [{"name": "tmp", "emptyDir": {}}]), "is taken"),
         (at("api.extraEnv", [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "twice"),

@@ -61,9 +61,12 @@ def test_a_process_keeps_few_connections_and_gives_them_back(
 ) -> None:
     """After a burst two are kept, under the role's name; idle ones are closed, and it goes on."""
     monkeypatch.setattr(engines, "_IDLE", ("300", "idle_session_timeout"))
-    monkeypatch.setattr(engines, "_process", "worker export")
+    monkeypatch.setattr(engines, "_process", None)
+    monkeypatch.setattr(engines, "_most", None)
+    engines.name_process("worker export", 7)
     database = postgresql_url.rpartition("/")[2]
     ledger = Ledger(postgresql_url)
+    assert ledger.engine.pool.size() + ledger.engine.pool._max_overflow == 7
     with ExitStack() as burst:
         for _ in range(6):
             burst.enter_context(ledger.read())

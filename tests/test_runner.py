@@ -45,11 +45,13 @@ from workers.stage import Work
 #: Runs Celery's own command line for each line of its input, up to where the worker would consume.
 _PROGRAM = """
 import json, sys
+from adapter.ledger import engines
 from celery.apps import worker
 from celery.bin.celery import celery as command
 
 def start(self):
     from workers import celery as module
+    assert engines._most == self.concurrency + 2, "one for each run, and two for the rest"
     print(json.dumps([self.concurrency, module.runner._free]), flush=True)
 
 worker.Worker.start = start

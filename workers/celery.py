@@ -27,7 +27,7 @@ from celery.utils.sysinfo import is_auto_concurrency
 from adapter import log
 from adapter.core import open_adapter
 from adapter.errors import ConfigurationError
-from adapter.ledger.engines import name_process
+from adapter.ledger.engines import SPARE_CONNECTIONS, name_process
 from adapter.rights import keep_files_private
 from adapter.settings import CONFIG_VARIABLE, DATA_VARIABLE, Settings, load
 from adapter.stages import (
@@ -112,13 +112,14 @@ def _log(**_: Any) -> None:
 @worker_init.connect
 def _start(sender: Any, **_: Any) -> None:
     stages = [stage for stage in STAGES if stage in sender.app.amqp.queues.consume_from]
-    name_process(f"worker {','.join(stages)}")
     bounds = {stage: concurrency(settings())[stage] for stage in stages}
     if is_auto_concurrency(sender.concurrency):
         sender.concurrency = sum(bounds.values())
     elif len(stages) == 1:
         bounds[stages[0]] = sender.concurrency
     runner.limit(bounds)
+    most = sum(bounds.values()) + SPARE_CONNECTIONS
+    name_process(f"worker {','.join(stages)}", most)
     own_work = OwnDueWork(runner, stages)
     background = WorkerBackgroundTasks(settings(), work, metrics, sender.hostname, own_work)
     try:

@@ -36,7 +36,7 @@ from adapter.cli import (
 )
 from adapter.cli.which import Which
 from adapter.errors import AdapterError, ConfigurationError
-from adapter.ledger.engines import name_process
+from adapter.ledger.engines import CONNECTIONS_OF, name_process
 from adapter.rights import keep_files_private
 from adapter.terminal import complain
 
@@ -95,7 +95,8 @@ def choose(
     ] = False,
 ) -> None:
     """Select the adapter (./data without either option)."""
-    name_process(ctx.invoked_subcommand or "")
+    command = ctx.invoked_subcommand or ""
+    name_process(command, CONNECTIONS_OF.get(command))
     ctx.obj = Which(data, config)
 
 

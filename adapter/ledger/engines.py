@@ -82,19 +82,27 @@ SELECT current_setting('max_connections')::int,
 """
 _limits: tuple[int, int] | None = None
 
+#: The most connections of a process of each role that is no worker; others have the setting's.
+CONNECTIONS_OF = {"scp": 2, "api": 5, "operator": 2}
+#: Connections of a worker beyond one for each run: for its polls, and to renew leases.
+SPARE_CONNECTIONS = 2
+
 _process = ""
+_most: int | None = None
 
 
-def name_process(name: str) -> None:
+def name_process(name: str, most: int | None = None) -> None:
     """Name this process, as the database's administrator sees it in ``pg_stat_activity``.
 
     Parameters
     ----------
     name : str
         Its role, or the command.
+    most : int, optional
+        The most connections that it needs; it gets no more, whatever the settings say.
     """
-    global _process  # noqa: PLW0603 - like a process's title: one, for all its connections
-    _process = name
+    global _process, _most
+    _process, _most = name, most
 
 
 class NoConnection(LedgerError, OperationalError):
@@ -209,6 +217,7 @@ def scrub(engine: Engine, table: str) -> None:
 
 
 def _postgresql(url: URL, connections: int) -> Engine:
+    connections = min(connections, _most or connections)
     kept = min(_KEPT, connections)
     parameters = {"application_name": f"dicom-adapter {_process}".strip()[:63], **_CONNECT}
     if "," in str(url.query.get("host", "")):
