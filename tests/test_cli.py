@@ -13,7 +13,9 @@ import structlog
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
 from adapter import heartbeat
+from adapter.cli import jobs as job_commands
 from adapter.ledger import configuration, owners, schema
+from adapter.ledger import jobs as verbs
 from adapter.ledger.queries import find_export, find_job
 from adapter.models import EntityKind
 from adapter.scp import Scp
@@ -606,6 +608,42 @@ def test_a_parked_job_is_retried(cli, adapter, history):
     code, _, err = cli("jobs", "retry", history["done"])
     assert code == 1
     assert "only a parked job" in err
+
+
+def test_what_a_pipeline_printed_is_shown(cli, adapter, history):
+    """`jobs logs` prints either stream, follows a job to its end, and says if nothing is kept."""
+    code, _, err = cli("jobs", "logs", history["job"])
+    assert (code, "nothing is kept" in err) == (1, True)
+    folder = adapter.spool.work_folder(history["job"])
+    folder.mkdir()
+    (folder / "stdout.txt").write_text("hello\n")
+    (folder / "stderr.txt").write_text("alas\n")
+
+    assert cli("jobs", "logs", history["job"][:8])[:2] == (0, "hello\n")
+    assert cli("jobs", "logs", history["job"], "--stderr")[:2] == (0, "alas\n")
+    assert cli("jobs", "logs", history["job"], "--follow")[:2] == (0, "hello\n")
+
+
+def test_a_job_that_runs_is_followed_to_its_end(cli, adapter, history, monkeypatch):
+    """What is printed meanwhile, and by the next run, is shown as it comes."""
+    folder = adapter.spool.work_folder(history["job"])
+    folder.mkdir()
+    stdout = folder / "stdout.txt"
+    verbs.retry(adapter.ledger, history["job"])
+
+    def add_more(_seconds):
+        if not stdout.exists():
+            stdout.write_text("first ")
+        elif stdout.read_text() == "first ":
+            stdout.write_text("first second ")
+        else:
+            (folder / "new").write_text("third")
+            (folder / "new").replace(stdout)
+            verbs.discard(adapter.ledger, history["job"])
+
+    monkeypatch.setattr(job_commands.time, "sleep", add_more)
+
+    assert cli("jobs", "logs", history["job"], "--follow")[:2] == (0, "first second third")
 
 
 def test_a_job_is_discarded(cli, adapter, history):

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapter import job_output
 from adapter.core import Adapter
 from adapter.ledger import housekeeping
 from adapter.ledger.schema import (
@@ -23,6 +25,7 @@ from adapter.ledger.schema import (
     tasks,
 )
 from adapter.settings import Settings
+from adapter.verify import verify
 from tests.support_ledger import add_row
 from tests.support_stages import (
     IncomingAssociation,
@@ -235,6 +238,45 @@ def test_a_folder_made_too_late_goes_with_the_next_sweep(
     reclamation.run(work)
 
     assert list(adapter.spool.list_jobs()) == [other]
+
+
+def test_what_a_pipeline_printed_outlives_its_files(
+    adapter: Adapter, work: Work, arrival: str
+) -> None:
+    """It stays for `jobOutputDays`, the newest of it for as long as `jobOutputMB` allows."""
+    (job,) = rows(adapter, jobs)
+    folder = adapter.spool.work_folder(job.id)
+    (folder / "attempt").mkdir(parents=True)
+    (folder / "metadata.json").write_text("{}")
+    (folder / "stdout.txt").write_text("printed")
+    (folder / "stderr.txt").write_text("")
+
+    reclamation.run(work)
+    assert [path.name for path in folder.iterdir()] == ["stdout.txt"]
+    assert [group.state for group in rows(adapter, groups)] == ["reclaimed"]
+    assert "work" not in {found.kind for found in verify(adapter, settle_seconds=0)}
+    assert job_output.delete_old(adapter.spool.work, before=0, most=7) == 0
+    assert folder.exists()
+
+    os.utime(folder / "stdout.txt", (0, 0))
+    with adapter.ledger.write() as connection:
+        connection.execute(sweep_again())
+    assert reclamation.run(work)["outputs"] == 1
+    assert not folder.exists()
+
+
+def test_there_is_no_more_of_what_pipelines_printed_than_may_be(tmp_path: Path) -> None:
+    """Beyond the bytes that may be kept the oldest goes; a job that is not reclaimed keeps its."""
+    for number in range(4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "stdout.txt").write_text("12345")
+        os.utime(folder / "stdout.txt", (number, number))
+    (tmp_path / "0" / "metadata.json").write_text("{}")
+
+    assert job_output.delete_old(tmp_path, before=0, most=12) == 1
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3"]
 
 
 def test_rows_outlive_their_files_and_are_then_forgotten(

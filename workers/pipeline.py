@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any
 
 from adapter.errors import ChildKilled, LeaseLost, NotYetVisible, PermanentError, TemporaryError
+from adapter.job_output import STDERR, STDOUT
 from adapter.ledger import jobs
 from adapter.ledger.jobs import Failure, Job
 from adapter.ledger.leases import Lease
@@ -246,8 +247,8 @@ def command_of(
         disk=pipeline.disk_mb * 1_000_000,
         files=pipeline.maximum_files,
         floor=SPARE_ROOM // 2,
-        stdout=attempt.job_folder / "stdout.txt",
-        stderr=attempt.job_folder / "stderr.txt",
+        stdout=attempt.job_folder / STDOUT,
+        stderr=attempt.job_folder / STDERR,
         sandbox=sandbox,
     )
 

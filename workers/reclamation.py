@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from adapter import job_output
 from adapter.errors import NotYetVisible
 from adapter.ledger import attempts, hashes, housekeeping, leases, reclamation
 from adapter.ledger.attempts import Defeat
@@ -167,6 +168,8 @@ def _housekeeping(work: Work) -> dict[str, int]:
         for job in batch:
             with _sweeping(work, job):
                 adapter.spool.delete_job(job)
+    before = now - storage.job_output_days * 86400
+    outputs = job_output.delete_old(adapter.spool.work, before, storage.job_output_mb * 1_000_000)
     if hashes.are_keys_to_be_hashed(adapter.ledger) or hashes.was_upgraded_lately(adapter.ledger):
         hashes.hash_plain_keys(adapter.ledger, adapter.spool.hash_key())
     rows = 0
@@ -175,7 +178,7 @@ def _housekeeping(work: Work) -> dict[str, int]:
         if not forgotten:
             break
         rows += forgotten
-    return {"stale": stale, "forgotten": rows}
+    return {"stale": stale, "outputs": outputs, "forgotten": rows}
 
 
 @contextmanager

@@ -39,6 +39,16 @@ class Storage(Section):
     history_days: PositiveFloat = Field(
         90.0, description="Days that rows are kept after their files, to recognise duplicates."
     )
+    job_output_days: float = Field(
+        7.0,
+        ge=0,
+        description="Days that what a pipeline printed is kept after its files are deleted.",
+    )
+    job_output_mb: PositiveInt = Field(
+        1000,
+        alias="jobOutputMB",
+        description="The most bytes (1e6) of that; the oldest goes first.",
+    )
     lag_seconds: float | None = Field(
         None,
         ge=0,

@@ -11,7 +11,7 @@
       instances/<nn>/         <arrival>.dcm: registered
       quarantine/             <arrival>.dcm: could not be processed; the reason is in the ledger
       results/<job>/          what a pipeline produced, published whole by one rename
-      work/<job>/             payload and running attempts of the embedded platform
+      work/<job>/             payload and running attempts of the embedded platform; what it printed
       status/                 heartbeats of the roles
 
 The rules: a name becomes visible only when its file is whole; data, then name, then directory are

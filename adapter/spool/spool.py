@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from adapter import job_output
 from adapter.errors import NotYetVisible, SpoolAway
 from adapter.files import (
     FILE_SYSTEM,
@@ -493,14 +494,21 @@ class Spool:
         return True
 
     def list_jobs(self) -> Iterator[str]:
-        """Yield the jobs that have a folder of results or of work; those with both, twice."""
+        """Yield the jobs that have a folder of results or of work; those with both, twice.
+
+        Folders that hold only what a reclaimed job's pipeline printed do not count.
+        """
         for top in (self.results, self.work):
             for path in top.iterdir():
                 with suppress(ValueError):  # what no stage named is not ours to read
-                    yield str(uuid.UUID(path.name))
+                    job = str(uuid.UUID(path.name))
+                    if not (top == self.work and job_output.is_all_that_is_left(path)):
+                        yield job
 
     def delete_job(self, job: str) -> None:
         """Delete a job's results, payload and attempts; already gone is gone.
+
+        What its pipeline printed stays (`adapter.job_output`).
 
         Nothing is synced: the sweep deletes whatever comes back of a reclaimed group's jobs.
 
@@ -512,10 +520,11 @@ class Spool:
             If nobody knows whether it is gone.
         """
         began = time.monotonic()
-        for folder in (self.result_folder(job), self.work_folder(job)):
-            delete_tree(folder)
-            if folder.exists():
-                shutil.rmtree(folder)  # once more, to learn why
+        folder = self.result_folder(job)
+        delete_tree(folder)
+        if folder.exists():
+            shutil.rmtree(folder)  # once more, to learn why
+        job_output.delete_all_else(self.work_folder(job))
         self.check_whole(began)
 
     # -- what the SCP needs when ledger and Redis are away -----------------------------------

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapter import job_output
 from adapter.models import ArrivalId
 from adapter.spool import Spool, shards
 from adapter.verify.difference import Difference
@@ -26,7 +27,7 @@ class Listing:
     results : dict of str to dict
         By job, then by name.
     work : set of str
-        Jobs that have a working folder.
+        Jobs that have a working folder with more in it than what their pipelines printed.
     strangers : set of Difference
         What no role of the adapter has put there.
     """
@@ -63,6 +64,8 @@ def list_spool(spool: Spool) -> Listing:
         else:
             listing.strangers.add(_stranger(spool, path))
     for path, _ in _entries(spool, spool.work, listing.strangers):
+        if job_output.is_all_that_is_left(path):
+            continue
         if _is_job(path.name):
             listing.work.add(path.name)
         else:
