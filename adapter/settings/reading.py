@@ -98,13 +98,18 @@ def _wrong_variables() -> list[str]:
     Pydantic finds unknown keys of a section.
     """
     prefix = Settings.model_config["env_prefix"]
-    meant = {_squeezed(name): name for name in (*_variables(), DATA_VARIABLE, CONFIG_VARIABLE)}
+    settings = {_squeezed(name): name for name in _variables()}
+    adapters = {_squeezed(name): name for name in (DATA_VARIABLE, CONFIG_VARIABLE)}
     found = []
     for name, value in sorted(os.environ.items()):
+        is_prefixed = name.upper().startswith(prefix)
+        meant = settings if is_prefixed else settings | adapters
         likely = meant.get(_squeezed(name))
-        if name.upper().startswith(prefix):
+        if is_prefixed:
             section = name[len(prefix) :].partition("__")[0].lower()
-            if section in Settings.model_fields:
+            if section in Settings.model_fields and (
+                not likely or _levels(name) == _levels(likely)
+            ):
                 continue
             problem = f"{name}: there is no such setting to override"
         elif likely in {None, name} or value.startswith(_LINKS):
@@ -117,6 +122,11 @@ def _wrong_variables() -> list[str]:
 
 def _squeezed(variable: str) -> str:
     return variable.upper().replace("_", "")
+
+
+def _levels(variable: str) -> list[str]:
+    """Return a variable's levels as pydantic compares them: `read_only` is `readOnly`."""
+    return [_squeezed(level) for level in variable.split("__")]
 
 
 def _variables(model: type[BaseModel] = Settings, path: str = "DICOMADAPTER") -> Iterator[str]:
