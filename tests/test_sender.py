@@ -115,7 +115,7 @@ def test_a_refused_file_does_not_stop_the_others(files, settled):
 
     assert len(received) == 7
     assert Counter(settled.values()) == {
-        (Outcome.REFUSED, 0xC000, "the destination answered with status C000"): 1,
+        (Outcome.RETRY, 0xC000, "the destination answered with status C000"): 1,
         (Outcome.STORED, 0xB000, None): 6,
     }
 
