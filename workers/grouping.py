@@ -8,8 +8,8 @@ On a volume that shows new files late, (b) is known only when every file that wa
 moment is seen: that many seconds after the quiet time, and after the group was opened, since a
 rebuild gives files new names long after they were received.
 
-A group that cannot be closed because its job processor fails or is not installed is parked at once
-(`adapter.ledger.attempts`).
+A group whose job processor fails is parked at once; one whose job processor is not installed here
+rests first (`adapter.ledger.attempts`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ worker is suspended
 a row defeats its worker    that row is separated from its batch, counted, and rests, longer each
                             time; the others go on
 a row kills its worker      its lease runs out, which counts; it is due at once
-a job processor fails       the row is quarantined or parked at once: it would fail again
+a job processor fails       the row is quarantined or parked at once: it would fail again.  If it is
+                            not installed here, a file is quarantined at once, so that no other
+                            waits for it; a group rests, since another worker may have it
 counted too often           it is parked or quarantined with the reason, an event and a metric; an
                             operator lets it be tried again (`retry`) or gives it up (`discard`)
 ==========================  =======================================================================
@@ -113,15 +115,13 @@ class Defeat:
         One of `REASONS`.
     message : str
         A sentence for people, without PHI.
+    is_final : bool
+        Whether another attempt would end like this one, on whatever worker.
     """
 
     reason: str
     message: str
-
-    @property
-    def is_final(self) -> bool:
-        """Whether another attempt would end like this one: a plug-in does not change by itself."""
-        return self.reason == PROCESSOR
+    is_final: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -146,7 +146,9 @@ def why(error: Exception) -> Defeat:
     """
     match error:
         case ProcessorError() | ConfigurationError():
-            return Defeat(PROCESSOR, str(error))
+            # Another worker may have a plug-in that is not installed here.
+            is_final = isinstance(error, ProcessorError)
+            return Defeat(PROCESSOR, str(error), is_final=is_final)
         case NotYetVisible():
             return Defeat(NOT_VISIBLE, str(error))
         case AdapterError():
