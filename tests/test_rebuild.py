@@ -116,6 +116,26 @@ def test_nothing_in_force_is_pushed_out_of_the_copy(adapter: Adapter) -> None:
     assert version == 1
 
 
+def test_a_copy_of_an_earlier_release_is_restored_too(adapter: Adapter) -> None:
+    """It does not say which versions are of one life, from creation to deletion: that is found."""
+    add_ae_title(adapter)
+    add_ae_title(adapter, processor_settings={"pipeline-a": "a"})
+    configuration.remove(adapter.ledger, EntityKind.AE_TITLE, "BRAIN")
+    add_ae_title(adapter)
+    add_ae_title(adapter, processor_settings={"pipeline-a": "a"})
+    saved = configuration.snapshot(adapter.ledger)
+    for row in saved["rows"]:
+        del row["first_version"]
+        row["of a later release"] = 1
+    with adapter.ledger.write() as connection:
+        connection.execute(configuration_table.delete())
+
+    assert configuration.restore(adapter.ledger, saved) == 5
+
+    found = {row.version: row.first_version for row in rows(adapter, configuration_table)}
+    assert found == {1: 1, 2: 1, 3: 1, 4: 4, 5: 4}
+
+
 def test_a_ledger_that_is_not_empty_is_left_alone(adapter: Adapter) -> None:
     """Rebuilding never touches a ledger that knows its instances."""
     IncomingAssociation(adapter, add_ae_title(adapter)).store(make_instance())
