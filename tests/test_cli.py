@@ -163,7 +163,7 @@ def test_check_config_warns_of_a_program_that_is_not_there(cli, write_settings):
     assert "no program 'no-such-program'" in err
 
 
-def test_the_adapter_may_be_chosen_before_or_after_the_command(cli, data):
+def test_the_adapter_may_be_chosen_before_or_after_the_command(cli, adapter, data):
     """--data works on either side of a command, also with an equals sign."""
     assert cli("source", "add", "CT1", "10.0.0.1")[0] == 0
 
@@ -178,11 +178,27 @@ def test_the_adapter_may_be_chosen_before_or_after_the_command(cli, data):
         assert "CT1" in out
 
 
-def test_a_mistyped_folder_is_an_error_and_not_a_new_adapter(cli, tmp_path):
-    """A command that shows something does not make an adapter."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["studies", "list"],
+        ["aet", "add", "CT-AI", "--set", "pipeline-a=lung"],
+        ["source", "add", "CT1", "10.0.0.1"],
+        ["destination", "add", "A", "ARCHIVE", "10.0.0.7", "104"],
+        ["source", "remove", "CT1"],
+        ["jobs", "retry", "--all"],
+        ["quarantine", "discard", "1"],
+        ["verify"],
+        ["operator", "--release"],
+        ["status"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_folder_is_an_error_and_not_a_new_adapter(cli, tmp_path, words):
+    """A command that shows or changes something does not make an adapter."""
     elsewhere = tmp_path / "mistyped"
 
-    code, out, err = cli("studies", "list", data=elsewhere)
+    code, out, err = cli(*words, data=elsewhere)
 
     assert (code, out) == (1, "")
     assert f"no adapter in {elsewhere}" in err
@@ -362,7 +378,7 @@ def test_settings_that_the_processor_refuses_are_listed(cli, adapter):
     assert configuration.current(adapter.ledger, EntityKind.AE_TITLE) == []
 
 
-def test_loose_ends_are_warned_of(cli, write_settings):
+def test_loose_ends_are_warned_of(cli, adapter, write_settings):
     """A pipeline that is not defined, and a destination that is not there, are warned of."""
     pipeline = {"name": "Lung", "command": ["true"], "destinations": ["ARCHIVE"]}
     write_settings({"pipelines": {"lung": pipeline}})
@@ -511,7 +527,7 @@ def test_destination_echo_tells_what_is_wrong(cli, adapter, scp, settings):
     assert "nobody listens" in err
 
 
-def test_destination_echo_says_what_would_help(cli):
+def test_destination_echo_says_what_would_help(cli, adapter):
     """A destination that takes Implicit VR only can have the rest re-encoded, and is told so."""
     with ScriptedPacs(syntaxes=[ImplicitVRLittleEndian]) as pacs:
         cli("destination", "add", "old", "PACS", "127.0.0.1", pacs.port)
