@@ -31,6 +31,10 @@ PERIOD = 1.0
 #: spool, so this is more than a file server takes to fail over.
 DEAD_SECONDS = 60.0
 
+#: What a receiver says in its heartbeat: a time before which it received nothing that is not
+#: visible by now (seconds since 1970, UTC).
+PUBLISHED_UNTIL = "published_until"
+
 _FORGOTTEN_SECONDS = 3600.0
 _STOP_SECONDS = 1.0
 
@@ -93,6 +97,33 @@ def read_all(spool: Spool) -> list[dict[str, Any]]:
             beat = json.loads(path.read_text(encoding="utf-8"))
             found.append({**beat, "age": max(0.0, time.time() - float(beat["at"]))})
     return found
+
+
+def published(spool: Spool, moment: float) -> bool:
+    """Tell whether every receiver that is alive has made visible what it received up to a moment.
+
+    One that is silent for `SILENCE_SECONDS` counts as gone: what it had not made visible by then,
+    it never acknowledges.
+
+    Parameters
+    ----------
+    moment : float
+        Seconds since 1970, UTC, by the receivers' clocks.
+    """
+    return all(
+        beat.get(PUBLISHED_UNTIL, moment) > moment
+        or beat["age"] >= SILENCE_SECONDS
+        or _has_ended(beat)
+        for beat in read_all(spool)
+        if PUBLISHED_UNTIL in beat
+    )
+
+
+def _has_ended(beat: Mapping[str, Any]) -> bool:
+    """Tell whether a heartbeat's process ran on this host and does so no more."""
+    return (
+        beat.get("host") == socket.gethostname() and not Path(f"/proc/{beat.get('pid')}").exists()
+    )
 
 
 class Heart:

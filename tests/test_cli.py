@@ -825,7 +825,7 @@ def test_quarantined_files_are_shown_and_discarded(cli, adapter):
 
     assert "not-parseable" in cli("quarantine", "list")[1]
     shown = json.loads(cli("quarantine", "show", arrival, "--json")[1])
-    assert shown["path"] == str(adapter.spool.quarantine_path(arrival))
+    assert shown["path"] == str(adapter.spool.outside(adapter.spool.quarantine_path(arrival)))
     assert cli("quarantine", "discard", arrival)[0] == 0
 
     code, _, err = cli("quarantine", "discard", arrival)

@@ -154,7 +154,7 @@ def test_a_run_sees_its_input_under_uids_and_its_metadata(adapter):
     listed, folder, metadata = printed(adapter, job).split("\n/\n")
     assert names == sorted(listed.split())
     assert metadata == '{"Instances": "4"}'
-    assert str(adapter.spool.work) in folder
+    assert str(adapter.spool.folder / "work") in folder
 
 
 # --- every other end ------------------------------------------------------------------------------

@@ -607,7 +607,7 @@ def pooled(tmp_path, pool, database_url):
             workers={"leaseSeconds": 1.0},
             notification={"headerSeconds": 60.0},
         )
-        opened.append(open_adapter(settings))
+        opened.append(open_adapter(settings, create=True))
         return opened[-1]
 
     yield make

@@ -276,7 +276,13 @@ def test_a_run_that_fails_while_the_volume_is_away_costs_no_try(
     """The job runs again when the volume is back, and is neither tried nor parked."""
     command = [sys.executable, "-c", COMMAND, str(moved.folder), str(moved._aside)]
     lung = Pipeline.model_validate(
-        {"name": "lung", "command": command, "maximumRetries": 0, "export": False}
+        {
+            "name": "lung",
+            "command": command,
+            "maximumRetries": 0,
+            "export": False,
+            "isolation": "none",
+        }
     )
     changed = settings.model_copy(update={"pipelines": {"lung-1": lung}})
     work = make_work(Adapter(changed, adapter.spool, adapter.ledger))

@@ -2,7 +2,9 @@
 """Grouping: closes groups whose quiet time has passed, and creates their jobs with them.
 
 A group closes when (a) its quiet time has passed and (b) nothing for its AE title that was received
-before that moment still waits in incoming/.  Its maximum wait closes it regardless.
+before that moment still waits in incoming/.  Its maximum wait closes it regardless.  For (b) every
+receiver that is alive has to have declared, in its heartbeat, that what it received until then is
+visible (`adapter.scp.publishing`).
 
 On a volume that shows new files late, (b) is known only when every file that was there at that
 moment is seen: that many seconds after the quiet time, and after the group was opened, since a
@@ -18,6 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from adapter import heartbeat
 from adapter.core import Adapter
 from adapter.ledger import arrivals, attempts, groups
 from adapter.ledger.configuration import ae_title_version, versions_of_same_title
@@ -37,6 +40,9 @@ _OUTCOMES = {
     GroupState.CLOSED: "closed",
     GroupState.PARKED: "parked",
 }
+
+#: Seconds until a receiver's next heartbeat is looked at.
+_WORD_SECONDS = heartbeat.PERIOD / 2
 
 #: Arrivals that one look into the ledger asks for.
 _LOOK = 500
@@ -92,6 +98,10 @@ def close_or_hold(adapter: Adapter, lease: Lease, group: Any) -> Closing:
         unseen = max(group.due_at, group.opened_at) + lag - now
         if 0 < unseen <= lag:
             groups.hold_open(ledger, lease, group.id, unseen)
+            return Closing(GroupState.OPEN)
+        # In this order: what is visible by a receiver's word is listed after it.
+        if not heartbeat.published(adapter.spool, group.due_at):
+            groups.hold_open(ledger, lease, group.id, _WORD_SECONDS)
             return Closing(GroupState.OPEN)
         if _older_wait(adapter, same_title, group.due_at):
             groups.hold_open(ledger, lease, group.id)

@@ -20,8 +20,9 @@ from adapter.ledger.configuration import is_of_life
 from adapter.ledger.schema import groups, now
 from adapter.models import GroupState, group_id
 
-#: Seconds between a group's quiet time and the look at it: a receiver that has taken an instance's
-#: receive time needs a moment to make its name visible.
+#: Seconds between a group's quiet time and the first look at it: a receiver that has taken an
+#: instance's receive time needs a moment to make its name visible.  Nothing depends on it: the
+#: receivers declare what is visible (`adapter.heartbeat.published`).
 RENAME_SECONDS = 0.25
 
 

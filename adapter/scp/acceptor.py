@@ -89,6 +89,10 @@ class AssociationAcceptor:
         """How many associations of this process are open."""
         return self._limiter.taken
 
+    def published_until(self) -> float:
+        """Return a time before which no instance was received that is not visible by now."""
+        return self._context.publishing.published_until()
+
     @property
     def metrics(self) -> ProcessMetrics:
         """Where metrics are counted."""

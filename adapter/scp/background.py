@@ -119,6 +119,8 @@ class ScpBackgroundTasks:
         Returns how many associations are open.
     listening : callable
         Tells whether connections are accepted.
+    published_until : callable
+        Returns a time before which no instance was received that is not visible by now.
     refuses : callable
         Returns why no instance can be stored at present, or None.
     """
@@ -132,12 +134,14 @@ class ScpBackgroundTasks:
         *,
         active: Callable[[], int],
         listening: Callable[[], bool],
+        published_until: Callable[[], float],
         refuses: Callable[[], str | None],
     ) -> None:
         self._configuration = configuration
         self._events = events
         self._active = active
         self._listening = listening
+        self._published_until = published_until
         self._refuses = refuses
         self._port = settings.dicom.scp.port
         self._ledger = open_ledger(settings)
@@ -193,6 +197,7 @@ class ScpBackgroundTasks:
         metrics.counters.set_refusing(refuses is not None)
         return {
             "refuses": refuses,
+            heartbeat.PUBLISHED_UNTIL: self._published_until(),
             "port": self._port,
             "active_associations": active,
             "configuration_version": self._configuration.snapshot.version,

@@ -72,6 +72,7 @@ class Scp:
             self.events,
             active=lambda: self.acceptor.active,
             listening=lambda: self._server.listening,
+            published_until=self.acceptor.published_until,
             refuses=self.acceptor.refuses,
         )
 

@@ -15,9 +15,8 @@ C000    the data set is empty or does not begin as its transfer syntax says
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapter.dicom.leading_uids import LOOK_AHEAD_BYTES, UnreadableStart, leading_uids
 from adapter.dicom.part10 import part10_header
@@ -35,6 +34,7 @@ from adapter.log import get_logger
 from adapter.models import ArrivalId
 from adapter.scp.acceptance import Accepted, ContextResult
 from adapter.scp.events import ScpEvents, note
+from adapter.scp.publishing import Publishing
 from adapter.spool import IncomingFile, Spool
 
 log = get_logger(__name__)
@@ -92,6 +92,8 @@ class StoreContext:
         The longest data set that is taken.
     durable : bool, optional
         False syncs nothing: for benchmarks only.
+    publishing : Publishing, optional
+        The instances of this process whose names are not visible yet.
     strict_uids : bool, optional
         Whether UIDs must have the grammar of PS3.5 section 9.1.
     """
@@ -102,6 +104,7 @@ class StoreContext:
     on_stored: Callable[[], None]
     instance_bytes: int = 4_294_967_296
     durable: bool = True
+    publishing: Publishing = field(default_factory=Publishing)
     strict_uids: bool = False
 
 
@@ -230,7 +233,11 @@ class Receive:
         file.sync()
         # The time is taken after the bytes are durable: a group closes only over files that were
         # there to be seen.
-        file.publish(self._next_arrival(time.time()))
+        naming = self._context.publishing.begin()
+        try:
+            file.publish(self._next_arrival(naming.received_at), naming.visible)
+        finally:
+            naming.end()
 
     def _check_leading_uids(self, *, complete: bool) -> None:
         """Compare the UIDs of data set and command; notification checks for missing ones."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from adapter.files import FILE_SYSTEM, FileSystem
@@ -77,8 +78,15 @@ class IncomingFile:
         if self._durable:
             self._files.sync_data(self._descriptor)
 
-    def publish(self, arrival: ArrivalId) -> Path:
+    def publish(self, arrival: ArrivalId, visible: Callable[[], None] = lambda: None) -> Path:
         """Make the synced file visible under its arrival's name, durably, and return its path.
+
+        Parameters
+        ----------
+        arrival : ArrivalId
+            Names the file.
+        visible : callable, optional
+            Called when the name is visible; may raise OSError.
 
         Raises
         ------
@@ -92,6 +100,7 @@ class IncomingFile:
             else:
                 self._files.rename(self._path, target)
             self._path = target
+            visible()
             if self._durable:
                 self._files.sync_directory(self._folder)
         self._close()
