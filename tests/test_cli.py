@@ -17,7 +17,9 @@ from adapter.cli import jobs as job_commands
 from adapter.ledger import configuration, owners, schema
 from adapter.ledger import jobs as verbs
 from adapter.ledger.queries import find_export, find_job
-from adapter.models import EntityKind
+from adapter.models import EntityKind, Priority
+from adapter.processors.ae_title import AETitleJobProcessor
+from adapter.processors.base import JobRequest
 from adapter.scp import Scp
 from adapter.timeline import short
 from tests.support_jobs import CT_SERIES
@@ -387,10 +389,26 @@ def test_loose_ends_are_warned_of(cli, adapter, write_settings):
     assert code == 0
     assert "no pipeline 'brain'" in err
     assert "no destination 'ARCHIVE'" in err
+    _, _, err = cli("check-config")
+    assert "AE title 'A': the settings have no pipeline 'brain'" in err
+    assert "pipeline 'lung': there is no destination 'ARCHIVE'" in err
 
     cli("destination", "add", "ARCHIVE", "ARCHIVE", "10.0.0.7", "104")
     _, _, err = cli("aet", "set", "A", "--unset", "pipeline-b")
     assert err == ""
+    _, _, err = cli("check-config")
+    assert "pipeline" not in err
+
+
+def test_what_any_job_processor_names_is_looked_for(cli, adapter, monkeypatch):
+    """The pipelines of a job processor of a package are asked for, whatever its settings are."""
+    request = JobRequest("a", "liver", Priority.NORMAL, 1.0)
+    monkeypatch.setattr(AETitleJobProcessor, "jobs", lambda _processor: [request])
+
+    _, _, err = cli("aet", "add", "A", "--set", "pipeline-a=lung")
+
+    assert "no pipeline 'liver'" in err
+    assert "lung" not in err
 
 
 @pytest.mark.every_ledger

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from workers.stage import take_all
 from workers.submission import take as submit
 
 JOB = str(uuid.UUID(int=7))
+
+CLI = [sys.executable, "-m", "adapter.cli"]
 
 #: A study of three MR series of several slices each.
 MR_STUDY = sorted(
@@ -185,3 +188,42 @@ def test_the_embedded_platform_runs_it(adapter):
     assert (
         Path(adapter.spool.work_folder(job) / "stdout.txt").read_text().startswith("17 instances")
     )
+
+
+def test_a_pipeline_is_tried_without_dicom(tmp_path):
+    """`pipeline test` runs it on a folder as a worker would, and leaves its results where asked."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    command = ["{python}", "-m", "adapter.demo.pipeline", "{input}", "{output}"]
+    pipelines = {
+        "mip": {"name": "MIP", "command": command, "export": False},
+        "false": {"name": "Fails", "command": ["false"], "export": False},
+    }
+    document = {"DicomAdapter": {"pipelines": pipelines}}
+    (tmp_path / "data" / "appsettings.json").write_text(json.dumps(document))
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, path in enumerate(CT_SERIES):
+        shutil.copy(path, source / f"{number}.dcm")
+    (source / "readme.txt").write_text("no DICOM")
+
+    def try_pipeline(name, *options):
+        return subprocess.run(
+            [*CLI, "--data", tmp_path / "data", "pipeline", "test", name, source, *options],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    done = try_pipeline("mip", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "4 instances read" in done.stdout
+    assert "succeeded: 4 files in, 1 out" in done.stdout
+    assert "left out: " in done.stderr
+    assert len([dcmread(path) for path in (tmp_path / "out").iterdir()]) == 1
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["appsettings.json"]
+
+    done = try_pipeline("false")
+    assert (done.returncode, "exit-code: exit code 1" in done.stderr) == (1, True)
+    done = try_pipeline("lung")
+    assert (done.returncode, "there are: false, mip" in done.stderr) == (2, True)

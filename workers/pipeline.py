@@ -125,7 +125,7 @@ class Run(ClaimedJob):
         self._attempt.prepare(files, metadata_path(spool, job.id))
         jobs.begin_run(self._adapter.ledger, self._lease, job)
         ending = run_command(
-            command_of(pipeline, job, self._attempt, sandbox),
+            command_of(pipeline, job.id, job.pipeline_id, self._attempt, sandbox),
             CancellationCheck(self._work, self._lease),
         )
         self._exit_code = ending.code
@@ -214,14 +214,26 @@ class CancellationCheck:
 
 
 def command_of(
-    pipeline: Pipeline, job: Job, attempt: Attempt, sandbox: dict[str, Any] | None
+    pipeline: Pipeline, job: str, name: str, attempt: Attempt, sandbox: dict[str, Any] | None
 ) -> Command:
-    """Return the command of a run: its placeholders filled, and an environment without secrets."""
+    """Return the command of a run: its placeholders filled, and an environment without secrets.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        The pipeline.
+    job, name : str
+        The ids of the job and the pipeline.
+    attempt : Attempt
+        The run's folder.
+    sandbox : dict, optional
+        How it is isolated (`workers.clients.isolation`).
+    """
     attempt = attempt.outside()
     values = {
         "input": str(attempt.input),
         "output": str(attempt.output),
-        "job": job.id,
+        "job": job,
         "python": sys.executable,
     }
     return Command(
@@ -236,11 +248,11 @@ def command_of(
             "HOME": str(attempt.folder),
             "TMPDIR": str(attempt.temporary),
             **pipeline.environment,
-            "DICOM_ADAPTER_JOB_ID": job.id,
+            "DICOM_ADAPTER_JOB_ID": job,
             "DICOM_ADAPTER_INPUT": str(attempt.input),
             "DICOM_ADAPTER_OUTPUT": str(attempt.output),
             "DICOM_ADAPTER_METADATA": str(attempt.metadata),
-            "DICOM_ADAPTER_PIPELINE": job.pipeline_id,
+            "DICOM_ADAPTER_PIPELINE": name,
         },
         seconds=pipeline.timeout_seconds,
         memory=pipeline.memory_mb * 1_000_000,

@@ -28,6 +28,7 @@ from adapter.cli import (
     groups,
     jobs,
     ledger,
+    pipelines,
     quarantine,
     roles,
     send,
@@ -73,6 +74,7 @@ app.add_typer(studies.studies, name="studies")
 app.add_typer(groups.groups, name="groups")
 app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(exports.exports, name="exports")
+app.add_typer(pipelines.pipelines, name="pipeline")
 app.add_typer(quarantine.quarantine, name="quarantine")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adapter.cli import references
 from adapter.cli.send import print_echo
 from adapter.cli.which import AsJson, opened
 from adapter.core import Adapter
@@ -100,20 +101,11 @@ def _loose_ends(adapter: Adapter, ae_title: AETitle) -> list[str]:
     """Return warnings about pipelines and destinations that do not exist (yet)."""
     present = configuration.current(adapter.ledger, EntityKind.DESTINATION)
     known = {item.entity.key for item in present}
-    found = []
-    for key, pipeline in ae_title.processor_settings.items():
-        if not key.startswith("pipeline-"):
-            continue
-        defined = adapter.settings.pipelines.get(pipeline)
-        if defined is None:
-            found.append(f"{key}: the settings have no pipeline {pipeline!r}; jobs will be parked")
-            continue
-        found += [
-            f"pipeline {pipeline!r}: there is no destination {name!r} yet (`destination add`)"
-            for name in defined.destinations
-            if name not in known
-        ]
-    return found
+    settings = adapter.settings
+    return [
+        *references.missing_pipelines(settings, ae_title),
+        *references.missing_destinations(settings, registry.pipelines_of(ae_title), known),
+    ]
 
 
 def _list(ctx: typer.Context, kind: EntityKind, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import log, passwords, rights
+from adapter.cli import references
 from adapter.cli.which import AsJson, opened, settings_of
 from adapter.core import open_ledger
 from adapter.embedded import ports
@@ -41,7 +42,7 @@ def check_config(ctx: typer.Context, as_json: AsJson = False) -> None:
         print_json({"DicomAdapter": document})
     else:
         print_table(("setting", "value"), _flat(document), "")
-    warn(*_doubts(settings), *_unusable_ae_titles(settings), as_json=as_json)
+    warn(*_doubts(settings), *_loose_ends(settings), as_json=as_json)
     if not as_json:
         say("The settings are fine.")
 
@@ -75,19 +76,25 @@ def _doubts(settings: Settings) -> list[str]:
     return doubts
 
 
-def _unusable_ae_titles(settings: Settings) -> list[str]:
-    """Return what is wrong with the job processors of the AE titles, if there is a ledger yet."""
+def _loose_ends(settings: Settings) -> list[str]:
+    """Return what is wrong with AE titles and names nothing, if there is a ledger yet."""
     ledger = open_ledger(settings)
     try:
         if not ledger.exists():
             return []
-        return problems_of(
-            found.entity for found in configuration.current(ledger, EntityKind.AE_TITLE)
-        )
+        titles = [found.entity for found in configuration.current(ledger, EntityKind.AE_TITLE)]
+        known = {
+            found.entity.key for found in configuration.current(ledger, EntityKind.DESTINATION)
+        }
     except SQLAlchemyError:
-        return ["the ledger does not answer: its AE titles are not checked"]
+        return ["the ledger does not answer: its AE titles and destinations are not checked"]
     finally:
         ledger.close()
+    return [
+        *problems_of(titles),
+        *(text for title in titles for text in references.missing_pipelines(settings, title)),
+        *references.missing_destinations(settings, settings.pipelines, known),
+    ]
 
 
 def up(ctx: typer.Context) -> None:
