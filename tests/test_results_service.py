@@ -541,7 +541,7 @@ def test_success_stays_a_success(remote, service, pacs):
     """A task that succeeded and comes back with more retries is reported again, not exported."""
     service.forgetful = True
     uids, uris = add_files(remote, 2)
-    pacs.answer = lambda uid: 0xC000 if uid == uids[0] else 0
+    pacs.answer = lambda uid: 0x0122 if uid == uids[0] else 0
     [task] = service.add(make_task(uris))
     polled(remote, lambda: service.reports)
     service.tasks[task]["retries"] = 2
