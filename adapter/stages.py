@@ -279,14 +279,15 @@ class DueWorkPoll:
     queues : StageQueues
         The queues that the wake-ups go to.
     found : callable, optional
-        Given the stages that have due work, each time; it must not wait.
+        Given the stages that have due work, and whether the broker answers, each time; it must not
+        wait.
     """
 
     def __init__(
         self,
         adapter: Adapter,
         queues: StageQueues,
-        found: Callable[[list[str]], None] = lambda _due: None,
+        found: Callable[[list[str], bool], None] = lambda _due, _answers: None,
     ) -> None:
         self._adapter = adapter
         self._queues = queues
@@ -306,8 +307,8 @@ class DueWorkPoll:
     def poll(self) -> list[str]:
         """Poll once, and return the stages that were woken."""
         due = due_stages(self._adapter)
-        self._found(due)
         waiting = self._queues.lengths(due) if due else {}
+        self._found(due, waiting is not None)
         if waiting is None:
             return []
         return [

@@ -173,25 +173,33 @@ def _closed(adapter: Adapter) -> object:
         ).first()
 
 
-def test_what_others_take_in_time_is_left_to_them(adapter: Adapter) -> None:
-    """Only what is due again and again, while a run of the stage is free here, is taken unasked."""
+@pytest.mark.parametrize(
+    ("answers", "polls"),
+    [(False, runner_module.POLLS_BEFORE_OWN_RUN), (True, runner_module.POLLS_WITH_BROKER)],
+)
+def test_what_others_take_in_time_is_left_to_them(
+    adapter: Adapter, *, answers: bool, polls: int
+) -> None:
+    """Only what is due again and again, while a run of the stage is free here, is taken unasked.
+
+    A broker that answers gets more time.
+    """
     ran = []
-    work = make_work(adapter)
-    runner = _runner(work, RECLAMATION)
+    runner = _runner(make_work(adapter), RECLAMATION)
     runner.run = ran.append  # type: ignore[method-assign]
     own = OwnDueWork(runner, [RECLAMATION])
 
     for _ in range(3):
-        for _ in range(runner_module.POLLS_BEFORE_OWN_RUN):
-            own.found([RECLAMATION, GROUPING])
-        own.found([GROUPING])
+        for _ in range(polls):
+            own.found([RECLAMATION, GROUPING], answers)
+        own.found([GROUPING], answers)
     with runner._taken(RECLAMATION):
-        for _ in range(2 * runner_module.POLLS_BEFORE_OWN_RUN):
-            own.found([RECLAMATION])
+        for _ in range(2 * polls):
+            own.found([RECLAMATION], answers)
     own.stop(20)
     assert ran == []
 
-    for _ in range(runner_module.POLLS_BEFORE_OWN_RUN + 1):
-        own.found([RECLAMATION])
+    for _ in range(polls + 1):
+        own.found([RECLAMATION], answers)
     own.stop(20)
     assert ran == [RECLAMATION]

@@ -59,6 +59,9 @@ BUSY = {"outcome": "the stage has all its runs here"}
 #: Polls in a row that find a stage's work due, and a run of it free, before it is taken unasked: a
 #: wake-up had that long to come.
 POLLS_BEFORE_OWN_RUN = 3
+#: The same while the broker answers: then it is rather slow than lost, and Flower shows what it
+#: brings.
+POLLS_WITH_BROKER = 12
 
 
 class StageRunner:
@@ -196,13 +199,20 @@ class OwnDueWork:
         self._seen = dict.fromkeys(stages, 0)
         self._threads: list[threading.Thread] = []
 
-    def found(self, due: Collection[str]) -> None:
-        """Take note of the stages that a poll found due; begin a run where nobody else does."""
+    def found(self, due: Collection[str], answers: bool) -> None:
+        """Take note of the stages that a poll found due; begin a run where nobody else does.
+
+        Parameters
+        ----------
+        answers : bool
+            Whether the broker answers.
+        """
+        polls = POLLS_WITH_BROKER if answers else POLLS_BEFORE_OWN_RUN
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for stage in self._seen:
             idle = stage in due and self._runner.is_free(stage)
             self._seen[stage] = self._seen[stage] + 1 if idle else 0
-            if self._seen[stage] > POLLS_BEFORE_OWN_RUN:
+            if self._seen[stage] > polls:
                 self._begin(stage)
 
     def stop(self, seconds: float) -> None:
