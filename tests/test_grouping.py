@@ -136,9 +136,7 @@ def test_a_changed_ae_title_does_not_split_what_is_open(adapter: Adapter, work: 
     IncomingAssociation(adapter, before).store(ds)
     notification.run(work)
     settings = {"pipeline-lung": "lung-1", "pipeline-heart": "heart-2", "timeout": "60"}
-    after = add_ae_title(
-        adapter, processor_settings=settings, ignored_sop_classes=["1.2.840.10008.5.1.4.1.1.7"]
-    )
+    after = add_ae_title(adapter, processor_settings=settings, overwrite_same_instance=True)
     association = IncomingAssociation(adapter, after)
     ds.SOPInstanceUID = generate_uid()
     association.store(ds)
@@ -147,6 +145,9 @@ def test_a_changed_ae_title_does_not_split_what_is_open(adapter: Adapter, work: 
     (group,) = rows(adapter, groups)
     assert (group.version, group.instances) == (before, 2)
     assert group.due_at - group.newest_at == pytest.approx(5)
+    ds.PatientName = "Other^Bytes"
+    association.store(ds)
+    assert notification.run(work) == {"quarantined": 1}, "as its version says"
     let_time_pass(adapter, 6)
     assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
 

@@ -27,6 +27,7 @@ from adapter.dicom.instance import Instance, PartialHeader
 from adapter.errors import LeaseLost
 from adapter.ledger import attempts, events, leases, locks, open_groups
 from adapter.ledger.attempts import Defeat
+from adapter.ledger.configuration import ae_title_version
 from adapter.ledger.database import Ledger
 from adapter.ledger.leases import Lease
 from adapter.ledger.open_groups import GroupKey
@@ -54,7 +55,8 @@ class Grouped:
     timeout, maximum_wait : float
         Seconds, as the AE title's version says: for a group that the instance opens.
     overwrite, rerun : bool
-        The AE title's `overwriteSameInstance`, and whether `resend` is "rerun".
+        The AE title's `overwriteSameInstance`, which an open group has of its own, and whether
+        `resend` is "rerun".
     patient : str or None
         What tells its patient from others of its study (`adapter.ledger.hashes`).
     """
@@ -312,11 +314,14 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
     ).all()
     if same:
         opened = open_groups.find(connection, key)
-        in_group = [row for row in same if row.group_id == opened]
+        in_group = [row for row in same if opened is not None and row.group_id == opened.id]
         if any(row.digest == instance.digest for row in (in_group if decision.rerun else same)):
             return _finish(connection, lease, instance, ArrivalState.DISCARDED, reason="duplicate")
-        if in_group and (loser := _conflict(connection, lease, decision, arrival, in_group[0])):
-            return loser
+        if in_group:
+            overwrite = _overwrites(connection, decision, arrival, opened)
+            loser = _conflict(connection, lease, decision, in_group[0], overwrite=overwrite)
+            if loser:
+                return loser
     group = open_groups.join(
         connection,
         key,
@@ -334,17 +339,28 @@ def _group(connection: Connection, lease: Lease, decision: Grouped) -> str:
     )
 
 
+def _overwrites(connection: Connection, decision: Grouped, arrival: ArrivalId, opened: Any) -> bool:
+    """Tell whether an open group takes the newer instance, as its own version of the AE title says.
+
+    The instance may have been accepted under another one.
+    """
+    if opened.version == arrival.version:
+        return decision.overwrite
+    ae_title = ae_title_version(connection, opened.version)
+    return decision.overwrite if ae_title is None else ae_title.overwrite_same_instance
+
+
 def _conflict(
-    connection: Connection, lease: Lease, decision: Grouped, arrival: ArrivalId, held: Any
+    connection: Connection, lease: Lease, decision: Grouped, held: Any, *, overwrite: bool
 ) -> str | None:
     """Decide between two instances of one UID and other bytes; None if the new one is to stay."""
     instance = decision.instance
-    if not decision.overwrite:
+    if not overwrite:
         code = "same-uid-other-bytes"
         text = "the group holds other bytes under this SOP Instance UID"
         state = ArrivalState.QUARANTINED
         return _finish(connection, lease, instance, state, reason=code, message=text)
-    if held.received_at > arrival.received_at:
+    if held.received_at > ArrivalId.parse(instance.arrival).received_at:
         return _finish(connection, lease, instance, ArrivalState.DISCARDED, reason="overwritten")
     connection.execute(
         update(arrivals)

@@ -57,9 +57,9 @@ class GroupKey:
         }
 
 
-def find(connection: Connection, key: GroupKey) -> str | None:
-    """Return the open group of a key; it is not closed before this transaction ends."""
-    return connection.execute(_FIND, key.parameters).scalar()
+def find(connection: Connection, key: GroupKey) -> Any | None:
+    """Return a key's open group, id and version; it is not closed before this transaction ends."""
+    return connection.execute(_FIND, key.parameters).first()
 
 
 def join(
@@ -112,14 +112,14 @@ def _of_key(table: FromClause) -> tuple[Any, ...]:
     return table.c.key == bindparam("b_key"), is_of_life(table.c.version, bindparam("b_first"))
 
 
-def _open(table: FromClause) -> Any:
-    """Return the query for the id of a key's open group.
+def _open(table: FromClause, *columns: str) -> Any:
+    """Return the query for a key's open group.
 
     A release that split groups by version may have left two: the one of the instance's own version
     comes first.
     """
     return (
-        select(table.c.id)
+        select(*(table.c[column] for column in columns))
         .where(
             *_of_key(table),
             table.c.called_ae_title == bindparam("b_called"),
@@ -137,7 +137,7 @@ def _push_statement() -> Any:
     return (
         update(groups)
         .where(
-            groups.c.id == _open(groups.alias()).scalar_subquery(),
+            groups.c.id == _open(groups.alias(), "id").scalar_subquery(),
             groups.c.state == GroupState.OPEN,
         )
         .values(
@@ -150,6 +150,6 @@ def _push_statement() -> Any:
     )
 
 
-_FIND = _open(groups).with_for_update()
+_FIND = _open(groups, "id", "version").with_for_update()
 _LAST = select(func.max(groups.c.generation)).where(*_of_key(groups))
 _PUSH = _push_statement()
