@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from os import SEEK_CUR, SEEK_END
-from typing import BinaryIO
+from os import SEEK_CUR, SEEK_END, SEEK_SET
+from typing import Protocol
 
 from adapter.dicom.elements import (
     BIG_ENDIAN,
@@ -64,6 +64,19 @@ class HeaderLimits:
     strict_uids: bool = False
 
 
+class ByteSource(Protocol):
+    """What is asked of a file, or of what stands for one."""
+
+    def tell(self) -> int:
+        """Return the position."""
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        """Change the position."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read so many bytes, or what is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class FoundElement:
     """An element as it stands in a data set; `vr` is empty where it is not written."""
@@ -74,7 +87,7 @@ class FoundElement:
 
 
 def find_elements(
-    file: BinaryIO,
+    file: ByteSource,
     form: Form,
     tags: Collection[int],
     limits: HeaderLimits,
@@ -87,7 +100,7 @@ def find_elements(
 
     Parameters
     ----------
-    file : BinaryIO
+    file : ByteSource
         The file, at the first byte of its data set.
     form : Form
         How its elements are encoded.
@@ -113,7 +126,7 @@ def find_elements(
 
 
 def elements_found(
-    file: BinaryIO, form: Form, tags: Collection[int], limits: HeaderLimits
+    file: ByteSource, form: Form, tags: Collection[int], limits: HeaderLimits
 ) -> dict[int, FoundElement]:
     """Return those of the elements that are found before a data set breaks off; nothing is raised.
 
@@ -125,7 +138,7 @@ def elements_found(
     return search.found
 
 
-def form_at(file: BinaryIO, transfer_syntax: str) -> Form:
+def form_at(file: ByteSource, transfer_syntax: str) -> Form:
     """Return how a data set is encoded: explicit or not as its first element is, whatever was said.
 
     It may have been written by somebody else than the receiver, who refuses what was not agreed.
@@ -140,11 +153,10 @@ class _Search:
     """One walk through a data set; it stands at `_at`."""
 
     def __init__(
-        self, file: BinaryIO, form: Form, awaited: set[int], also: set[int], limits: HeaderLimits
+        self, file: ByteSource, form: Form, awaited: set[int], also: set[int], limits: HeaderLimits
     ) -> None:
         self._file = file
         self._at = self._head_at = file.tell()
-        self._end = file.seek(0, SEEK_END)
         self._head = b""
         self._form = form
         self._outer: list[Form] = []  # of the sequences that are entered, the innermost last
@@ -176,18 +188,20 @@ class _Search:
         at = self._at - self._head_at
         if not 0 <= at <= len(self._head) - LONGEST_HEADER:
             self._file.seek(self._at)
-            self._head = self._file.read(min(_WINDOW, self._end - self._at))
+            self._head = self._file.read(_WINDOW)
             self._head_at, at = self._at, 0
         element = element_at(self._head, at, self._form)
         if element is not None:
             self._at = self._head_at + element.value_at
+        elif self._at > self._file.seek(0, SEEK_END):
+            raise _too_long()
         return element
 
     def _pass_delimiter(self, element: Element) -> None:
         if element.tag == SEQUENCE_END:
             self._form = self._outer.pop()
         elif element.tag == ITEM and element.length != UNDEFINED_LENGTH:
-            self._skip(element.length)
+            self._at += element.length
 
     def _pass_element(self, element: Element) -> None:
         value_at, outermost = self._at, not self._outer
@@ -196,7 +210,7 @@ class _Search:
         if element.length == UNDEFINED_LENGTH:
             self._enter(element)
         else:
-            self._skip(element.length)
+            self._at += element.length
         if outermost and (element.tag in self._awaited or element.tag in self._also):
             self._take(element, value_at)
 
@@ -207,16 +221,17 @@ class _Search:
         if element.vr == b"UN":  # its content is implicit VR in any transfer syntax
             self._form = Form(False, *LITTLE_ENDIAN)
 
-    def _skip(self, length: int) -> None:
-        self._at += length
-        if self._at > self._end:
-            raise UnreadableInstance("an element is longer than the data set", "not-parseable")
-
     def _take(self, element: Element, value_at: int) -> None:
-        self._awaited.discard(element.tag)
-        self._also.discard(element.tag)
         value = b""
         if element.length <= LONGEST_VALUE:  # an undefined length is longer
             self._file.seek(value_at)
             value = self._file.read(element.length)
+            if len(value) < element.length:
+                raise _too_long()
+        self._awaited.discard(element.tag)
+        self._also.discard(element.tag)
         self.found[element.tag] = FoundElement(element.tag, element.vr, value)
+
+
+def _too_long() -> UnreadableInstance:
+    return UnreadableInstance("an element is longer than the data set", "not-parseable")

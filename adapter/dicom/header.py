@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Collection
 from io import BytesIO
+from os import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,25 +40,49 @@ from adapter.dicom.uids import is_uid
 from adapter.errors import UnreadableInstance
 
 
-def _inflate(file: BinaryIO, limit: int) -> BinaryIO:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    out = BytesIO()
-    try:
-        while chunk := file.read(65536):
-            out.write(inflater.decompress(chunk, limit + 1 - out.tell()))
-            if out.tell() > limit:
+class _Inflated:
+    """A deflated data set, inflated as far as it is read, up to a limit."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file = file
+        self._limit = limit
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._data = BytesIO()
+        self._size = 0
+        self._ended = False
+
+    def tell(self) -> int:
+        return self._data.tell()
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        if whence == SEEK_END:
+            self._inflate(self._limit + 1)
+        return self._data.seek(offset, whence)
+
+    def read(self, size: int, /) -> bytes:
+        at = self._data.tell()
+        self._inflate(at + size)
+        self._data.seek(at)
+        return self._data.read(size)
+
+    def _inflate(self, end: int) -> None:
+        """Inflate up to `end`, or all there is."""
+        self._data.seek(0, SEEK_END)
+        while self._size < end and not self._ended:
+            raw = self._inflater.unconsumed_tail or self._file.read(_PART)
+            try:
+                part = self._inflater.decompress(raw, _PART)
+            except zlib.error:
                 raise UnreadableInstance(
-                    f"the deflated data set inflates to more than {limit} bytes",
+                    "the deflated data set cannot be inflated", "not-parseable"
+                ) from None
+            self._ended = self._inflater.eof or not raw
+            self._size += self._data.write(part)
+            if self._size > self._limit:
+                raise UnreadableInstance(
+                    f"the deflated data set inflates to more than {self._limit} bytes",
                     "inflates-too-much",
                 )
-            if inflater.eof:
-                break
-    except zlib.error:
-        raise UnreadableInstance(
-            "the deflated data set cannot be inflated", "not-parseable"
-        ) from None
-    out.seek(0)
-    return out
 
 
 def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Instance:
@@ -119,6 +144,9 @@ def read_header(path: Path, tags: Collection[int], limits: HeaderLimits) -> Inst
     )
 
 
+#: Bytes that are inflated at once.
+_PART = 65_536
+
 #: What pydicom's decoders raise for broken bytes.  The texts may hold PHI.
 _BROKEN_BYTES = (
     ValueError,
@@ -140,10 +168,11 @@ def _read_values(
 ) -> dict[int, str]:
     """Return the first values of those of the elements `tags` that have one, as text."""
     try:
-        source = _inflate(file, limits.inflated_bytes) if syntax in DEFLATED else file
+        source = _Inflated(file, limits.inflated_bytes) if syntax in DEFLATED else file
         form = form_at(source, syntax)
         also = (SPECIFIC_CHARACTER_SET, *_PATIENT)
         found = find_elements(source, form, tags, limits, also=also)
+        source.seek(0, SEEK_END)  # whoever works with the file has to inflate all of it
     except MemoryError:
         raise UnreadableInstance("reading the header takes too much memory", "too-large") from None
     character_set = found.pop(SPECIFIC_CHARACTER_SET, None)
