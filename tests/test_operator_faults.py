@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from adapter import heartbeat
-from adapter.api import health
+from adapter.api.health import HealthCheck
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter
 from adapter.errors import ConfigurationError
@@ -115,7 +115,7 @@ def test_without_the_api_server_the_last_configuration_stays(
     eventually(has_problem(operator, "the API server cannot be asked"))
     assert sources(adapter) == ["CT1", "CT2"]
     eventually(lambda: "be asked" in str(heartbeat.read_all(adapter.spool)[0]["problem"]))
-    found = health.examine(_opening(adapter))
+    found = HealthCheck(_opening(adapter)).examine()
     assert found.status == "yellow"
     assert any("the API server cannot be asked" in reason for reason in found.reasons)
 

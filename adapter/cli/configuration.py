@@ -104,7 +104,7 @@ def _loose_ends(adapter: Adapter, ae_title: AETitle) -> list[str]:
     settings = adapter.settings
     return [
         *references.missing_pipelines(settings, ae_title),
-        *references.missing_destinations(settings, registry.pipelines_of(ae_title), known),
+        *references.missing_destinations(settings, registry.validate(ae_title), known),
     ]
 
 

@@ -19,7 +19,7 @@ def missing_pipelines(settings: Settings, ae_title: AETitle) -> list[str]:
         return [
             f"AE title {ae_title.key!r}: the settings have no pipeline {name!r}, so its jobs will "
             f"be parked; there are: {known}"
-            for name in registry.pipelines_of(ae_title)
+            for name in registry.validate(ae_title)
             if name not in settings.pipelines
         ]
     return []

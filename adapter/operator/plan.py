@@ -92,12 +92,12 @@ def read(resource: Resource, pipelines: Collection[str]) -> Reading:
     try:
         entity = configuration.parse(resource.kind.entity, resource.spec)
         if isinstance(entity, AETitle):
-            registry.validate(entity)
+            named = registry.validate(entity)
             known = ", ".join(sorted(pipelines)) or "none"
             doubts = [
                 f"the settings have no pipeline {name!r}, so its jobs will be parked; there are: "
                 f"{known}"
-                for name in registry.pipelines_of(entity)
+                for name in named
                 if name not in pipelines
             ]
     except ConfigurationError as error:

@@ -66,8 +66,13 @@ def create_processor(ae_title: AETitle) -> JobProcessor:
         raise ConfigurationError([problem]) from error
 
 
-def validate(ae_title: AETitle) -> None:
+def validate(ae_title: AETitle) -> list[str]:
     """Check an AE title's processor and its settings, and ask it all that a stage will ask it.
+
+    Returns
+    -------
+    list of str
+        The ids of the pipelines that its groups go to, sorted.
 
     Raises
     ------
@@ -77,21 +82,7 @@ def validate(ae_title: AETitle) -> None:
     processor = create_processor(ae_title)
     try:
         _ = processor.title, processor.tags, processor.timeout, processor.maximum_wait
-        processor.jobs()
-    except ProcessorError as error:
-        raise ConfigurationError([f"processor: {error}"]) from error
-
-
-def pipelines_of(ae_title: AETitle) -> list[str]:
-    """Return the ids of the pipelines that an AE title's groups go to, sorted.
-
-    Raises
-    ------
-    ConfigurationError
-        As `validate`.
-    """
-    try:
-        return sorted({request.pipeline_id for request in create_processor(ae_title).jobs()})
+        return sorted({request.pipeline_id for request in processor.jobs()})
     except ProcessorError as error:
         raise ConfigurationError([f"processor: {error}"]) from error
 
