@@ -73,9 +73,9 @@ def remove(spool: Spool, role: str) -> None:
 
 
 def forget_gone(spool: Spool) -> None:
-    """Delete the heartbeats of processes that died long ago."""
+    """Delete the heartbeats of processes that died long ago, whole or half written."""
     with suppress(OSError):
-        for path in spool.status.glob("*.json"):
+        for path in (*spool.status.glob("*.json"), *spool.status.glob(".*.part")):
             if path.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
                 path.unlink(missing_ok=True)
 

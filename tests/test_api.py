@@ -185,6 +185,20 @@ def test_a_second_host_is_yellow_where_the_ledger_serves_one(
     assert bool(found) is not adapter.ledger.is_shared
 
 
+@pytest.mark.every_ledger("sqlite")
+def test_heartbeats_of_processes_that_died_long_ago_are_deleted(adapter: Adapter) -> None:
+    """Also those that were half written, as by a process killed at that moment."""
+    names = ("scp-host-1.json", ".scp-host-1.json.part", "scp-host-2.json", ".scp-host-2.json.part")
+    for name in names:
+        (adapter.spool.status / name).touch()
+        if "-1." in name:
+            os.utime(adapter.spool.status / name, (LONG_AGO, LONG_AGO - 3600))
+
+    heartbeat.forget_gone(adapter.spool)
+
+    assert {path.name for path in adapter.spool.status.iterdir()} == set(names[2:])
+
+
 @pytest.mark.parametrize(("role", "colour"), [("scp", "red"), ("worker", "yellow")])
 def test_a_role_whose_processes_are_all_silent_is_missed(
     client: TestClient, adapter: Adapter, role: str, colour: str
