@@ -162,6 +162,7 @@ def _tie(spool: Spool, ledger: Ledger, *, rebuilding: bool) -> None:
         # The spool is read first: another role may tie the two, and receive, between both reads.
         _refuse_lost_ledger(spool, ledger)
     ledger.adopt_spool(spool.id)
+    spool.expect(spool.id)
 
 
 def _refuse_lost_ledger(spool: Spool, ledger: Ledger | None = None) -> None:

@@ -66,8 +66,16 @@ class Ours(Receiver):
         section |= self.settings
         config.write_text(json.dumps({"DicomAdapter": section}))
         command = [str(Path(sys.executable).with_name("dicom-adapter")), "--config", str(config)]
-        add = [*command, "aet", "add", AE_TITLE, "--set", "pipeline-none=none"]
-        subprocess.run(add, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for more in (
+            ["ledger", "upgrade", "--create-spool"],
+            ["aet", "add", AE_TITLE, "--set", "pipeline-none=none"],
+        ):
+            subprocess.run(
+                [*command, *more],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         return _quietly([*command, "scp"], folder)
 
 

@@ -28,6 +28,7 @@ from adapter.files import spread_subdirectories
 from adapter.models import ArrivalId
 from adapter.scp.connection import RECEIVE_BYTES
 from adapter.spool import IncomingFile
+from adapter.spool.held_folder import HeldFolder
 from benchmarks import receiver_under_load, sending
 from benchmarks.load import make_file
 from benchmarks.receivers import (
@@ -209,8 +210,9 @@ def disk_rate(folder: Path, load: Load) -> float:
     def write(number: int) -> None:
         here = folder / f"{number}"
         here.mkdir(parents=True)
+        held = HeldFolder(here)
         for at in range(count):
-            file = IncomingFile(here)
+            file = IncomingFile(held, here)
             for piece in range(0, load.size, RECEIVE_BYTES):
                 file.write(data[piece : piece + RECEIVE_BYTES])
             file.sync()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from adapter import heartbeat
 from adapter.api.app import create_app
 from adapter.api.opening import AdapterOpening
 from adapter.core import Adapter, open_adapter
@@ -328,6 +329,19 @@ def test_another_spool_under_the_same_ledger_is_refused(
         adapter.spool.check()
     with pytest.raises(OtherSpool):
         open_adapter(settings)
+
+
+def test_a_heartbeat_follows_the_spool_that_is_there(adapter: Adapter, settings: Settings) -> None:
+    """A process that started beside another spool is seen in the right one when that is back."""
+    volume = Volume(adapter.spool, "replaced")
+    volume.leave()
+    heart = heartbeat.Heart(Spool(settings.spool_path), "test", dict)
+    heart.beat()
+    volume.come_back()
+    heart.beat()
+
+    assert heart.problem is None
+    assert [beat["role"] for beat in heartbeat.read_all(adapter.spool)] == ["test"]
 
 
 # -- a disk that fails -----------------------------------------------------------------------------

@@ -92,11 +92,10 @@ class LiveConfiguration:
         try:
             self._spool.check()
             saved = self._spool.read_configuration()
-            if saved is not None:
+            if saved is not None:  # else it may be another one, in the place of ours
+                self._spool.expect(self._spool.id)
                 self._snapshot = Snapshot.parse(saved)
                 self._saved_version = self._snapshot.version
-            elif not self._tied:  # it may be another one, in the place of ours
-                self._spool.forget()
         except SpoolAway:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,7 +141,6 @@ class LiveConfiguration:
         if named is None:
             return False
         held = self._spool.known_id
-        if held != named:
-            with suppress(SpoolAway):
-                self._spool.expect(named)
+        with suppress(SpoolAway):
+            self._spool.expect(named)
         return held in {None, named} or not self._snapshot.known

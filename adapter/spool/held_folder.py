@@ -31,6 +31,8 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class HeldFolder:
     """A folder that is known by its id, a file ``id`` in it.
 
+    Until somebody says which id it has to be (`expect`), it is the folder that is there.
+
     Parameters
     ----------
     name : Path
@@ -54,6 +56,7 @@ class HeldFolder:
         self._away_at = float("-inf")
         #: the id of the folder that is held, or has to be; None before it is known
         self.id: str | None = None
+        self._expected = False
 
     @property
     def is_held(self) -> bool:
@@ -68,7 +71,7 @@ class HeldFolder:
         Raises
         ------
         SpoolAway
-            If it leads nowhere, or to a folder without the id.
+            If it leads nowhere, to a folder without an id, or to one with another id than expected.
         """
         try:
             there = os.stat(self._name)  # noqa: PTH116 - the receive path: faster than Path's
@@ -91,6 +94,7 @@ class HeldFolder:
         except (OSError, ValueError):
             raise self.away("its id is missing") from None
         self._compare(found)
+        self.id = found
 
     def expect(self, known: str) -> None:
         """Take no folder but the one with this id from now on.
@@ -103,12 +107,8 @@ class HeldFolder:
         with self._lock:
             if self.id != known:
                 self.id, self._identity = known, None
+            self._expected = True
         self.check()
-
-    def forget(self) -> None:
-        """Take whatever is there at the next check: nobody knows yet which folder it has to be."""
-        with self._lock:
-            self.id = self._identity = None
 
     def hold_new(self) -> None:
         """Hold the folder that is there and has no id yet.
@@ -172,7 +172,7 @@ class HeldFolder:
             self.id = found
 
     def _compare(self, found: str) -> None:
-        if self.id not in {None, found}:
+        if self._expected and found != self.id:
             self.away("another spool is there")
             raise OtherSpool(
                 f"{self._name} is another spool than this ledger's; check `storage > temporary` "

@@ -181,10 +181,6 @@ class Spool:
         """
         self._held.expect(known)
 
-    def forget(self) -> None:
-        """Be the spool that is there at the next check: no ledger has named one yet."""
-        self._held.forget()
-
     @property
     def known_id(self) -> str | None:
         """The id of the spool that is held or expected, be it there or not; None if unknown."""
