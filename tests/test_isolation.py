@@ -12,15 +12,20 @@ import tempfile
 import threading
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adapter.models import JobState
+from adapter.settings import Pipeline
+from adapter.stages import EXPORT, PIPELINE
 from tests import peers
 from tests.support_jobs import add_group, make_work, row
 from tests.support_waiting import eventually
 from workers import pipeline
+from workers.background import WorkerBackgroundTasks
 from workers.clients import isolation
+from workers.metrics import WorkerMetrics
 from workers.stage import take_all
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +216,8 @@ def test_a_pipeline_of_an_ordinary_user_is_isolated_too(port):
     probe = [python, "-c", text, ROOT]
     if not python.exists() or subprocess.run(probe, check=False, **user).returncode != 0:
         peers.cannot(peers.Lack.OTHER_USERS)
+    if subprocess.run(["unshare", "--user", "true"], check=False, **user).returncode != 0:
+        peers.cannot(peers.Lack.ISOLATION)
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     try:
         os.chown(folder, 12345, 12345)
@@ -358,6 +365,21 @@ def test_isolation_that_is_required_and_impossible_parks_the_job(adapter, monkey
     assert "no namespaces" in row(adapter, job).message
     complaints = isolation.complaints(work.adapter.settings)
     assert complaints == ["pipelines are not isolated: no namespaces"]
+
+
+def test_a_worker_says_that_pipelines_are_not_isolated(settings, monkeypatch):
+    """The heartbeat, which health and `status` show, has the cause; another worker's has none."""
+    monkeypatch.setattr(isolation, "why_not", lambda: "no namespaces")
+    pipelines = {"one": Pipeline.model_validate({"name": "1", "command": ["x"], "export": False})}
+    changed = settings.model_copy(update={"pipelines": pipelines})
+    told = ["pipelines are not isolated: no namespaces"]
+    for stage, problems in ((PIPELINE, told), (EXPORT, None)):
+        own = SimpleNamespace(stages=[stage])
+        tasks = WorkerBackgroundTasks(changed, lambda: 1 / 0, WorkerMetrics(), "name", own)
+        with pytest.raises(ZeroDivisionError):
+            tasks._open()
+        tasks._consumer = object()
+        assert tasks._say().get("problem") == problems
 
 
 @pytest.mark.parametrize(("readable", "read"), [("model", "toolmodel"), (".", "toolmodelother")])

@@ -41,7 +41,8 @@ def hosts(tmp_path: Path, postgresql: PostgreSQL) -> Iterator[tuple[Stack, Stack
         "storage": {"temporary": str(tmp_path / "spool")},
         "workers": {"stopSeconds": 2, "leaseSeconds": 5},
     }
-    long = {"name": "Long", "command": ["sh", "-c", command], "export": False}
+    run = {"command": ["sh", "-c", command], "isolation": "none"}
+    long = {"name": "Long", "export": False, **run}
     one = Stack(tmp_path / "one", {"one": long}, **sections)
     one.start("redis")
     two = one.join(tmp_path / "two", **sections)

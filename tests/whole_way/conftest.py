@@ -14,6 +14,7 @@ from tests.support_stack import Pacs, Stack
 PIPELINE = {
     "name": "Slow copy",
     "command": ["sh", "-c", 'date >> "{runs}"; sleep 1; cp {input}/* {output}'],
+    "isolation": "none",
     "destinations": ["PACS"],
 }
 
