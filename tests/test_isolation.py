@@ -25,6 +25,7 @@ from tests.support_waiting import eventually
 from workers import pipeline
 from workers.background import WorkerBackgroundTasks
 from workers.clients import isolation
+from workers.clients.pipeline_process import Ending, How
 from workers.metrics import WorkerMetrics
 from workers.stage import take_all
 
@@ -365,6 +366,20 @@ def test_isolation_that_is_required_and_impossible_parks_the_job(adapter, monkey
     assert "no namespaces" in row(adapter, job).message
     complaints = isolation.complaints(work.adapter.settings)
     assert complaints == ["pipelines are not isolated: no namespaces"]
+
+
+def test_a_trial_that_fails_for_now_is_made_again(adapter, monkeypatch):
+    """A busy machine is not one that cannot isolate: nothing runs without isolation meanwhile."""
+    isolation.why_not.cache_clear()
+    ending = Ending(How.TIMED_OUT)
+    monkeypatch.setattr(isolation, "run_command", lambda *_: ending)
+    work, _job = started(adapter, "print('ran')")
+
+    assert take_all(work, pipeline.take) == {"failed": 1}
+    assert "on trial: timed-out" in isolation.complaints(work.adapter.settings)[0]
+
+    monkeypatch.undo()
+    assert isolation.why_not() == ""
 
 
 def test_a_worker_says_that_pipelines_are_not_isolated(settings, monkeypatch):

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import adapter
-from adapter.errors import PermanentError
+from adapter.errors import PermanentError, TemporaryError
 from adapter.models import EMBEDDED
 from adapter.settings import Pipeline, Settings
-from workers.clients.pipeline_process import Command, How, run_command
+from workers.clients.pipeline_process import Command, Ending, How, run_command
 
 #: Folders of programs and libraries.
 _SYSTEM = (
@@ -48,6 +48,8 @@ def sandbox_of(settings: Settings, pipeline: Pipeline) -> dict[str, Any] | None:
     ------
     PermanentError
         If its isolation is `required` and this machine cannot do it.
+    TemporaryError
+        As `why_not`.
     """
     if pipeline.isolation == "none":
         return None
@@ -79,13 +81,39 @@ def complaints(settings: Settings) -> list[str]:
         for pipeline in settings.pipelines.values()
         if pipeline.platform == EMBEDDED and pipeline.isolation != "none"
     ]
-    reason = why_not() if wanting else ""
+    try:
+        reason = why_not() if wanting else ""
+    except TemporaryError as error:
+        return [str(error)]
     return [f"pipelines are not isolated: {reason}"] if reason else []
 
 
 @cache
 def why_not() -> str:
-    """Return why this machine cannot isolate a run, nothing if it can; tried once."""
+    """Return why this machine cannot isolate a run, nothing if it can; found out once.
+
+    Raises
+    ------
+    TemporaryError
+        If that could not be found out now.
+    """
+    try:
+        ending = _try()
+    except FileNotFoundError:
+        return "there is no place for temporary files"
+    except OSError as error:
+        raise TemporaryError(f"a run could not be isolated on trial: {error.strerror}") from None
+    if ending.how == How.COULD_NOT_START:
+        return ending.problem.removeprefix("it could not be isolated: ")
+    if ending.how != How.ENDED:
+        raise TemporaryError(f"a run could not be isolated on trial: {ending.how}")
+    if ending.code != 0:
+        return f"Python does not start in a sandbox (exit code {ending.code})"
+    return ""
+
+
+def _try() -> Ending:
+    """Run Python in a sandbox once."""
     with tempfile.TemporaryDirectory(prefix="dicom-adapter-") as name:
         folder = Path(name)
         for part in ("output", "tmp", "input"):
@@ -108,12 +136,7 @@ def why_not() -> str:
                 "processes": 100,
             },
         )
-        ending = run_command(command, lambda: False)
-    if ending.how == How.COULD_NOT_START:
-        return ending.problem.removeprefix("it could not be isolated: ")
-    if ending.code != 0:
-        return f"Python does not start in a sandbox ({ending.how}, exit code {ending.code})"
-    return ""
+        return run_command(command, lambda: False)
 
 
 def _readable(named: Iterable[Path]) -> Iterator[str]:
