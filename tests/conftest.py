@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from adapter import cli as command_line
@@ -19,6 +20,11 @@ from adapter.settings import Notification, Settings
 from tests import peers
 from tests.support_postgresql import PostgreSQL
 from workers.clients.headers import HeaderReaders
+
+
+# A busy machine is slow, and no example is wrong for that.
+hypothesis.settings.register_profile("any machine")
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

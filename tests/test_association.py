@@ -136,7 +136,7 @@ def test_a_stranger_costs_nothing(receiver, monkeypatch):
     assert detail["message"] == "the calling AE title is no known source"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.sampled_from(SENTENCES), max_size=6),
     st.lists(

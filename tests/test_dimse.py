@@ -235,14 +235,14 @@ fragments = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(fragments, max_size=8))
 def test_any_fragments_mean_something_or_violate(several):
     """Any fragments are read, or raise a violation and nothing else."""
     read(*several)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=0, max_value=255))
 def test_a_damaged_command_set_raises_nothing_else(where, value):
     """A command set with one damaged byte is read, is refused, or is a violation."""
@@ -252,7 +252,7 @@ def test_a_damaged_command_set_raises_nothing_else(where, value):
     assert len(read(command(wire.CT, bytes(damaged)))) <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(min_value=0, max_value=10**6), max_size=10))
 def test_any_split_of_a_command_set_means_the_same(cuts):
     """A command set means the same however it is split into fragments."""

@@ -159,7 +159,7 @@ def test_the_syntax_of_a_refused_context_is_not_read():
     assert decode_acceptance(answer).contexts == [PresentationContext(3, "", (), 4)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(min_value=0, max_value=10**6))
 def test_any_bytes_are_read_or_malformed(garbage, where):
     """No bytes make a decoder raise anything else."""

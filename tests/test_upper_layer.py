@@ -265,7 +265,7 @@ EXAMPLES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.sampled_from(EXAMPLES), st.binary(max_size=40)), max_size=5),
     st.lists(st.integers(min_value=0, max_value=2000), max_size=20),
@@ -282,7 +282,7 @@ def test_any_split_of_the_stream_means_the_same(messages, cuts):
     assert layer_whole.in_pdu == layer_split.in_pdu
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.booleans())
 def test_garbage_raises_nothing(garbage, in_request):
     """No bytes make it raise: the association goes on, or is aborted."""
@@ -294,7 +294,7 @@ def test_garbage_raises_nothing(garbage, in_request):
         assert out[0] in {3, 7}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(min_value=0, max_value=10**6), st.integers(min_value=0, max_value=255))
 def test_a_damaged_request_raises_nothing(where, value):
     """An A-ASSOCIATE-RQ with one damaged byte is read or aborted, and raises nothing."""
