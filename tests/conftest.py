@@ -21,7 +21,6 @@ from tests import peers
 from tests.support_postgresql import PostgreSQL
 from workers.clients.headers import HeaderReaders
 
-
 # A busy machine is slow, and no example is wrong for that.
 hypothesis.settings.register_profile("any machine")
 hypothesis.settings.load_profile("any machine")

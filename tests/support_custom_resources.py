@@ -87,10 +87,13 @@ def _broken_rules(schema: dict[str, Any], node: Any, path: str) -> Iterator[str]
                 yield from _broken_rules(below, node[key], f"{path}.{key}")
 
 
+#: Made before any test: it raises the interpreter's recursion limit, which Hypothesis watches.
+_ENVIRONMENT = celpy.Environment()
+
+
 @cache
 def _program(rule: str) -> celpy.Runner:
-    environment = celpy.Environment()
-    return environment.program(environment.compile(rule))
+    return _ENVIRONMENT.program(_ENVIRONMENT.compile(rule))
 
 
 def _holds(rule: str, node: Any) -> bool:
