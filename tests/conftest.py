@@ -22,7 +22,7 @@ from tests.support_postgresql import PostgreSQL
 from workers.clients.headers import HeaderReaders
 
 # A busy machine is slow, and no example is wrong for that.
-hypothesis.settings.register_profile("any machine")
+hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
