@@ -179,7 +179,7 @@ def test_results_that_another_host_published_are_taken_when_they_are_seen(
     # The payload has been there for long: this host sees it, and not the results.
     for journal in Path(volume.journal).iterdir():
         journal.unlink()
-    volume.note(str(work.adapter.spool.result_folder(job.id)))
+    volume.note(volume.name(work.adapter.spool.result_folder(job.id)))
 
     volume.host = "other"
     assert take_all(work, pipeline.take) == {"waits": 1}
