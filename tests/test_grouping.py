@@ -20,6 +20,7 @@ from adapter.processors.base import JobProcessor
 from tests.support_stages import (
     IncomingAssociation,
     add_ae_title,
+    end_rests,
     let_time_pass,
     make_instance,
     make_work,
@@ -182,7 +183,7 @@ def test_another_ae_title_has_groups_of_its_own(adapter: Adapter, work: Work, ch
 def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
     adapter: Adapter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group whose job processor is not installed any more is parked; the others close."""
+    """A group whose job processor is not installed any more rests; the others close."""
     version, other = add_ae_title(adapter), add_ae_title(adapter, "HEART")
     for title in (version, other):
         IncomingAssociation(adapter, title).store(
@@ -198,12 +199,11 @@ def test_a_plugin_that_was_taken_away_holds_up_its_own_groups_only(
 
     with monkeypatch.context() as patch:
         patch.setattr(grouping, "create_processor", without_one)
-        assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1, "parked": 1}
+        assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1, "failed": 1}
         assert take_all(work, grouping.take) == {}
-    assert {group.state for group in rows(adapter, groups)} == {"parked", "closed"}
+    assert {group.state for group in rows(adapter, groups)} == {"open", "closed"}
 
-    (parked,) = rows(adapter, groups, groups.c.state == "parked")
-    groups_verbs.retry(adapter.ledger, parked.id)
+    end_rests(adapter, groups)
     assert take_all(work, grouping.take) == {"closed": 1, "jobs": 1}
 
 
