@@ -3,6 +3,7 @@
 
 ::
 
+    dictionary                       keywords, VRs and names of PS3.6
     uids  ae_titles  tags            the rules of their values, and the well-known ones
     transfer_syntaxes                the few whose kind matters
     implementation                   how we name ourselves
@@ -15,6 +16,6 @@
     instance  header  leading_uids   what is read of a data set, under limits
 
 The SCP, the SCU, the workers and the demo stand on it; it imports nothing of the adapter but its
-errors.  Only `storage_classes` imports pynetdicom, and only `header` imports pydicom: the process
-that reads headers imports no more than it needs.
+errors.  Only `storage_classes` imports pynetdicom; only `header` imports pydicom, and `dictionary`
+when it is asked.  So workers, and the process that reads headers, import no more than they need.
 """

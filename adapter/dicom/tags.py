@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+from adapter.dicom.dictionary import tag_of
+
 SPECIFIC_CHARACTER_SET = 0x00080005
 SOP_CLASS_UID = 0x00080016
 SOP_INSTANCE_UID = 0x00080018
@@ -28,13 +30,10 @@ def parse_tag(value: str) -> int:
     match = _TAG.fullmatch(text)
     if match is not None:
         return int(match[1] + match[2], 16)
-    # Imported only if it is needed: most processes name no keyword.
-    from pydicom.datadict import tag_for_keyword  # noqa: PLC0415
-
-    tag = tag_for_keyword(text)
+    tag = tag_of(text)
     if tag is None:
         raise ValueError(
             f"{value[:64]!r} is neither a DICOM tag such as 0020,000D nor a keyword such as "
             "StudyInstanceUID"
         )
-    return int(tag)
+    return tag

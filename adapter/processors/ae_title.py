@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
-from pydicom.datadict import dictionary_VR
 
+from adapter.dicom.dictionary import vr_of
 from adapter.dicom.instance import Instance
 from adapter.dicom.tags import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, parse_tag
 from adapter.errors import UnreadableInstance
@@ -30,17 +30,9 @@ def _priority(value: object) -> object:
     return value
 
 
-def _vr(tag: int) -> str:
-    """Return the VR of a tag, as PS3.6 knows it; empty for private and unknown ones."""
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return ""
-
-
 def _grouping_tag(value: object) -> int:
     tag = parse_tag(str(value))
-    vr = _vr(tag)
+    vr = vr_of(tag)
     if vr == "SQ":
         raise ValueError("a sequence has no value to group by")
     if vr.startswith("O") or vr in {"UN", "UR", "UT"}:

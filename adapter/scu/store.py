@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pydicom.uid import UID
-
 from adapter.dicom import statuses
+from adapter.dicom.dictionary import name_of
 from adapter.dicom.transfer_syntaxes import IMPLICIT_VR_LITTLE_ENDIAN, LOSSY, UNCOMPRESSED
 from adapter.errors import NotYetVisible, PermanentError
 from adapter.files import open_beneath
@@ -226,8 +225,8 @@ def _store_one(
 
 
 def _refusal(file: Outgoing, accepted: str | None) -> str:
-    sop_class, syntax = UID(file.sop_class_uid), UID(file.transfer_syntax_uid)
-    text = f"the destination does not accept {sop_class.name} in {syntax.name}"
+    sop_class, syntax = name_of(file.sop_class_uid), name_of(file.transfer_syntax_uid)
+    text = f"the destination does not accept {sop_class} in {syntax}"
     if accepted is not None:
-        text += f", but in {UID(accepted).name}: reencodeUncompressed would help"
+        text += f", but in {name_of(accepted)}: reencodeUncompressed would help"
     return text[:200]
