@@ -7,6 +7,7 @@ import secrets
 import time
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
@@ -55,6 +56,20 @@ def make_work(adapter: Adapter) -> Work:
     limits = adapter.settings.notification.model_dump_json(by_alias=True)
     object.__setattr__(work, "headers", _kept_readers(limits))
     return work
+
+
+def write_file(folder: Path, data: bytes, syntax: str) -> Path:
+    """Write a file whose data set is these bytes, whatever they are."""
+    path = folder / "one.dcm"
+    meta = part10_header(
+        sop_class_uid="1.2.3",
+        sop_instance_uid="1.2.3.4",
+        transfer_syntax_uid=syntax,
+        calling_ae_title="MODALITY",
+        called_ae_title="BRAIN",
+    )
+    path.write_bytes(meta + data)
+    return path
 
 
 def add_ae_title(adapter: Adapter, title: str = "BRAIN", **changes: Any) -> int:

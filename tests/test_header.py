@@ -23,7 +23,7 @@ from adapter.dicom.header import read_header
 from adapter.dicom.part10 import part10_header
 from adapter.dicom.tags import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID
 from adapter.errors import UnreadableInstance
-from tests.support_stages import encode, make_instance
+from tests.support_stages import encode, make_instance, write_file
 from tests.test_leading_uids import (
     DEFLATED,
     EVLE,
@@ -54,16 +54,7 @@ def read(tmp_path):
     """Read the header of a data set that stands in a file."""
 
     def header(data, syntax=EVLE, tags=(), limits=LIMITS):
-        path = tmp_path / "one.dcm"
-        meta = part10_header(
-            sop_class_uid="1.2.3",
-            sop_instance_uid="1.2.3.4",
-            transfer_syntax_uid=syntax,
-            calling_ae_title="MODALITY",
-            called_ae_title="BRAIN",
-        )
-        path.write_bytes(meta + data)
-        return read_header(path, tags, limits)
+        return read_header(write_file(tmp_path, data, syntax), tags, limits)
 
     return header
 

@@ -8,13 +8,11 @@ import signal
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from adapter.core import Adapter
-from adapter.dicom.part10 import part10_header
 from adapter.errors import UnreadableInstance
 from adapter.ledger.schema import arrivals
 from adapter.settings import Notification
@@ -27,6 +25,7 @@ from tests.support_stages import (
     make_instance,
     make_work,
     rows,
+    write_file,
 )
 from workers import notification
 from workers.clients import headers
@@ -52,22 +51,9 @@ def reader():
     made.close()
 
 
-def stored(folder: Path, data: bytes, syntax: str) -> Path:
-    path = folder / "one.dcm"
-    meta = part10_header(
-        sop_class_uid="1.2.3",
-        sop_instance_uid="1.2.3.4",
-        transfer_syntax_uid=syntax,
-        calling_ae_title="MODALITY",
-        called_ae_title="BRAIN",
-    )
-    path.write_bytes(meta + data)
-    return path
-
-
 def test_processor_time_is_used_up_once(tmp_path, reader):
     """A file that takes too long to read is not read again; the next one is read."""
-    path = stored(tmp_path, ENDLESS, DeflatedExplicitVRLittleEndian)
+    path = write_file(tmp_path, ENDLESS, DeflatedExplicitVRLittleEndian)
     began, told = time.monotonic(), []
     with pytest.raises(UnreadableInstance) as refused:
         reader.read(path, (), slow=lambda: told.append(reader._child.pid))
@@ -76,14 +62,14 @@ def test_processor_time_is_used_up_once(tmp_path, reader):
     assert time.monotonic() - began < 10  # half a second of processor time, on a busy machine
 
     ds = make_instance()
-    path = stored(tmp_path, encode(ds), "1.2.840.10008.1.2.1")
+    path = write_file(tmp_path, encode(ds), "1.2.840.10008.1.2.1")
     assert reader.read(path, ()).study_instance_uid == ds.StudyInstanceUID
 
 
 def test_a_disk_that_does_not_answer_is_no_files_fault(tmp_path, reader, monkeypatch):
     """A child that waits without using its processor is an error of ours, and no verdict."""
     monkeypatch.setattr(headers, "_DISK", 0.5)
-    path = stored(tmp_path, encode(make_instance()), "1.2.840.10008.1.2.1")
+    path = write_file(tmp_path, encode(make_instance()), "1.2.840.10008.1.2.1")
     assert reader.read(path, ())
     os.kill(reader._child.pid, signal.SIGSTOP)  # as if it waited for the disk
 
@@ -96,7 +82,7 @@ def test_a_child_that_does_not_start_is_no_files_fault(tmp_path, monkeypatch):
     """A child that dies before it is ready says nothing of the file."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     reader = HeaderReader(LIMITS)
-    path = stored(tmp_path, encode(make_instance()), "1.2.840.10008.1.2.1")
+    path = write_file(tmp_path, encode(make_instance()), "1.2.840.10008.1.2.1")
     with pytest.raises(BlockingIOError):
         reader.read(path, ())
     assert reader._child is None

@@ -124,7 +124,7 @@ def logs(
                 _print(data)
             if not follow or facts is None or facts.state not in RUNS:
                 break
-            time.sleep(_LOOK)
+            time.sleep(_LOOK)  # a file has no event that tells of what is added to it
 
 
 def _print(data: bytes) -> None:

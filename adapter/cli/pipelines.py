@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from adapter.cli.which import settings_of
+from adapter.cli.which import become, settings_of
 
 pipelines = typer.Typer(help="Pipelines of the settings.", no_args_is_help=True)
 
@@ -34,6 +33,4 @@ def try_once(
     """Run a pipeline once on files, as the pipeline stage would, without DICOM and an adapter."""
     settings = settings_of(ctx)
     arguments = [pipeline, str(folder), *([] if output is None else [str(output)])]
-    sys.stdout.flush()
-    command = [sys.executable, "-m", "workers.trial", *arguments]
-    os.execve(command[0], command, {**os.environ, **settings.environment})  # noqa: S606
+    become(settings, [sys.executable, "-m", "workers.trial", *arguments])

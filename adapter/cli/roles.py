@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapter import log, passwords, rights
 from adapter.cli import references
-from adapter.cli.which import AsJson, opened, settings_of
+from adapter.cli.which import AsJson, become, opened, settings_of
 from adapter.core import open_ledger
 from adapter.embedded import ports
 from adapter.embedded import roles as commands
@@ -158,7 +157,7 @@ def worker(
     settings = _role_settings(ctx)
     # Celery treats two workers of the same name as one.
     name = "-".join([*stages, str(os.getpid())])
-    _become(settings, commands.worker_command(stages, concurrency, name))
+    become(settings, commands.worker_command(stages, concurrency, name))
 
 
 def api(ctx: typer.Context) -> None:
@@ -211,7 +210,7 @@ def flower(ctx: typer.Context) -> None:
     """Run Flower alone, read-only unless the settings say otherwise; it requires the password."""
     settings = _role_settings(ctx)
     rights.make_private_folder(settings.data)
-    _become(settings, commands.flower_command())
+    become(settings, commands.flower_command())
 
 
 def _role_settings(ctx: typer.Context) -> Settings:
@@ -222,10 +221,3 @@ def _role_settings(ctx: typer.Context) -> Settings:
         # Not a warning: `up` has told it, and would show it again for each of its roles.
         log.get_logger(__name__).info(rights.AS_ROOT)
     return settings
-
-
-def _become(settings: Settings, command: list[str]) -> None:
-    """Replace this process with another program for the same adapter."""
-    sys.stdout.flush()
-    environment = {**os.environ, **settings.environment}
-    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all commands: selecting an adapter and opening it."""
+"""Shared by all commands: selecting an adapter, opening it, and running a program for it."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -56,3 +58,10 @@ def opened(ctx: typer.Context) -> Iterator[Adapter]:
         yield adapter
     finally:
         adapter.close()
+
+
+def become(settings: Settings, command: list[str]) -> NoReturn:
+    """Replace this process with another program for the same adapter."""
+    sys.stdout.flush()
+    environment = {**os.environ, **settings.environment}
+    os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted

@@ -7,6 +7,7 @@ imports it when it is needed.
 
 from __future__ import annotations
 
+# Each function imports what it looks up in, for the reason above.
 # ruff: noqa: PLC0415
 
 

@@ -57,7 +57,7 @@ def create_passwords(
                 if not left:
                     raise
                 log.warning("a Secret cannot be written yet", secret=name, problem=str(error))
-                time.sleep(pause)
+                time.sleep(pause)  # for the API server; nothing else is done here
         raise AssertionError("the last try returns or raises")
     finally:
         client.close()
